@@ -1,0 +1,1 @@
+"""Deep stable networks, and training strategies that break the lock along depth."""
