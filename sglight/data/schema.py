@@ -1,0 +1,95 @@
+"""The keys of every data set, as dataclasses for Hydra's ConfigStore; imports neither torch nor h5py.
+
+The names in `SCHEMAS` are those that `conf/dataset/*.yaml` begin with: `defaults: [base_planar, _self_]`.
+"""
+
+from dataclasses import dataclass
+
+from omegaconf import II, MISSING
+
+
+@dataclass
+class DatasetConfig:
+    """What all data sets share."""
+
+    _target_: str = MISSING
+    name: str = MISSING
+    batch_size: int = 128
+    eval_batch_size: int = 1000
+    seed: int = II("seed")
+    data_seed: int = 0
+
+
+@dataclass
+class PlanarConfig(DatasetConfig):
+    """Generated point clouds in the plane: `ellipse`, `swiss_roll`, `peaks`."""
+
+    _target_: str = "sglight.data.planar.PlanarData"
+    train_points: int = 1000
+    val_points: int = 500
+    test_points: int = 500
+    noise: float = 0.0
+
+
+@dataclass
+class ArraysConfig(DatasetConfig):
+    """What all data sets of stored samples share."""
+
+    validation_fraction: float = 0.1
+    augment: bool = False
+    crop_padding: int = 4
+    flip: bool = False
+    memory_limit: float = 4.0
+
+
+@dataclass
+class DigitsConfig(ArraysConfig):
+    """scikit-learn's 1,797 real handwritten digits, 8 x 8: part of its installation."""
+
+    _target_: str = "sglight.data.images.DigitsData"
+    name: str = "digits"
+    test_fraction: float = 0.2
+
+
+@dataclass
+class ImagesConfig(ArraysConfig):
+    """The image sets that torchvision knows: `mnist`, `fashion_mnist`, `cifar10`, `cifar100`."""
+
+    _target_: str = "sglight.data.images.TorchvisionData"
+    data_dir: str = II("data_dir")
+    raw_dir: str | None = None
+    download: bool = True
+
+
+@dataclass
+class ImageFolderConfig(ArraysConfig):
+    """The user's own pictures, in a folder or an archive: `train/<class>/*` and `test/<class>/*`."""
+
+    _target_: str = "sglight.data.folder.ImageFolderData"
+    name: str = "image_folder"
+    data_dir: str = II("data_dir")
+    raw_dir: str | None = None
+    archive: str | None = None
+    size: int | None = None
+    resize: bool = False
+    channels: int = 3
+
+
+@dataclass
+class HDF5Config(ArraysConfig):
+    """The user's own arrays in an HDF5 file: images or feature vectors, with labels."""
+
+    _target_: str = "sglight.data.arrays.HDF5Data"
+    name: str = "hdf5"
+    path: str | None = None
+    layout: str = "auto"
+    test_fraction: float = 0.2
+
+
+SCHEMAS: dict[str, type[DatasetConfig]] = {
+    "base_planar": PlanarConfig,
+    "base_digits": DigitsConfig,
+    "base_images": ImagesConfig,
+    "base_image_folder": ImageFolderConfig,
+    "base_hdf5": HDF5Config,
+}
