@@ -71,7 +71,6 @@ class ImageFolderConfig(ArraysConfig):
     raw_dir: str | None = None
     archive: str | None = None
     size: int | None = None
-    resize: bool = False
     channels: int = 3
 
 
