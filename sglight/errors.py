@@ -1,0 +1,8 @@
+"""What the user did wrong, in one sentence; imports neither torch nor Hydra."""
+
+
+class UserError(ValueError):
+    """A mistake in the command, a file or a set-up: its message says what was given, what is allowed, which key to change.
+
+    `python -m sglight` prints the message without a traceback and ends with status 1.
+    """

@@ -1,0 +1,232 @@
+"""The keys of every config group but `dataset`, their types and defaults, as dataclasses; imports no torch.
+
+The comments in `conf/` say what the keys mean. A field marked `*` is a number, or a list with one per segment.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from omegaconf import II, MISSING
+
+Mode = StrEnum("Mode", ["fit", "test"])
+Dynamics = StrEnum("Dynamics", ["euler", "antisymmetric", "hamiltonian", "leapfrog"])
+Kernel = StrEnum("Kernel", ["dense", "conv"])
+Activation = StrEnum("Activation", ["tanh", "relu"])
+Velocity = StrEnum("Velocity", ["zero", "paper"])
+Normalisation = StrEnum("Normalisation", ["none", "batch", "group", "layer"])
+OpeningNormalisation = StrEnum("OpeningNormalisation", ["none", "batch"])
+Opening = StrEnum("Opening", ["pad", "repeat", "linear", "conv"])
+Connector = StrEnum("Connector", ["pad", "linear"])
+Head = StrEnum("Head", ["flatten", "pool"])
+Init = StrEnum("Init", ["random", "smooth", "identity", "zeros"])
+OptimizerName = StrEnum("OptimizerName", ["adam", "adamw", "sgd"])
+SchedulerName = StrEnum(
+    "SchedulerName", ["none", "cosine", "step", "exponential", "plateau"]
+)
+EstimatorName = StrEnum("EstimatorName", ["linear", "mlp", "conv"])
+Accelerator = StrEnum("Accelerator", ["auto", "cpu", "gpu", "cuda", "mps"])
+Monitoring = StrEnum("Monitoring", ["min", "max"])
+LoggerName = StrEnum("LoggerName", ["tensorboard", "csv", "none"])
+
+
+@dataclass
+class ModelConfig:
+    """A stable network: the fields of `sglight.networks.NetworkSpec`."""
+
+    dynamics: Dynamics = MISSING
+    kernel: Kernel = Kernel.dense
+    steps: Any = 8  # *
+    horizon: Any = 4.0  # *
+    channels: Any = 64  # *
+    kernel_size: int = 3
+    activation: Activation = Activation.tanh
+    gamma: float = 0.0
+    initial_velocity: Velocity = Velocity.zero
+    normalisation: Normalisation = Normalisation.none
+    groups: int = 8
+    opening: Opening = Opening.linear
+    opening_normalisation: OpeningNormalisation = OpeningNormalisation.none
+    connector: Connector = Connector.pad
+    pool: bool = True
+    head: Head = Head.flatten
+    reversible: bool = False
+    init: Init = Init.random
+    init_scale: float = 1.0
+
+
+@dataclass
+class OptimizerConfig:
+    """How one stage, or one estimator, descends."""
+
+    name: OptimizerName = OptimizerName.adam
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+
+
+@dataclass
+class SchedulerConfig:
+    """How the learning rate falls over the epochs."""
+
+    name: SchedulerName = SchedulerName.none
+    warmup_epochs: int = 0
+    step_epochs: int = 10
+    gamma: float = 0.1
+    patience: int = 5
+    min_factor: float = 0.0
+
+
+@dataclass
+class RegularisationConfig:
+    """Weights of the penalties that are added to the loss."""
+
+    smoothness: float = 0.0
+    classifier_smoothness: float = 0.0
+
+
+@dataclass
+class StrategyConfig:
+    """What all strategies share; a strategy of the user's own may start from it (`base_strategy`)."""
+
+    _target_: str = MISSING
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    clip_norm: float | None = None
+    regularisation: RegularisationConfig = field(default_factory=RegularisationConfig)
+
+
+@dataclass
+class BackpropConfig(StrategyConfig):
+    """True gradients through the whole network."""
+
+    _target_: str = "sglight.strategies.backprop.Backprop"
+
+
+@dataclass
+class EstimatorConfig:
+    """What predicts a gradient at a boundary."""
+
+    name: EstimatorName = EstimatorName.mlp
+    hidden: list[int] = field(default_factory=lambda: [128])
+    conditional: bool = True
+    kernel_size: int = 3
+    every_n_batches: int = 1
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+@dataclass
+class DNIConfig(StrategyConfig):
+    """Synthetic gradients between stages."""
+
+    _target_: str = "sglight.strategies.dni.DNI"
+    stages: int = 2
+    lag: int = 1
+    estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
+    diagnose_every_n_batches: int = 50
+
+
+@dataclass
+class TrainerConfig:
+    """Arguments of Lightning's Trainer, and the threads of a process."""
+
+    accelerator: Accelerator = Accelerator.auto
+    devices: int = 1
+    num_nodes: int = 1
+    max_epochs: int = 20
+    max_time: str | None = None
+    precision: str = "32-true"
+    limit_train_batches: int | float | None = None
+    limit_val_batches: int | float | None = None
+    limit_test_batches: int | float | None = None
+    log_every_n_steps: int = 10
+    check_val_every_n_epoch: int = 1
+    deterministic: bool = False
+    fast_dev_run: bool | int = False
+    profiler: str | None = None
+    enable_progress_bar: bool = True
+    threads: int | None = None
+
+
+@dataclass
+class CheckpointConfig:
+    """Which checkpoint is the best one, and how often the last one is written."""
+
+    monitor: str = "val/acc"
+    mode: Monitoring = Monitoring.max
+    every_n_epochs: int = 1
+
+
+@dataclass
+class EarlyStoppingConfig:
+    """When to give up before the last epoch."""
+
+    enabled: bool = False
+    monitor: str = "val/acc"
+    mode: Monitoring = Monitoring.max
+    patience: int = 10
+
+
+@dataclass
+class FiguresConfig:
+    """Pictures of two-dimensional data sets."""
+
+    enabled: bool = True
+    every_n_epochs: int | None = None
+
+
+@dataclass
+class ProgressConfig:
+    """The progress bar."""
+
+    enabled: bool = True
+    refresh_rate: int = 10
+
+
+@dataclass
+class LRMonitorConfig:
+    """The learning rates in the log."""
+
+    enabled: bool = True
+
+
+@dataclass
+class CallbacksConfig:
+    """What happens around the training."""
+
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+    figures: FiguresConfig = field(default_factory=FiguresConfig)
+    progress: ProgressConfig = field(default_factory=ProgressConfig)
+    lr_monitor: LRMonitorConfig = field(default_factory=LRMonitorConfig)
+
+
+@dataclass
+class LoggerConfig:
+    """Where the curves go."""
+
+    name: LoggerName = LoggerName.tensorboard
+
+
+@dataclass
+class Config:
+    """One run; `dataset` and `strategy` have a schema per choice, or the user's own without one."""
+
+    mode: Mode = Mode.fit
+    seed: int = 1
+    ckpt: str | None = None
+    data_dir: str = II("oc.env:SGLIGHT_DATA_DIR,'~/.cache/sglight'")
+    dataset: Any = MISSING
+    model: ModelConfig = MISSING
+    strategy: Any = MISSING
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+
+
+STRATEGIES: dict[str, type[StrategyConfig]] = {
+    "base_strategy": StrategyConfig,
+    "base_backprop": BackpropConfig,
+    "base_dni": DNIConfig,
+}
