@@ -1,0 +1,42 @@
+"""Activations with the hand-written derivatives that the fused segment uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation whose derivative is a function of its output.
+
+    Attributes:
+        function: p -> s(p).
+        into: the same, overwriting p where that is faster.
+        backward: (g, s(p)) -> g s'(p).
+        gain: standard deviation of weights, times the root of the fan-in, that keeps the scale (He et al. 2015).
+    """
+
+    function: Callable[[Tensor], Tensor]
+    into: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor], Tensor]
+    gain: float
+
+
+def _tanh_into(p: Tensor) -> Tensor:
+    """tanh in place; for large float32 tensors on the CPU by the logistic function, four times as fast there.
+
+    tanh p = 2 sigma(2 p) - 1, within 2e-7, which is less than what adding h s(p) to a state of size one rounds off.
+    """
+    if p.dtype == torch.float32 and p.device.type == "cpu" and p.numel() >= 1 << 14:
+        return p.mul_(2).sigmoid_().mul_(2).sub_(1)
+    return p.tanh_()
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "tanh": Activation(torch.tanh, _tanh_into, torch.ops.aten.tanh_backward, 1.0),
+    "relu": Activation(torch.relu, torch.relu_, lambda g, a: torch.ops.aten.threshold_backward(g, a, 0), 2**0.5),
+}

@@ -1,0 +1,137 @@
+"""One time step of each dynamics, written as its equation, and the inverse where there is one.
+
+A state has one or two fields, y first. The step's linear map K, its adjoint K^T and the activation (which adds
+the bias, and normalises if asked to) come in a `Step`; which kernel they stand for is not known here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+State = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one time step is made of.
+
+    Attributes:
+        K: the linear map y -> K y.
+        Kt: its adjoint, <K x, y> = <x, Kt y>.
+        s: (p, i) -> activation of p + b; i numbers the activations within the step.
+        h: the step size T / N.
+        gamma: damping g of the antisymmetric dynamics.
+    """
+
+    K: Callable[[Tensor], Tensor]
+    Kt: Callable[[Tensor], Tensor]
+    s: Callable[[Tensor, int], Tensor]
+    h: float
+    gamma: float = 0.0
+
+
+class Dynamics(ABC):
+    """The rule of one time step.
+
+    Attributes:
+        fields: tensors in a state.
+        activations: activations in a step.
+        maps: linear maps that a step applies (for the cost model).
+        reversible: whether `inverse` exists.
+    """
+
+    fields: ClassVar[int] = 1
+    activations: ClassVar[int] = 1
+    maps: ClassVar[int] = 1
+    reversible: ClassVar[bool] = False
+
+    @abstractmethod
+    def step(self, state: State, f: Step) -> State:
+        """The state one step later."""
+
+    def inverse(self, state: State, f: Step) -> State:
+        """The state one step earlier."""
+        raise ValueError(
+            f"the dynamics '{type(self).__name__.lower()}' has no inverse; "
+            "choose model=hamiltonian or model=leapfrog"
+        )
+
+    def start(self, y: Tensor, initial_velocity: str = "zero") -> State:
+        """The state in which the first step begins."""
+        return (y,)
+
+
+class Euler(Dynamics):
+    """y+ = y + h s(K y + b): forward Euler, a residual network (Haber & Ruthotto 2017, eq. 2.1)."""
+
+    def step(self, state: State, f: Step) -> State:
+        (y,) = state
+        return (y + f.h * f.s(f.K(y), 0),)
+
+
+class Antisymmetric(Dynamics):
+    """y+ = y + h s( 1/2 (K - K^T - g I) y + b ), g >= 0 (Haber & Ruthotto 2017, section 4.1)."""
+
+    def step(self, state: State, f: Step) -> State:
+        (y,) = state
+        return (y + f.h * f.s(0.5 * (f.K(y) - f.Kt(y) - f.gamma * y), 0),)
+
+
+class Hamiltonian(Dynamics):
+    """z+ = z - h s(K^T y + b); y+ = y + h s(K z+ + b): Verlet, z starts at 0 (Haber & Ruthotto 2017, section 4.2)."""
+
+    fields = 2
+    activations = 2
+    maps = 2
+    reversible = True
+
+    def step(self, state: State, f: Step) -> State:
+        y, z = state
+        z = z - f.h * f.s(f.Kt(y), 0)
+        y = y + f.h * f.s(f.K(z), 1)
+        return y, z
+
+    def inverse(self, state: State, f: Step) -> State:
+        y, z = state
+        y = y - f.h * f.s(f.K(z), 1)
+        z = z + f.h * f.s(f.Kt(y), 0)
+        return y, z
+
+    def start(self, y: Tensor, initial_velocity: str = "zero") -> State:
+        return y, torch.zeros_like(y)
+
+
+class Leapfrog(Dynamics):
+    """y+ = 2 y - y_prev + h^2 s(-K^T K y + b): second order in time (Haber & Ruthotto 2017, section 4.2).
+
+    y_prev starts at y (``zero`` velocity) or at 0 (``paper``: features then grow linearly with N).
+    """
+
+    fields = 2
+    maps = 2
+    reversible = True
+
+    def step(self, state: State, f: Step) -> State:
+        y, y_prev = state
+        return 2 * y - y_prev + f.h**2 * f.s(-f.Kt(f.K(y)), 0), y
+
+    def inverse(self, state: State, f: Step) -> State:
+        y_next, y = state
+        return y, 2 * y - y_next + f.h**2 * f.s(-f.Kt(f.K(y)), 0)
+
+    def start(self, y: Tensor, initial_velocity: str = "zero") -> State:
+        return y, y if initial_velocity == "zero" else torch.zeros_like(y)
+
+
+DYNAMICS: dict[str, Dynamics] = {
+    "euler": Euler(),
+    "antisymmetric": Antisymmetric(),
+    "hamiltonian": Hamiltonian(),
+    "leapfrog": Leapfrog(),
+}

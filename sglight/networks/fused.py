@@ -1,0 +1,278 @@
+"""N steps in one autograd node: hand-written backward passes over parameters stacked over time.
+
+Deep and narrow networks spend their time in autograd's bookkeeping, one node an operation; here a segment is one
+node, its loops run without recording, and weight gradients are taken for all steps at once where that is faster.
+With ``rebuild`` nothing is stored but the output: the backward pass recovers each state from the next.
+
+Each scheme has three functions, in the notation of `dynamics.py` with W the step's weight and V a second one
+derived from it (the adjoint):
+
+* ``forward``: all steps; what a step's backward needs goes to ``tape``.
+* ``rebuild``: the same tape entries, last first, from the final state alone.
+* ``backward``: gradients of the initial state, and the records for the gradients of W, V and b.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sglight.networks.activations import Activation
+from sglight.networks.kernels import Kernel, Record
+
+Fields = tuple[Tensor, ...]
+Entry = tuple[Tensor, ...]
+Weights = Sequence[Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The constants of a fused segment."""
+
+    scheme: Scheme
+    kernel: Kernel
+    activation: Activation
+    h: float
+    rebuild: bool
+
+
+class Scheme(Protocol):
+    """A dynamics with a hand-written backward pass.
+
+    Attributes:
+        fields: tensors in a state.
+        entry: tensors in a tape entry.
+        biased: for each stack, whether the bias is added to its map.
+    """
+
+    fields: int
+    entry: int
+    biased: tuple[bool, ...]
+
+    def stacks(self, weight: Tensor, kernel: Kernel, gamma: float) -> tuple[Tensor, ...]: ...
+
+    def forward(self, x: Fields, w: Weights, b: Sequence[Tensor], c: Setting, tape: list[Entry] | None) -> Fields: ...
+
+    def rebuild(self, x: Fields, w: Weights, b: Sequence[Tensor], c: Setting) -> Iterator[Entry]: ...
+
+    def backward(
+        self, g: list[Tensor], entries: Iterable[Entry], w: Weights, c: Setting
+    ) -> tuple[Fields, list[tuple[list[Record], float]]]: ...
+
+
+class EulerScheme:
+    """y+ = y + h s(W y + b); a tape entry is (y, s)."""
+
+    fields = 1
+    entry = 2
+    biased: tuple[bool, ...] = (True,)
+
+    def stacks(self, weight: Tensor, kernel: Kernel, gamma: float) -> tuple[Tensor, ...]:
+        return (weight,)
+
+    def forward(self, x: Fields, w: Weights, b: Sequence[Tensor], c: Setting, tape: list[Entry] | None) -> Fields:
+        (y,) = x
+        for W, bias in zip(w[0], b, strict=True):
+            s = c.activation.into(c.kernel.apply(y, W, bias))
+            if tape is not None:
+                tape.append((y, s))
+            y = torch.add(y, s, alpha=c.h)
+        return (y,)
+
+    def rebuild(self, x: Fields, w: Weights, b: Sequence[Tensor], c: Setting) -> Iterator[Entry]:
+        raise AssertionError("forward Euler is not reversible")
+
+    def backward(
+        self, g: list[Tensor], entries: Iterable[Entry], w: Weights, c: Setting
+    ) -> tuple[Fields, list[tuple[list[Record], float]]]:
+        (gy,) = g
+        records = []
+        for W, (y, s) in zip(reversed(w[0]), entries, strict=True):
+            p = c.activation.backward(gy.to(s.dtype), s)
+            gy, record = c.kernel.pullback(gy, c.h, p, y, W)
+            records.append(record)
+        return (gy,), [(records, c.h)]
+
+
+class AntisymmetricScheme(EulerScheme):
+    """Forward Euler with W = 1/2 (K - K^T - g I), formed once for all steps."""
+
+    def stacks(self, weight: Tensor, kernel: Kernel, gamma: float) -> tuple[Tensor, ...]:
+        W = 0.5 * (weight - kernel.adjoint(weight))
+        return (W - 0.5 * gamma * kernel.identity(weight) if gamma else W,)
+
+
+class HamiltonianScheme:
+    """z+ = z - h s(V y + b); y+ = y + h s(W z+ + b), V = W^T; a tape entry is (y, s_z, z+, s_y)."""
+
+    fields = 2
+    entry = 4
+    biased = (True, True)
+
+    def stacks(self, weight: Tensor, kernel: Kernel, gamma: float) -> tuple[Tensor, ...]:
+        return weight, kernel.adjoint(weight)
+
+    def forward(self, x: Fields, w: Weights, b: Sequence[Tensor], c: Setting, tape: list[Entry] | None) -> Fields:
+        y, z = x
+        for W, V, bias in zip(*w, b, strict=True):
+            s_z = c.activation.into(c.kernel.apply(y, V, bias))
+            z = torch.add(z, s_z, alpha=-c.h)
+            s_y = c.activation.into(c.kernel.apply(z, W, bias))
+            if tape is not None:
+                tape.append((y, s_z, z, s_y))
+            y = torch.add(y, s_y, alpha=c.h)
+        return y, z
+
+    def rebuild(self, x: Fields, w: Weights, b: Sequence[Tensor], c: Setting) -> Iterator[Entry]:
+        y, z = x
+        for W, V, bias in zip(*map(reversed, w), reversed(b), strict=True):
+            s_y = c.activation.into(c.kernel.apply(z, W, bias))
+            y = torch.sub(y, s_y, alpha=c.h)
+            s_z = c.activation.into(c.kernel.apply(y, V, bias))
+            yield y, s_z, z, s_y
+            z = torch.add(z, s_z, alpha=c.h)
+
+    def backward(
+        self, g: list[Tensor], entries: Iterable[Entry], w: Weights, c: Setting
+    ) -> tuple[Fields, list[tuple[list[Record], float]]]:
+        gy, gz = g
+        records_w, records_v = [], []
+        for W, V, (y, s_z, z, s_y) in zip(*map(reversed, w), entries, strict=True):
+            p = c.activation.backward(gy.to(s_y.dtype), s_y)
+            gz, record = c.kernel.pullback(gz, c.h, p, z, W)
+            records_w.append(record)
+            p = c.activation.backward(gz.to(s_z.dtype), s_z)
+            gy, record = c.kernel.pullback(gy, -c.h, p, y, V)
+            records_v.append(record)
+        return (gy, gz), [(records_w, c.h), (records_v, -c.h)]
+
+
+class LeapfrogScheme:
+    """y+ = 2 y - y_prev + h^2 s(V u + b), u = W y, V = -W^T; a tape entry is (y, u, s)."""
+
+    fields = 2
+    entry = 3
+    biased = (False, True)
+
+    def stacks(self, weight: Tensor, kernel: Kernel, gamma: float) -> tuple[Tensor, ...]:
+        return weight, -kernel.adjoint(weight)
+
+    def _force(self, y: Tensor, W: Tensor, V: Tensor, bias: Tensor, c: Setting) -> tuple[Tensor, Tensor]:
+        u = c.kernel.apply(y, W, None)
+        return u, c.activation.into(c.kernel.apply(u, V, bias))
+
+    def forward(self, x: Fields, w: Weights, b: Sequence[Tensor], c: Setting, tape: list[Entry] | None) -> Fields:
+        y, y_prev = x
+        for W, V, bias in zip(*w, b, strict=True):
+            u, s = self._force(y, W, V, bias, c)
+            if tape is not None:
+                tape.append((y, u, s))
+            y, y_prev = torch.sub(2 * y, y_prev).add_(s, alpha=c.h**2), y
+        return y, y_prev
+
+    def rebuild(self, x: Fields, w: Weights, b: Sequence[Tensor], c: Setting) -> Iterator[Entry]:
+        y_next, y = x
+        for W, V, bias in zip(*map(reversed, w), reversed(b), strict=True):
+            u, s = self._force(y, W, V, bias, c)
+            yield y, u, s
+            y_next, y = y, torch.sub(2 * y, y_next).add_(s, alpha=c.h**2)
+
+    def backward(
+        self, g: list[Tensor], entries: Iterable[Entry], w: Weights, c: Setting
+    ) -> tuple[Fields, list[tuple[list[Record], float]]]:
+        gy, gprev = g
+        records_w, records_v = [], []
+        for W, V, (y, u, s) in zip(*map(reversed, w), entries, strict=True):
+            p = c.activation.backward(gy.to(s.dtype), s)
+            gu, record = c.kernel.pullback(None, c.h**2, p, u, V)
+            records_v.append(record)
+            below, record = c.kernel.pullback(gprev.add_(gy, alpha=2), 1.0, gu, y, W)
+            records_w.append(record)
+            gy, gprev = below, gy.neg_()
+        return (gy, gprev), [(records_w, 1.0), (records_v, c.h**2)]
+
+
+SCHEMES: dict[str, Scheme] = {
+    "euler": EulerScheme(),
+    "antisymmetric": AntisymmetricScheme(),
+    "hamiltonian": HamiltonianScheme(),
+    "leapfrog": LeapfrogScheme(),
+}
+
+
+def run(state: Tensor, bias: Tensor, stacks: tuple[Tensor, ...], setting: Setting) -> Tensor:
+    """All steps of a segment: state ``[B, fields * C, ...]`` in, state out."""
+    if torch.is_grad_enabled():
+        return _Fused.apply(setting, state, bias, *stacks)
+    return _join(_steps(setting, state, bias, stacks, None))
+
+
+def _steps(
+    setting: Setting, state: Tensor, bias: Tensor, stacks: Sequence[Tensor], tape: list[Entry] | None
+) -> Fields:
+    fields = _fields(setting, state)
+    weights = [setting.kernel.unstack(stack) for stack in stacks]
+    return setting.scheme.forward(fields, weights, bias.unbind(0), setting, tape)
+
+
+def _fields(setting: Setting, state: Tensor) -> Fields:
+    return tuple(setting.kernel.layout(field) for field in state.chunk(setting.scheme.fields, 1))
+
+
+def _join(fields: Sequence[Tensor]) -> Tensor:
+    return fields[0] if len(fields) == 1 else torch.cat(list(fields), 1)
+
+
+def _autocast(tensor: Tensor) -> torch.dtype | None:
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, setting: Setting, state: Tensor, bias: Tensor, *stacks: Tensor) -> Tensor:
+        ctx.setting = setting
+        ctx.dtypes = [bias.dtype, *(stack.dtype for stack in stacks)]
+        # Under autocast the maps run in the lower precision; states keep theirs. Cast once, not once a step.
+        if (lower := _autocast(state)) is not None:
+            bias, stacks = bias.to(lower), tuple(stack.to(lower) for stack in stacks)
+        tape: list[Entry] | None = None if setting.rebuild else []
+        with torch.autocast(state.device.type, enabled=False):
+            out = _join(_steps(setting, state, bias, stacks, tape))
+        kept = [out] if tape is None else [tensor for entry in tape for tensor in entry]
+        ctx.save_for_backward(bias, *stacks, *kept)
+        ctx.maps = len(stacks)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        setting: Setting = ctx.setting
+        bias, *rest = ctx.saved_tensors
+        stacks, kept = rest[: ctx.maps], rest[ctx.maps :]
+        weights = [setting.kernel.unstack(stack) for stack in stacks]
+        with torch.autocast(grad.device.type, enabled=False):
+            entries: Iterable[Entry]
+            if setting.rebuild:
+                entries = setting.scheme.rebuild(_fields(setting, kept[0]), weights, bias.unbind(0), setting)
+            else:
+                size = setting.scheme.entry
+                entries = (tuple(kept[i : i + size]) for i in reversed(range(0, len(kept), size)))
+            # The scheme writes into these, so they must not share memory with what autograd handed in.
+            grads = [setting.kernel.layout(field).clone() for field in _fields(setting, grad)]
+            fields, records = setting.scheme.backward(grads, entries, weights, setting)
+            collected = [setting.kernel.collect(steps, scale) for steps, scale in records]
+        biases = [b for (_, b), has in zip(collected, setting.scheme.biased, strict=True) if has]
+        grad_bias = sum(biases[1:], start=biases[0])
+        dtypes = ctx.dtypes
+        return (
+            None,
+            _join(fields),
+            grad_bias.to(dtypes[0]),
+            *(w.to(dtype) for (w, _), dtype in zip(collected, dtypes[1:], strict=True)),
+        )

@@ -1,0 +1,54 @@
+"""Reversible backward pass for any step that autograd can differentiate: slower than `fused.py`, but general.
+
+Used for steps with group or layer normalisation. Each state is rebuilt from the next by the inverse step, and the
+step is then differentiated on its own, so that the memory for activations does not grow with N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# (fields, one step's parameters) -> fields
+StepFunction = Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], tuple[Tensor, ...]]
+
+
+def run(
+    fields: tuple[Tensor, ...], parameters: tuple[Tensor, ...], step: StepFunction, inverse: StepFunction
+) -> tuple[Tensor, ...]:
+    """All N steps; ``parameters`` are stacked over time, N first."""
+    return _Rebuilt.apply(step, inverse, len(fields), *fields, *parameters)
+
+
+class _Rebuilt(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, step: StepFunction, inverse: StepFunction, count: int, *tensors: Tensor) -> Any:
+        fields, parameters = tensors[:count], tensors[count:]
+        ctx.step, ctx.inverse, ctx.count = step, inverse, count
+        for now in zip(*(p.unbind(0) for p in parameters), strict=True):
+            fields = step(fields, now)
+        # An output must not be an input (a leapfrog's y_prev after no step at all would be).
+        out = tuple(field.clone() for field in fields)
+        ctx.save_for_backward(*out, *parameters)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        fields, parameters = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        slices = list(zip(*(p.unbind(0) for p in parameters), strict=True))
+        collected = []
+        for now in reversed(slices):
+            fields = ctx.inverse(fields, now)
+            leaves = [tensor.detach().requires_grad_() for tensor in (*fields, *now)]
+            with torch.enable_grad():
+                out = ctx.step(tuple(leaves[: ctx.count]), tuple(leaves[ctx.count :]))
+            pulled = torch.autograd.grad(out, leaves, grads, materialize_grads=True)
+            grads = pulled[: ctx.count]
+            collected.append(pulled[ctx.count :])
+        stacked = (torch.stack(each) for each in zip(*reversed(collected), strict=True))
+        return None, None, None, *grads, *stacked

@@ -1,0 +1,28 @@
+"""Random numbers by name: a draw depends on its seed and its place in the network, not on what was drawn before."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def generator(seed: int, *place: str | int) -> torch.Generator:
+    """A CPU generator for one place in the network, such as ``("segments", 0, "weight", 3)``.
+
+    Every part and every step draws from its own stream, so that initial values depend neither on how the
+    network is cut into stages nor on which process builds them.
+    """
+    digest = hashlib.blake2b(repr((seed, *place)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def normal(shape: tuple[int, ...], std: float, seed: int, *place: str | int) -> Tensor:
+    """Normal numbers of the given shape and standard deviation, from the stream of ``place``."""
+    return torch.randn(shape, generator=generator(seed, *place)) * std
+
+
+def draw_seed() -> int:
+    """A seed from torch's global generator, for networks that are built without one."""
+    return int(torch.randint(2**62, ()).item())

@@ -1,0 +1,315 @@
+"""A segment: N time steps of one dynamics at constant width, its parameters stacked over time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sglight.networks import fused, rebuilt
+from sglight.networks.activations import ACTIVATIONS
+from sglight.networks.dynamics import DYNAMICS, Dynamics, Step
+from sglight.networks.kernels import KERNELS
+from sglight.networks.seeding import draw_seed, normal
+
+Rule = Literal["linear", "constant"]
+
+
+def choose(options: dict, name: str, key: str):  # type: ignore[type-arg, no-untyped-def]
+    """``options[name]``, or a ValueError that names the key and what it may be."""
+    if name not in options:
+        raise ValueError(f"{key}={name} is unknown; choose one of {', '.join(options)}")
+    return options[name]
+
+
+def prolong(values: Tensor, rule: Rule, following: Tensor | None = None) -> Tensor:
+    """Twice as many samples in time of the function sampled in ``values [N, ...]``.
+
+    ``constant`` repeats each sample; ``linear`` puts the mean of two neighbours between them. The last sample is
+    copied, or averaged with ``following``, the first sample of what comes after (Haber & Ruthotto 2017, section 5).
+    """
+    if rule == "constant":
+        between = values
+    elif rule == "linear":
+        last = values[-1:] if following is None else following[None]
+        between = 0.5 * (values + torch.cat([values[1:], last]))
+    else:
+        raise ValueError(f"refine: rule={rule} is unknown; choose linear or constant")
+    return torch.stack([values, between], 1).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class SegmentSpec:
+    """What a segment is, without its numbers. Defaults and names are those of `Segment`."""
+
+    dynamics: str
+    steps: int
+    channels: int
+    kernel: str = "dense"
+    horizon: float = 1.0
+    activation: str = "tanh"
+    kernel_size: int = 3
+    gamma: float = 0.0
+    normalisation: str = "none"
+    groups: int = 8
+    reversible: bool = False
+    init: str = "random"
+    init_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        dynamics: Dynamics = choose(DYNAMICS, self.dynamics, "model.dynamics")
+        choose(KERNELS, self.kernel, "model.kernel")
+        choose(ACTIVATIONS, self.activation, "model.activation")
+        choose(dict.fromkeys(("none", "batch", "group", "layer")), self.normalisation, "model.normalisation")
+        choose(dict.fromkeys(("random", "smooth", "identity", "zeros")), self.init, "model.init")
+        if self.steps < 1 or self.channels < 1 or not self.horizon > 0:
+            raise ValueError(
+                f"model.steps={self.steps}, model.channels={self.channels} and model.horizon={self.horizon} "
+                "must be positive"
+            )
+        if self.kernel == "conv" and self.kernel_size % 2 == 0:
+            raise ValueError(f"model.kernel_size={self.kernel_size} must be odd, so that the adjoint is exact")
+        if self.gamma < 0:
+            raise ValueError(f"model.gamma={self.gamma} must not be negative: it would feed energy in")
+        if self.normalisation == "group" and self.channels % self.groups:
+            raise ValueError(
+                f"model.groups={self.groups} must divide the width {self.channels} (model.channels) of each segment"
+            )
+        if self.reversible and not dynamics.reversible:
+            raise ValueError(
+                f"model.reversible=true needs a dynamics with an inverse, hamiltonian or leapfrog, not {self.dynamics}"
+            )
+        if self.reversible and self.normalisation == "batch":
+            raise ValueError(
+                "model.reversible=true does not go with model.normalisation=batch: running statistics would be "
+                "updated twice and the states could not be rebuilt; use group, layer or none"
+            )
+
+    @property
+    def step_size(self) -> float:
+        """h = T / N."""
+        return self.horizon / self.steps
+
+
+class Segment(nn.Module):
+    """N steps of one dynamics: state ``[B, C, ...]`` or ``[B, 2C, ...]`` (y first) in, the same shape out.
+
+    Args:
+        dynamics: ``euler``, ``antisymmetric``, ``hamiltonian`` or ``leapfrog`` (a key of `DYNAMICS`).
+        steps: N. channels: C. horizon: T; the step size is h = T / N.
+        kernel: ``dense`` on ``[B, C]`` or ``conv`` on ``[B, C, H, W]`` with ``kernel_size`` (odd).
+        activation: ``tanh`` or ``relu``. gamma: damping of ``antisymmetric``.
+        normalisation: of the pre-activation: ``none``, ``batch``, ``group`` (with ``groups``) or ``layer``.
+        reversible: rebuild states in the backward pass instead of storing them.
+        init: ``random`` (one draw a step), ``smooth`` (one draw for all steps), ``identity`` or ``zeros``.
+        seed: of the initial values; drawn from torch's generator if not given.
+        index: number of the segment in its network. start, stop: the steps of [0, N) that are kept (a stage's
+            share); step size and initial values are those of the whole.
+
+    Raises:
+        ValueError: for a choice that does not exist or does not go together.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(
+        self,
+        dynamics: str,
+        steps: int,
+        channels: int,
+        kernel: str = "dense",
+        horizon: float = 1.0,
+        activation: str = "tanh",
+        kernel_size: int = 3,
+        gamma: float = 0.0,
+        normalisation: str = "none",
+        groups: int = 8,
+        reversible: bool = False,
+        init: str = "random",
+        init_scale: float = 1.0,
+        *,
+        seed: int | None = None,
+        index: int = 0,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.spec = SegmentSpec(
+            dynamics, steps, channels, kernel, horizon, activation, kernel_size, gamma, normalisation, groups,
+            reversible, init, init_scale,
+        )  # fmt: skip
+        self.index, self.start, self.stop = index, start, steps if stop is None else stop
+        self.seed = draw_seed() if seed is None else seed
+        self.dynamics: Dynamics = DYNAMICS[dynamics]
+        self.kernel = KERNELS[kernel]
+        self.activation = ACTIVATIONS[activation]
+        self.step_size = self.spec.step_size
+        self.gamma = gamma
+        self.weight = nn.Parameter(self._initial_weight())
+        self.bias = nn.Parameter(self.weight.new_zeros(self.steps, channels))
+        if normalisation != "none":
+            shape = (self.steps, self.dynamics.activations, channels)
+            self.norm_weight = nn.Parameter(self.weight.new_ones(shape))
+            self.norm_bias = nn.Parameter(self.weight.new_zeros(shape))
+            if normalisation == "batch":
+                self.register_buffer("running_mean", self.weight.new_zeros(shape))
+                self.register_buffer("running_var", self.weight.new_ones(shape))
+
+    @property
+    def steps(self) -> int:
+        """Number of steps held here."""
+        return self.stop - self.start
+
+    @property
+    def horizon(self) -> float:
+        """The time that the steps held here cover."""
+        return self.step_size * self.steps
+
+    def extra_repr(self) -> str:
+        s = self.spec
+        return f"{s.dynamics}, {s.kernel}, steps={self.steps}, channels={s.channels}, h={self.step_size:g}"
+
+    def _initial_weight(self) -> Tensor:
+        """Normal weights that keep the scale through K (He et al. 2015); one stream a step.
+
+        The antisymmetric part of K halves the variance, which a factor sqrt(2) undoes.
+        """
+        s = self.spec
+        shape = self.kernel.weight_shape(s.channels, s.kernel_size)
+        if s.init == "zeros":
+            return torch.zeros(self.steps, *shape)
+        if s.init == "identity":
+            unit = self.kernel.identity(torch.empty(1, *shape))
+            return (s.init_scale * unit).expand(self.steps, *shape).clone()
+        fan_in = shape[1] * (s.kernel_size**2 if s.kernel == "conv" else 1)
+        std = s.init_scale * self.activation.gain / fan_in**0.5 * (2**0.5 if s.dynamics == "antisymmetric" else 1)
+        place = ("segments", self.index, "weight")
+        if s.init == "smooth":
+            return normal(shape, std, self.seed, *place).expand(self.steps, *shape).clone()
+        return torch.stack([normal(shape, std, self.seed, *place, j) for j in range(self.start, self.stop)])
+
+    def forward(self, state: Tensor) -> Tensor:
+        """The state N steps later."""
+        self._check(state)
+        if self._has_fused:
+            scheme = fused.SCHEMES[self.spec.dynamics]
+            setting = fused.Setting(scheme, self.kernel, self.activation, self.step_size, self.spec.reversible)
+            return fused.run(state, self.bias, scheme.stacks(self.weight, self.kernel, self.gamma), setting)
+        fields = state.chunk(self.dynamics.fields, 1)
+        if self.spec.reversible and torch.is_grad_enabled():
+            return torch.cat(rebuilt.run(fields, self._stacked(), self._step, self._inverse), 1)
+        return self._loop(fields)
+
+    def reference(self, state: Tensor) -> Tensor:
+        """`forward` by the plain loop over the equations, through autograd: slower, and differentiable twice."""
+        self._check(state)
+        return self._loop(state.chunk(self.dynamics.fields, 1))
+
+    def trajectory(self, state: Tensor) -> list[Tensor]:
+        """The states before, between and after the steps: N + 1 tensors."""
+        self._check(state)
+        fields, states = state.chunk(self.dynamics.fields, 1), [state]
+        for j, now in enumerate(zip(*(p.unbind(0) for p in self._stacked()), strict=True)):
+            fields = self._step(fields, now, j)
+            states.append(torch.cat(fields, 1))
+        return states
+
+    def inverse(self, state: Tensor) -> Tensor:
+        """The state N steps earlier.
+
+        Raises:
+            ValueError: if the dynamics has no inverse, or batch normalisation hides it.
+        """
+        self._check(state)
+        if self.spec.normalisation == "batch" and self.training:
+            raise ValueError("a segment with batch normalisation can be inverted in eval() only")
+        fields = state.chunk(self.dynamics.fields, 1)
+        slices = list(zip(*(p.unbind(0) for p in self._stacked()), strict=True))
+        for j in reversed(range(self.steps)):
+            fields = self._inverse(fields, slices[j], j)
+        return torch.cat(fields, 1)
+
+    def refine(self, rule: Rule = "linear", following: Segment | None = None) -> Segment:
+        """A new segment with 2N steps of half the size over the same horizon, approximating the same flow.
+
+        Args:
+            rule: ``linear`` interpolation in time or ``constant`` (each step twice); see `prolong`.
+            following: the segment that continues this one, if this is a stage's share.
+        """
+        s = self.spec
+        fine = Segment(
+            **{**s.__dict__, "steps": 2 * s.steps, "init": "zeros"},
+            seed=self.seed, index=self.index, start=2 * self.start, stop=2 * self.stop,
+        )  # fmt: skip
+        fine.spec = SegmentSpec(**{**s.__dict__, "steps": 2 * s.steps})
+        fine.to(self.weight.device, self.weight.dtype).train(self.training)
+        after = dict(following.state_dict()) if following is not None else {}
+        prolonged = {
+            name: prolong(value, rule, after[name][0] if after else None) for name, value in self.state_dict().items()
+        }
+        fine.load_state_dict(prolonged)
+        return fine
+
+    @property
+    def _has_fused(self) -> bool:
+        return self.spec.normalisation == "none" and self.spec.dynamics in fused.SCHEMES
+
+    def _check(self, state: Tensor) -> None:
+        width = self.dynamics.fields * self.spec.channels
+        rank = 2 if self.spec.kernel == "dense" else 4
+        if state.ndim != rank or state.shape[1] != width:
+            shape = f"[B, {width}]" if rank == 2 else f"[B, {width}, H, W]"
+            raise ValueError(
+                f"a {self.spec.dynamics} segment of {self.spec.channels} channels takes states {shape}, "
+                f"not {list(state.shape)} (model.channels, model.kernel)"
+            )
+
+    def _stacked(self) -> tuple[Tensor, ...]:
+        if self.spec.normalisation == "none":
+            return self.weight, self.bias
+        return self.weight, self.bias, self.norm_weight, self.norm_bias
+
+    def _loop(self, fields: tuple[Tensor, ...]) -> Tensor:
+        for j, now in enumerate(zip(*(p.unbind(0) for p in self._stacked()), strict=True)):
+            fields = self._step(fields, now, j)
+        return torch.cat(fields, 1)
+
+    def _step(self, fields: tuple[Tensor, ...], now: tuple[Tensor, ...], j: int = 0) -> tuple[Tensor, ...]:
+        return self.dynamics.step(fields, self._maps(now, j))
+
+    def _inverse(self, fields: tuple[Tensor, ...], now: tuple[Tensor, ...], j: int = 0) -> tuple[Tensor, ...]:
+        return self.dynamics.inverse(fields, self._maps(now, j))
+
+    def _maps(self, now: tuple[Tensor, ...], j: int) -> Step:
+        weight, bias, *norm = now
+        adjoint = self.kernel.adjoint(weight[None])[0]
+        column = bias if self.spec.kernel == "dense" else bias[:, None, None]
+
+        def s(p: Tensor, i: int) -> Tensor:
+            p = p + column
+            if norm:
+                p = self._normalise(p, norm[0][i], norm[1][i], j, i)
+            return self.activation.function(p)
+
+        return Step(
+            K=lambda x: self.kernel.apply(x, weight, None),
+            Kt=lambda x: self.kernel.apply(x, adjoint, None),
+            s=s,
+            h=self.step_size,
+            gamma=self.gamma,
+        )
+
+    def _normalise(self, p: Tensor, weight: Tensor, bias: Tensor, j: int, i: int) -> Tensor:
+        match self.spec.normalisation:
+            case "batch":
+                return F.batch_norm(
+                    p, self.running_mean[j, i], self.running_var[j, i], weight, bias, self.training
+                )
+            case "group":
+                return F.group_norm(p, self.spec.groups, weight, bias)
+            case _:
+                return F.group_norm(p, 1, weight, bias)
