@@ -199,7 +199,7 @@ class Segment(nn.Module):
             scheme = fused.SCHEMES[self.spec.dynamics]
             setting = fused.Setting(scheme, self.kernel, self.activation, self.step_size, self.spec.reversible)
             return fused.run(state, self.bias, scheme.stacks(self.weight, self.kernel, self.gamma), setting)
-        fields = state.chunk(self.dynamics.fields, 1)
+        fields = self._fields(state)
         if self.spec.reversible and torch.is_grad_enabled():
             return torch.cat(rebuilt.run(fields, self._stacked(), self._step, self._inverse), 1)
         return self._loop(fields)
@@ -207,12 +207,12 @@ class Segment(nn.Module):
     def reference(self, state: Tensor) -> Tensor:
         """`forward` by the plain loop over the equations, through autograd: slower, and differentiable twice."""
         self._check(state)
-        return self._loop(state.chunk(self.dynamics.fields, 1))
+        return self._loop(self._fields(state))
 
     def trajectory(self, state: Tensor) -> list[Tensor]:
         """The states before, between and after the steps: N + 1 tensors."""
         self._check(state)
-        fields, states = state.chunk(self.dynamics.fields, 1), [state]
+        fields, states = self._fields(state), [state]
         for j, now in enumerate(zip(*(p.unbind(0) for p in self._stacked()), strict=True)):
             fields = self._step(fields, now, j)
             states.append(torch.cat(fields, 1))
@@ -227,7 +227,7 @@ class Segment(nn.Module):
         self._check(state)
         if self.spec.normalisation == "batch" and self.training:
             raise ValueError("a segment with batch normalisation can be inverted in eval() only")
-        fields = state.chunk(self.dynamics.fields, 1)
+        fields = self._fields(state)
         slices = list(zip(*(p.unbind(0) for p in self._stacked()), strict=True))
         for j in reversed(range(self.steps)):
             fields = self._inverse(fields, slices[j], j)
@@ -267,6 +267,10 @@ class Segment(nn.Module):
                 f"a {self.spec.dynamics} segment of {self.spec.channels} channels takes states {shape}, "
                 f"not {list(state.shape)} (model.channels, model.kernel)"
             )
+
+    def _fields(self, state: Tensor) -> tuple[Tensor, ...]:
+        # One layout whatever the cut: products of strided views may round differently.
+        return tuple(self.kernel.layout(field) for field in state.chunk(self.dynamics.fields, 1))
 
     def _stacked(self) -> tuple[Tensor, ...]:
         if self.spec.normalisation == "none":

@@ -1,0 +1,363 @@
+"""The network: opening, segments with connectors between them, classifier; whole, or cut into stages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sglight.networks.dynamics import DYNAMICS, Dynamics
+from sglight.networks.parts import Classifier, Connector, ConvOpening, Linear, PadOpening, RepeatOpening, Shape
+from sglight.networks.parts import Conv as ConvPart
+from sglight.networks.seeding import draw_seed
+from sglight.networks.segment import Rule, Segment, SegmentSpec, choose
+
+ExtraCost = float | Callable[[Shape], float]
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """What a network is, without its numbers: enough to build any part of it anywhere.
+
+    Args:
+        shape: of one sample: ``(D,)`` or ``(C, H, W)``. classes: number of logits.
+        steps, horizon, channels: N, T and C of each segment: a number, or a list with one entry a segment.
+        opening: ``pad``, ``repeat``, ``linear`` or ``conv``; connector: ``pad`` or ``linear``; head: ``flatten`` or
+            ``pool``; the rest as in `Segment`.
+        seed: of the initial values.
+
+    Raises:
+        ValueError: for choices that do not exist or do not go together; the text names the key.
+    """
+
+    shape: Shape
+    classes: int
+    dynamics: str = "hamiltonian"
+    kernel: str = "dense"
+    steps: int | Sequence[int] = 8
+    horizon: float | Sequence[float] = 1.0
+    channels: int | Sequence[int] = 64
+    kernel_size: int = 3
+    activation: str = "tanh"
+    gamma: float = 0.0
+    initial_velocity: str = "zero"
+    normalisation: str = "none"
+    groups: int = 8
+    opening: str = "linear"
+    opening_normalisation: str = "none"
+    connector: str = "pad"
+    pool: bool = True
+    head: str = "flatten"
+    reversible: bool = False
+    init: str = "random"
+    init_scale: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("shape", "channels", "steps", "horizon"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, tuple(value) if isinstance(value, Sequence) else (value,))
+        count = len(self.widths)
+        for name in ("steps", "horizon"):
+            value = getattr(self, name)
+            if len(value) == 1:
+                object.__setattr__(self, name, value * count)
+            elif len(value) != count:
+                raise ValueError(
+                    f"model.{name} has {len(value)} entries and model.channels {count}: give one number, or one a segment"
+                )
+        for name, options in _OPTIONS.items():
+            choose(dict.fromkeys(options), getattr(self, name), f"model.{name}")
+        self._check_shapes()
+
+    def _check_shapes(self) -> None:
+        conv = self.kernel == "conv"
+        if conv and len(self.shape) != 3:
+            raise ValueError(f"model.kernel=conv needs images, not samples of shape {self.shape}; use model.kernel=dense")
+        if self.opening == "conv" and not conv:
+            raise ValueError("model.opening=conv needs model.kernel=conv; use model.opening=linear")
+        inputs = self.shape[0] if conv else math.prod(self.shape)
+        if self.opening in ("pad", "repeat") and inputs > self.widths[0]:
+            raise ValueError(
+                f"model.opening={self.opening} needs a width of at least the input's {inputs}, but model.channels begins "
+                f"with {self.widths[0]}; widen it, or use model.opening=linear"
+            )
+        for before, after in pairwise(self.widths):
+            if self.connector == "pad" and after < before:
+                raise ValueError(
+                    f"model.connector=pad cannot narrow {before} channels to {after}; use model.connector=linear"
+                )
+        if min(self.segment_shapes[-1]) < 1:
+            raise ValueError(
+                f"model.channels has {len(self.widths)} entries, but images of {self.shape[1]}x{self.shape[2]} are too "
+                "small to be halved between that many segments; use fewer, or model.pool=false"
+            )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each segment."""
+        return self.channels  # type: ignore[return-value]
+
+    @property
+    def total_steps(self) -> int:
+        """Time steps of all segments together."""
+        return sum(self.steps)  # type: ignore[arg-type]
+
+    @property
+    def rule(self) -> Dynamics:
+        """The dynamics of all segments."""
+        return DYNAMICS[self.dynamics]
+
+    @property
+    def segments(self) -> list[SegmentSpec]:
+        """The segments' own specifications."""
+        names = {f.name for f in fields(SegmentSpec)} - {"steps", "channels", "horizon"}
+        shared = {name: getattr(self, name) for name in names}
+        sizes = zip(self.steps, self.widths, self.horizon, strict=True)  # type: ignore[arg-type]
+        return [SegmentSpec(steps=n, channels=c, horizon=t, **shared) for n, c, t in sizes]
+
+    @property
+    def segment_shapes(self) -> list[Shape]:
+        """Shape of y in each segment, without the batch."""
+        if self.kernel == "dense":
+            return [(c,) for c in self.widths]
+        halvings = [2 ** (k if self.pool else 0) for k in range(len(self.widths))]
+        return [(c, self.shape[1] // d, self.shape[2] // d) for c, d in zip(self.widths, halvings, strict=True)]
+
+    def with_steps(self, factor: int) -> NetworkSpec:
+        """The same network with ``factor`` times as many steps over the same horizon."""
+        return replace(self, steps=tuple(n * factor for n in self.steps))  # type: ignore[union-attr]
+
+    def state_shape(self, position: int) -> Shape:
+        """Shape of the state after ``position`` of all time steps (and the connector, at a segment's end)."""
+        segment = self._segment_after(position)
+        channels, *image = self.segment_shapes[segment]
+        return (self.rule.fields * channels, *image)
+
+    def time(self, position: int) -> float:
+        """Network time after ``position`` of all time steps, in [0, 1]."""
+        return position / self.total_steps
+
+    def step_costs(self) -> list[float]:
+        """Multiplications per sample of each time step, in order; the opening's are with the first step, a
+        connector's with the step before it, the classifier's with the last (forward pass)."""
+        costs: list[float] = []
+        taps = self.kernel_size**2 if self.kernel == "conv" else 1
+        shapes = self.segment_shapes
+        for k, (segment, shape) in enumerate(zip(self.segments, shapes, strict=True)):
+            costs += [self.rule.maps * segment.channels**2 * taps * math.prod(shape[1:])] * segment.steps
+            if self.connector == "linear" and k + 1 < len(shapes):
+                costs[-1] += self.rule.fields * segment.channels * math.prod(shapes[k + 1])
+        first, last = self.segment_shapes[0], self.segment_shapes[-1]
+        if self.opening == "conv":
+            costs[0] += self.shape[0] * math.prod(first) * self.kernel_size**2
+        elif self.opening == "linear":
+            costs[0] += (self.shape[0] if self.kernel == "conv" else math.prod(self.shape)) * math.prod(first)
+        costs[-1] += self.classes * (last[0] if self.head == "pool" else math.prod(last))
+        return costs
+
+    def cuts(self, stages: int, extra_cost: ExtraCost = 0.0) -> list[int]:
+        """Where to cut into ``stages`` of nearly equal cost: M + 1 positions from 0 to the number of steps.
+
+        Args:
+            stages: M, from 1 to the number of steps.
+            extra_cost: multiplications per sample that each stage but the last spends besides (its estimator): a
+                number, or a function of the shape of the state that leaves the stage.
+
+        Raises:
+            ValueError: if there are fewer steps than stages.
+        """
+        if not 1 <= stages <= self.total_steps:
+            raise ValueError(
+                f"strategy.stages={stages} must be from 1 to the number of time steps, {self.total_steps} "
+                "(model.steps, over all segments)"
+            )
+        extra = extra_cost if callable(extra_cost) else lambda _shape: extra_cost
+        return _balance(self.step_costs(), stages, [extra(self.state_shape(p)) for p in range(self.total_steps)])
+
+    def _segment_after(self, position: int) -> int:
+        """The segment of the step that follows ``position`` (the last at the end)."""
+        for k, steps in enumerate(self.steps):  # type: ignore[arg-type]
+            if position < steps:
+                return k
+            position -= steps
+        return len(self.widths) - 1
+
+
+_OPTIONS = {
+    "kernel": ("dense", "conv"),
+    "initial_velocity": ("zero", "paper"),
+    "opening": ("pad", "repeat", "linear", "conv"),
+    "opening_normalisation": ("none", "batch"),
+    "connector": ("pad", "linear"),
+    "head": ("flatten", "pool"),
+}
+
+
+def _balance(costs: Sequence[float], stages: int, extra: Sequence[float]) -> list[int]:
+    """Cuts of ``costs`` into contiguous stages, the dearest as cheap as possible (linear partitioning).
+
+    ``extra[p]`` is added to a stage that ends before step p, p > 0; the last stage has none.
+    """
+    steps = len(costs)
+    prefix = [0.0]
+    for cost in costs:
+        prefix.append(prefix[-1] + cost)
+
+    def cost(a: int, b: int) -> float:
+        return prefix[b] - prefix[a] + (extra[b] if b < steps else 0.0)
+
+    # best[b]: (cost of the dearest stage, cuts) for the first b steps in m stages.
+    best: dict[int, tuple[float, list[int]]] = {b: (cost(0, b), [0, b]) for b in range(1, steps + 1)}
+    for m in range(2, stages + 1):
+        best = {
+            b: min((max(best[a][0], cost(a, b)), [*best[a][1], b]) for a in range(m - 1, b))
+            for b in range(m, steps + 1)
+        }
+    return best[steps][1]
+
+
+class Stage(nn.Module):
+    """A contiguous slice of a network: the steps ``start`` to ``stop`` of all its segments.
+
+    The opening comes with the first step, the classifier with the last, a connector with the step before it. The
+    whole state crosses every cut, so that the stages in turn compute what the whole does, bit for bit.
+
+    ``forward``: samples ``[B, *shape]`` (first stage) or a state ``[B, fields * C, ...]`` in, a state or
+    (last stage) logits ``[B, classes]`` out.
+    """
+
+    def __init__(self, spec: NetworkSpec, start: int = 0, stop: int | None = None) -> None:
+        super().__init__()
+        self.spec, self.start, self.stop = spec, start, spec.total_steps if stop is None else stop
+        self.is_first, self.is_last = self.start == 0, self.stop == spec.total_steps
+        self.opening = _opening(spec) if self.is_first else None
+        self.segments = nn.ModuleDict()
+        self.connectors = nn.ModuleDict()
+        offset = 0
+        for k, segment in enumerate(spec.segments):
+            a, b = max(self.start - offset, 0), min(self.stop - offset, segment.steps)
+            if a < b:
+                self.segments[str(k)] = Segment(**segment.__dict__, seed=spec.seed, index=k, start=a, stop=b)
+                if b == segment.steps and k + 1 < len(spec.widths):
+                    self.connectors[str(k)] = _connector(spec, k)
+            offset += segment.steps
+        self.classifier = (
+            Classifier(spec.head, spec.segment_shapes[-1], spec.classes, spec.seed) if self.is_last else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.open(x) if self.is_first else x
+        for part in self.flow():
+            state = part(state)
+        return state if self.classifier is None else self.classifier(state)
+
+    def open(self, x: Tensor) -> Tensor:
+        """The state before the first step, from samples ``[B, *shape]``."""
+        assert self.opening is not None
+        if x.shape[1:] != self.spec.shape:
+            raise ValueError(f"the network takes samples of shape {list(self.spec.shape)}, not {list(x.shape[1:])}")
+        y = self.opening(x if self.spec.kernel == "conv" else x.flatten(1))
+        # Under autocast parts give a lower precision; states are summed up over many steps and keep the full one.
+        y = y.to(x.dtype)
+        return torch.cat(self.spec.rule.start(y, self.spec.initial_velocity), 1)
+
+    def flow(self) -> Iterator[nn.Module]:
+        """Segments and connectors in the order in which a state passes them."""
+        for key, segment in self.segments.items():
+            yield segment
+            if key in self.connectors:
+                yield self.connectors[key]
+
+    def trajectory(self, x: Tensor) -> list[Tensor]:
+        """The states that x passes through: after the opening, after each step and each connector."""
+        states = [self.open(x) if self.is_first else x]
+        for part in self.flow():
+            states += part.trajectory(states[-1])[1:] if isinstance(part, Segment) else [part(states[-1])]
+        return states
+
+
+class StableNet(Stage):
+    """A whole network: samples ``[B, *shape]`` in, logits ``[B, classes]`` out.
+
+    Takes the arguments of `NetworkSpec`, which see; without ``seed`` one is drawn from torch's generator.
+
+    >>> net = StableNet(shape=(2,), classes=2, dynamics="hamiltonian", steps=8, channels=4)
+    >>> [stage.segments["0"].steps for stage in net.split(2)]
+    [4, 4]
+    """
+
+    def __init__(self, shape: Sequence[int], classes: int, **options: Any) -> None:
+        seed = options.pop("seed", None)
+        spec = NetworkSpec(tuple(shape), classes, **options, seed=draw_seed() if seed is None else seed)
+        super().__init__(spec)
+
+    def split(self, stages: int | Sequence[int], extra_cost: ExtraCost = 0.0) -> list[Stage]:
+        """The network as stages that share its parameters' memory: what they learn, it knows.
+
+        Args:
+            stages: how many, balanced by cost; or the cuts themselves, M + 1 positions from 0 to the number of steps.
+            extra_cost: see `NetworkSpec.cuts`.
+        """
+        cuts = self.spec.cuts(stages, extra_cost) if isinstance(stages, int) else list(stages)
+        if cuts[0] != 0 or cuts[-1] != self.spec.total_steps or any(a >= b for a, b in pairwise(cuts)):
+            raise ValueError(f"cuts {cuts} must rise from 0 to the number of steps, {self.spec.total_steps}")
+        return [share(self, Stage(self.spec, a, b)) for a, b in pairwise(cuts)]
+
+    def refine(self, rule: Rule = "linear") -> StableNet:
+        """A new network with twice as many steps over the same horizon, approximating the same flow.
+
+        Opening, connectors and classifier are copied; see `Segment.refine` for the rules.
+        """
+        spec = self.spec.with_steps(2)
+        fine = StableNet(**{f.name: getattr(spec, f.name) for f in fields(spec)})
+        for key, segment in self.segments.items():
+            fine.segments[key] = segment.refine(rule)
+        own = {name: value for name, value in self.state_dict().items() if not name.startswith("segments.")}
+        fine.load_state_dict(own, strict=False)
+        return fine.to(next(self.parameters()).device).train(self.training)
+
+
+def share(whole: Stage, part: Stage) -> Stage:
+    """``part`` with parameters and buffers that are views of ``whole``'s."""
+    for name, module in part.named_modules():
+        source = whole.get_submodule(name)
+        rows = slice(None)
+        if isinstance(module, Segment):
+            assert isinstance(source, Segment)
+            rows = slice(module.start - source.start, module.stop - source.start)
+        for key, parameter in source.named_parameters(recurse=False):
+            setattr(module, key, nn.Parameter(parameter.detach()[rows], parameter.requires_grad))
+        for key, buffer in source.named_buffers(recurse=False):
+            # Scalars such as batch normalisation's counter have no rows.
+            setattr(module, key, buffer[rows] if buffer.ndim else buffer)
+    return part.train(whole.training)
+
+
+def _opening(spec: NetworkSpec) -> nn.Module:
+    width, conv = spec.widths[0], spec.kernel == "conv"
+    match spec.opening:
+        case "pad":
+            return PadOpening(width)
+        case "repeat":
+            return RepeatOpening(width)
+        case "conv":
+            return ConvOpening(
+                spec.shape[0], width, spec.kernel_size, spec.activation, spec.opening_normalisation, spec.seed
+            )
+        case _ if conv:
+            return ConvPart(spec.shape[0], width, 1, spec.seed, "opening")
+        case _:
+            return Linear(math.prod(spec.shape), width, spec.seed, "opening")
+
+
+def _connector(spec: NetworkSpec, k: int) -> Connector:
+    widths = spec.widths
+    return Connector(
+        spec.connector, spec.kernel, spec.pool, widths[k], widths[k + 1], spec.rule.fields, spec.seed, k
+    )

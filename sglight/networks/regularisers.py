@@ -1,0 +1,52 @@
+"""Penalties on the parameters as functions of time, and on the classifier as a function of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sglight.networks.network import Stage
+
+
+def time_smoothness(parts: Sequence[Tensor], step_size: float) -> Tensor:
+    """1/(2h) sum_j ||theta_{j+1} - theta_j||^2: the discretised 1/2 int ||theta'(t)||^2 dt.
+
+    Args:
+        parts: consecutive pieces ``[N_i, ...]`` of one parameter; differences across the pieces count too.
+        step_size: h.
+
+    Source: Haber & Ruthotto 2017, section 3.3; Chang et al. 2018.
+    """
+    theta = torch.cat(list(parts))
+    return theta.diff(dim=0).square().sum() / (2 * step_size)
+
+
+def image_smoothness(weight: Tensor) -> Tensor:
+    """1/2 of the squared differences of neighbouring pixels of the weights ``[classes, C, H, W]``.
+
+    Source: Haber & Ruthotto 2017, section 3.3.
+    """
+    return 0.5 * sum(weight.diff(dim=d).square().sum() for d in (2, 3))
+
+
+def penalty(stages: Sequence[Stage], smoothness: float = 0.0, classifier_smoothness: float = 0.0) -> Tensor | None:
+    """The weighted penalties of neighbouring stages, across the cuts between them as well; None if all weights are 0.
+
+    Args:
+        stages: in order, each continuing the one before; one stage alone is regularised within itself.
+        smoothness: weight alpha_f of `time_smoothness` of weights and biases.
+        classifier_smoothness: weight of `image_smoothness`, if the classifier sees images.
+    """
+    terms: list[Tensor] = []
+    if smoothness:
+        for key in dict.fromkeys(key for stage in stages for key in stage.segments):
+            pieces = [stage.segments[key] for stage in stages if key in stage.segments]
+            for name in ("weight", "bias"):
+                parts = [getattr(piece, name) for piece in pieces]
+                terms.append(smoothness * time_smoothness(parts, float(pieces[0].step_size)))  # type: ignore[arg-type]
+    classifier = stages[-1].classifier
+    if classifier_smoothness and classifier is not None and classifier.image_weight is not None:
+        terms.append(classifier_smoothness * image_smoothness(classifier.image_weight))
+    return torch.stack(terms).sum() if terms else None
