@@ -1,0 +1,178 @@
+"""Synthetic gradients: models that predict dL/dh at a boundary from the state h and the label.
+
+Jaderberg et al. 2017, "Decoupled neural interfaces using synthetic gradients". Predictions and targets are
+gradients per sample (of the summed loss), so that learning rates do not depend on the batch size. The last layer
+starts at zero: before it has learnt anything an estimator leaves the stage below it alone.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sglight.networks.parts import Conv, Linear, Shape
+
+
+class Estimator(nn.Module, ABC):
+    """What stands at a boundary and gives the stage below a gradient without waiting.
+
+    This pair of methods is all that a strategy knows of an estimator:
+
+    * ``estimate(state, labels, time)``: the gradient per sample, shaped like the state;
+    * ``learn(state, labels, target, time)``: a step towards the true one; returns the loss before it.
+
+    ``state`` is ``[B, *shape]``, ``labels`` ``[B]``, ``time`` the network time of the boundary in [0, 1].
+    """
+
+    @abstractmethod
+    def estimate(self, state: Tensor, labels: Tensor, time: float) -> Tensor:
+        """The gradient of each sample's loss with respect to its state."""
+
+    @abstractmethod
+    def learn(self, state: Tensor, labels: Tensor, target: Tensor, time: float) -> Tensor:
+        """Learn from the true gradient; returns the loss before the step."""
+
+
+class SyntheticGradient(Estimator):
+    """A regression model of the gradient, trained by an optimiser of its own on the squared error.
+
+    Attributes:
+        optimizer: descends on the parameters; set by whoever owns the optimisers, before `learn`.
+    """
+
+    optimizer: torch.optim.Optimizer | None = None
+
+    def estimate(self, state: Tensor, labels: Tensor, time: float) -> Tensor:
+        with torch.no_grad():
+            prediction: Tensor = self(state, labels)
+            return prediction.to(state.dtype)
+
+    def learn(self, state: Tensor, labels: Tensor, target: Tensor, time: float) -> Tensor:
+        """One step on 1/B sum_b ||SG(h_b, y_b) - target_b||^2 (Jaderberg et al. 2017, section 2.1)."""
+        assert self.optimizer is not None
+        loss = (self(state, labels) - target).square().sum() / len(labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    @property
+    def cost(self) -> float:
+        """Multiplications per sample of one prediction."""
+        raise NotImplementedError
+
+
+class ClassTerm(nn.Module):
+    """A learned term per class, added to features: label conditioning without wide constant inputs (cDNI)."""
+
+    def __init__(self, classes: int, shape: Shape) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(classes, *shape))
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        return features + self.weight[labels].to(features.dtype)
+
+
+class DenseSyntheticGradient(SyntheticGradient):
+    """Linear layers with ReLU between them on the flat state; no hidden layer makes it ``linear``.
+
+    Each layer's output gets a term per class if ``conditional``.
+    """
+
+    def __init__(
+        self, shape: Shape, classes: int, hidden: Sequence[int], conditional: bool, seed: int, *place: str | int
+    ) -> None:
+        super().__init__()
+        size = math.prod(shape)
+        widths = [size, *hidden, size]
+        self.layers = nn.ModuleList(
+            Linear(a, b, seed, *place, i, gain=2**0.5 if i < len(hidden) else 0.0)
+            for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
+        )
+        self.terms = nn.ModuleList(ClassTerm(classes, (width,)) for width in widths[1:] if conditional)
+
+    def forward(self, state: Tensor, labels: Tensor) -> Tensor:
+        return _layers(state.flatten(1), labels, self.layers, self.terms).view(state.shape)
+
+    @property
+    def cost(self) -> float:
+        return float(sum(layer.weight.numel() for layer in self.layers))  # type: ignore[union-attr, misc]
+
+
+class ConvSyntheticGradient(SyntheticGradient):
+    """Convolutions at the state's resolution with ReLU between them; the last one is linear.
+
+    Hidden layers get a term per class and channel, the output one per class, channel and pixel.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        classes: int,
+        hidden: Sequence[int],
+        conditional: bool,
+        kernel_size: int,
+        seed: int,
+        *place: str | int,
+    ) -> None:
+        super().__init__()
+        widths = [shape[0], *hidden, shape[0]]
+        self.pixels = math.prod(shape[1:])
+        self.layers = nn.ModuleList(
+            Conv(a, b, kernel_size, seed, *place, i, gain=2**0.5 if i < len(hidden) else 0.0)
+            for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
+        )
+        shapes = [*((width, 1, 1) for width in hidden), shape]
+        self.terms = nn.ModuleList(ClassTerm(classes, s) for s in shapes if conditional)
+
+    def forward(self, state: Tensor, labels: Tensor) -> Tensor:
+        return _layers(state, labels, self.layers, self.terms)
+
+    @property
+    def cost(self) -> float:
+        return float(self.pixels * sum(layer.weight.numel() for layer in self.layers))  # type: ignore[union-attr, misc]
+
+
+def _layers(x: Tensor, labels: Tensor, layers: nn.ModuleList, terms: nn.ModuleList) -> Tensor:
+    for i, layer in enumerate(layers):
+        x = layer(x)
+        if terms:
+            x = terms[i](x, labels)
+        if i + 1 < len(layers):
+            x = F.relu(x)
+    return x
+
+
+def synthetic_gradient(
+    name: str,
+    shape: Shape,
+    classes: int,
+    hidden: Sequence[int],
+    conditional: bool,
+    kernel_size: int,
+    seed: int,
+    *place: str | int,
+) -> SyntheticGradient:
+    """The estimator ``linear``, ``mlp`` or ``conv`` for states of the given shape.
+
+    Raises:
+        ValueError: for an unknown name, or ``conv`` on states that are not images.
+    """
+    match name:
+        case "linear":
+            return DenseSyntheticGradient(shape, classes, (), conditional, seed, *place)
+        case "mlp":
+            return DenseSyntheticGradient(shape, classes, hidden, conditional, seed, *place)
+        case "conv":
+            if len(shape) != 3:
+                raise ValueError(
+                    "strategy.estimator.name=conv needs a convolutional network (model.kernel=conv); use mlp or linear"
+                )
+            return ConvSyntheticGradient(shape, classes, hidden, conditional, kernel_size, seed, *place)
+        case _:
+            raise ValueError(f"strategy.estimator.name={name} is unknown; choose linear, mlp or conv")

@@ -1,0 +1,33 @@
+"""Backpropagation through the whole network: the reference for every other strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from typing_extensions import override
+
+from sglight.strategies.base import Batch, StagedModule
+
+
+class Backprop(StagedModule):
+    """The true gradient, one stage; arguments as in `StagedModule`."""
+
+    def __init__(
+        self,
+        network: Mapping[str, Any],
+        optimizer: Mapping[str, Any],
+        scheduler: Mapping[str, Any] | None = None,
+        clip_norm: float | None = None,
+        regularisation: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(network, optimizer, scheduler, clip_norm, regularisation)
+
+    @override
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        x, labels = batch
+        logits = self.stage(0)(x)
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        self.descend(0, loss, None, len(labels))
+        self.record(loss, logits, labels)

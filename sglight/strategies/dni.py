@@ -1,0 +1,266 @@
+"""Decoupled neural interfaces: stages learn from synthetic gradients and do not wait for each other.
+
+Jaderberg et al. 2017. For batch t, stage i with parameters theta_i and the estimator SG_i at its end:
+
+    h_i = stage_i(h_{i-1})                     handed on, detached
+    d_i = SG_i(h_i, y)                         the last stage has the loss's own gradient instead
+    theta_i <- optimiser(theta_i, J_i^T d_i)   and dL/dh_{i-1} goes back to stage i - 1
+    SG_i learns from (h_i, y, dL/dh_i) of batch t - lag
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from sglight.estimators import Estimator, SyntheticGradient, synthetic_gradient
+from sglight.networks import Stage
+from sglight.networks.network import ExtraCost
+from sglight.networks.parts import Shape
+from sglight.strategies.base import Batch, StagedModule
+from sglight.strategies.optim import make_optimizer
+from sglight.strategies.schedule import StageTimes, speedup
+
+# An estimator predicts once and learns once a batch; learning is a forward and a backward pass, as a stage's 1 + 2.
+ESTIMATOR_PASSES = 4 / 3
+
+
+class Boundary:
+    """What waits at a boundary: states whose true gradient is still to come, and gradients not yet learnt from."""
+
+    def __init__(self) -> None:
+        self.states: deque[tuple[int, Tensor, Tensor]] = deque()
+        self.gradients: deque[Tensor] = deque()
+
+    def due(self, lag: int) -> bool:
+        """Whether there is a gradient more than the lag allows to wait."""
+        return len(self.gradients) > lag
+
+    def take(self) -> tuple[int, Tensor, Tensor, Tensor]:
+        """The oldest batch index, state, labels and true gradient."""
+        return *self.states.popleft(), self.gradients.popleft()
+
+
+class DNI(StagedModule):
+    """M stages, estimators at the M - 1 boundaries; arguments as in `StagedModule`, and
+
+    Args:
+        stages: M, from 1 to the number of steps.
+        lag: how many batches old the true gradient is from which an estimator learns.
+        estimator: ``name, hidden, conditional, kernel_size, every_n_batches, optimizer``.
+        diagnose_every_n_batches: how often synthetic and true gradients are compared, at the cost of one locked
+            pass; 0 for never.
+    """
+
+    def __init__(
+        self,
+        network: Mapping[str, Any],
+        optimizer: Mapping[str, Any],
+        scheduler: Mapping[str, Any] | None = None,
+        clip_norm: float | None = None,
+        regularisation: Mapping[str, float] | None = None,
+        stages: int = 2,
+        lag: int = 1,
+        estimator: Mapping[str, Any] | None = None,
+        diagnose_every_n_batches: int = 50,
+    ) -> None:
+        self.estimator_config = {**_ESTIMATOR, **dict(estimator or {})}
+        super().__init__(network, optimizer, scheduler, clip_norm, regularisation, stages)
+        if lag < 0:
+            raise ValueError(f"strategy.lag={lag} must be 0 (wait for the true gradient) or more")
+        self.lag = lag
+        self.diagnose_every_n_batches = diagnose_every_n_batches
+        self.estimators = nn.ModuleDict()
+        self.boundaries = [Boundary() for _ in range(stages - 1)]
+        self.times = [StageTimes() for _ in range(stages)]
+        self.losses: dict[int, Tensor] = {}
+
+    @override
+    def extra_cost(self) -> ExtraCost:
+        every = self.estimator_config["every_n_batches"]
+        passes = ESTIMATOR_PASSES if every == 1 else 1 / 3 + 1 / every
+
+        def cost(shape: Shape) -> float:
+            with torch.device("meta"):
+                return passes * self._synthetic_gradient(shape, 0).cost
+
+        return cost
+
+    def _synthetic_gradient(self, shape: Shape, position: int) -> SyntheticGradient:
+        c = self.estimator_config
+        return synthetic_gradient(
+            c["name"], shape, self.spec.classes, c["hidden"], c["conditional"], c["kernel_size"],
+            self.spec.seed, "estimators", position,
+        )  # fmt: skip
+
+    def make_estimator(self, i: int) -> Estimator:
+        """The estimator at the boundary behind stage i; override this for another kind."""
+        position = self.cuts[i + 1]
+        return self._synthetic_gradient(self.spec.state_shape(position), position)
+
+    @override
+    def configure_model(self) -> None:
+        super().configure_model()
+        for i, _ in self.own_stages():
+            if i < self.last and str(i) not in self.estimators:
+                self.estimators[str(i)] = self.make_estimator(i)
+
+    @property
+    def last(self) -> int:
+        """Number of the last stage."""
+        return len(self.cuts) - 2
+
+    def estimator(self, i: int) -> Estimator:
+        """The estimator behind stage i."""
+        return self.estimators[str(i)]  # type: ignore[return-value]
+
+    def time(self, i: int) -> float:
+        """Network time of the boundary behind stage i."""
+        return self.spec.time(self.cuts[i + 1])
+
+    @override
+    def make_optimizers(self) -> list[tuple[str, Optimizer]]:
+        optimizers = super().make_optimizers()
+        for key, estimator in self.estimators.items():
+            if isinstance(estimator, SyntheticGradient):
+                estimator.optimizer = make_optimizer(self.estimator_config["optimizer"], estimator.parameters())
+                optimizers.append((f"estimator_{key}", estimator.optimizer))
+        return optimizers
+
+    @override
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        x, labels = batch
+        if self.diagnose_every_n_batches and batch_idx % self.diagnose_every_n_batches == 0:
+            self.diagnose(x, labels)
+        state = x
+        for i, stage in self.own_stages():
+            state = self.train_stage(i, stage, state, labels, batch_idx)
+        for i, boundary in enumerate(self.boundaries):
+            if boundary.due(self.lag):
+                self.learn(i)
+        if self.trainer.is_last_batch:
+            self.drain()
+
+    def train_stage(self, i: int, stage: Stage, state: Tensor, labels: Tensor, batch_idx: int) -> Tensor:
+        """Forward, estimate, backward and update of one stage; returns the detached output."""
+        times, start = self.times[i], self._clock()
+        if i > 0:
+            state = state.requires_grad_()
+        output = stage(state)
+        handed_on = output.detach()
+        start = self._lap(times, "forward", start)
+        gradient = None
+        if i == self.last:
+            output = F.cross_entropy(output, labels, reduction="sum")
+        else:
+            gradient = self.estimator(i).estimate(handed_on, labels, self.time(i))
+            self.boundaries[i].states.append((batch_idx, handed_on, labels))
+            start = self._lap(times, "estimate", start)
+        self.descend(i, output, gradient, len(labels))
+        if i > 0:
+            assert state.grad is not None
+            self.boundaries[i - 1].gradients.append(state.grad)
+        self._lap(times, "backward", start)
+        if i == self.last:
+            self.record(output, handed_on, labels)
+        # A tensor of its own: the next stage asks for its gradient.
+        return handed_on.detach()
+
+    def learn(self, i: int) -> None:
+        """Train the estimator behind stage i on the oldest gradient that waits there."""
+        start = self._clock()
+        batch_idx, state, labels, target = self.boundaries[i].take()
+        if batch_idx % self.estimator_config["every_n_batches"] == 0:
+            self.losses[i] = self.estimator(i).learn(state, labels, target, self.time(i))
+        self._lap(self.times[i], "learn", start)
+
+    def drain(self) -> None:
+        """Learn from all gradients that still wait, oldest first."""
+        for i, boundary in enumerate(self.boundaries):
+            while boundary.due(0):
+                self.learn(i)
+
+    def diagnose(self, x: Tensor, labels: Tensor) -> None:
+        """Log how well each estimator predicts the true gradient of this batch, before anything is updated."""
+        with unchanged_statistics(self):
+            inputs, outputs = [], []
+            for _, stage in self.own_stages():
+                inputs.append(x.detach().requires_grad_())
+                x = stage(inputs[-1])
+                outputs.append(x)
+            gradient = None
+            outputs[-1] = F.cross_entropy(x, labels, reduction="sum")
+            for i in reversed(range(self.last)):
+                (gradient,) = torch.autograd.grad(outputs[i + 1], inputs[i + 1], gradient)
+                estimate = self.estimator(i).estimate(inputs[i + 1].detach(), labels, self.time(i))
+                for name, value in compare(estimate, gradient).items():
+                    self.log(f"estimator_{i}/{name}", value)
+
+    @override
+    def on_train_epoch_end(self) -> None:
+        # A run may end in mid-epoch (max_time, an early stop).
+        self.drain()
+        for i, loss in self.losses.items():
+            self.log(f"estimator_{i}/loss", loss)
+        if self.last > 0:
+            self.log("speedup/theoretical", speedup(self.times, self.lag))
+        batches = max(self.trainer.num_training_batches, 1)
+        for i, times in enumerate(self.times):
+            for phase, seconds in vars(times).items():
+                self.log(f"time/stage_{i}/{phase}_s", seconds / batches)
+        self.times = [StageTimes() for _ in self.times]
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["waiting"] = [(list(b.states), list(b.gradients)) for b in self.boundaries]
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for boundary, (states, gradients) in zip(self.boundaries, checkpoint["waiting"], strict=True):
+            boundary.states, boundary.gradients = deque(map(tuple, states)), deque(gradients)
+
+    def _clock(self) -> float:
+        return perf_counter()
+
+    def _lap(self, times: StageTimes, phase: str, start: float) -> float:
+        now = self._clock()
+        setattr(times, phase, getattr(times, phase) + now - start)
+        return now
+
+
+_ESTIMATOR: dict[str, Any] = {
+    "name": "mlp",
+    "hidden": [128],
+    "conditional": True,
+    "kernel_size": 3,
+    "every_n_batches": 1,
+    "optimizer": {"name": "adam", "lr": 1e-3},
+}
+
+
+def compare(estimate: Tensor, true: Tensor) -> dict[str, Tensor]:
+    """Mean cosine over the batch, relative error of the whole, and ratio of the norms of two gradients ``[B, ...]``."""
+    e, t = estimate.flatten(1), true.flatten(1)
+    return {
+        "cosine": F.cosine_similarity(e, t, dim=1).mean(),
+        "relative_error": (e - t).norm() / t.norm(),
+        "norm_ratio": e.norm() / t.norm(),
+    }
+
+
+@contextmanager
+def unchanged_statistics(module: nn.Module) -> Iterator[None]:
+    """Run forward passes in training mode without a trace in the running statistics."""
+    kept = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    yield
+    for name, buffer in module.named_buffers():
+        buffer.copy_(kept[name])
