@@ -1,12 +1,33 @@
-"""Registers the schemas of the config groups with Hydra; imports no torch."""
+"""The config of a run: its schemas in Hydra's ConfigStore, what is checked before torch is imported, its paths.
 
+`CONF` is the folder of the YAML files: `sglight/conf` in an installed wheel, `conf` beside the package in a checkout.
+"""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import Container, OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.utils import to_absolute_path
+from omegaconf import Container, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from sglight import checks
 from sglight.data.schema import SCHEMAS as DATASETS
+from sglight.errors import UserError
+from sglight.explain import explain, unknown_key
 from sglight.schema import STRATEGIES, Config
+
+_PACKAGE = Path(__file__).resolve().parent
+CONF = next(
+    (d for d in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (d / "config.yaml").is_file()),
+    _PACKAGE / "conf",
+)
+PATHS = ("data_dir", "dataset.raw_dir", "dataset.archive", "dataset.path")
 
 
 def register() -> None:
@@ -17,12 +38,119 @@ def register() -> None:
         store(group="dataset", name=name, node=dataset)
     for name, strategy in STRATEGIES.items():
         store(group="strategy", name=name, node=strategy)
+    OmegaConf.register_new_resolver("sglight_groups", _list_groups, replace=True)
 
 
 def to_plain(node: Container) -> dict[str, Any]:
     """`node` as plain containers, resolved, its enums as their lower-case names."""
-    return cast(
-        dict[str, Any], OmegaConf.to_container(node, resolve=True, enum_to_str=True)
+    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True, enum_to_str=True))
+
+
+def check(cfg: DictConfig) -> DictConfig:
+    """`cfg` with absolute paths, once its keys are known and go together; checking twice does no harm.
+
+    Relative paths count from the directory in which the command was started. `ckpt=last` becomes the path it stands for.
+
+    Raises:
+        UserError: a sentence about the first key that is wrong.
+    """
+    cfg = deepcopy(cfg)
+    _check_complete(cfg)
+    _check_keys(cfg, "")
+    for key in PATHS:
+        if (value := OmegaConf.select(cfg, key)) is not None:
+            OmegaConf.update(cfg, key, _absolute(value))
+    checks.check_values(cfg)
+    checks.check_model(cfg.model)
+    checks.check_strategy(cfg)
+    checks.check_trainer(cfg.trainer)
+    cfg.ckpt = resolve_ckpt(cfg.ckpt)
+    checks.check_files(cfg)
+    return cfg
+
+
+def resolve_ckpt(ckpt: str | None) -> str | None:
+    """The absolute path of the checkpoint that `ckpt` stands for.
+
+    `last` is the run folder's own `checkpoints/last.ckpt` if there is one (the same `hydra.run.dir` again), otherwise the
+    newest of a run of the same dataset, model and strategy under `outputs`. A folder stands for its last checkpoint.
+    """
+    if ckpt is None:
+        return None
+    if ckpt != "last":
+        path = Path(_absolute(ckpt))
+        return str(path / "checkpoints" / "last.ckpt" if path.is_dir() else path)
+    if not HydraConfig.initialized():
+        raise UserError("ckpt=last is known to the command only; give the path of a checkpoint")
+    hydra = HydraConfig.get()
+    own = Path(
+        _absolute(OmegaConf.select(hydra, "runtime.output_dir") or hydra.run.dir), "checkpoints", "last.ckpt"
+    )
+    if own.is_file():
+        return str(own)
+    choices = "-".join(hydra.runtime.choices[group] for group in ("dataset", "model", "strategy"))
+    found = _last_checkpoints(Path(_absolute("outputs")), choices)
+    if newest := max(found, key=lambda path: path.stat().st_mtime, default=None):
+        return str(newest)
+    raise UserError(
+        f"ckpt=last finds no run of {choices} with a checkpoint under outputs/; give the path of one"
+    )
+
+
+class CheckFirst(Callback):
+    """Refuses a single run before its folder is made, so that a mistake leaves an older run there as it was."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        HydraConfig.instance().set_config(config)
+        cfg = deepcopy(config)
+        OmegaConf.set_struct(cfg, False)
+        OmegaConf.set_readonly(cfg, False)
+        cfg.pop("hydra")
+        try:
+            check(cfg)
+        except UserError as error:
+            raise SystemExit(f"error: {error}") from None
+
+
+def _check_complete(cfg: DictConfig) -> None:
+    """Refuse keys without a value and interpolations that lead nowhere."""
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise UserError(f"{missing[0]} has no value; give one with {missing[0]}=...")
+    try:
+        to_plain(cfg)
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error, CONF)) from error
+
+
+def _check_keys(node: DictConfig, prefix: str) -> None:
+    """Refuse keys that the schema does not have; `+key=` adds them without a word."""
+    schema = OmegaConf.get_type(node)
+    known = {field.name for field in fields(schema)} if is_dataclass(schema) else None
+    for key in node:
+        if known is not None and key not in known:
+            raise UserError(unknown_key(f"{prefix}{key}", node, CONF, known))
+        if isinstance(child := node[key], DictConfig):
+            _check_keys(child, f"{prefix}{key}.")
+
+
+def _last_checkpoints(outputs: Path, choices: str) -> Iterator[Path]:
+    yield from outputs.glob(f"*/*-{choices}/checkpoints/last.ckpt")
+    yield from outputs.glob(f"multirun/*/*/*-{choices}/checkpoints/last.ckpt")
+
+
+def _absolute(path: str) -> str:
+    return to_absolute_path(str(Path(path).expanduser()))
+
+
+def _list_groups() -> str:
+    """Groups and their choices, for the help text; `base_*` are schemas, not choices."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    loader = GlobalHydra.instance().config_loader()
+    groups = [group for group in loader.list_groups("") if group != "hydra"]
+    options = {g: [o for o in loader.get_group_options(g) if not o.startswith("base_")] for g in groups}
+    return "\n".join(
+        f"  {group:<12}{', '.join(sorted(names))}" for group, names in sorted(options.items()) if names
     )
 
 

@@ -21,9 +21,7 @@ Connector = StrEnum("Connector", ["pad", "linear"])
 Head = StrEnum("Head", ["flatten", "pool"])
 Init = StrEnum("Init", ["random", "smooth", "identity", "zeros"])
 OptimizerName = StrEnum("OptimizerName", ["adam", "adamw", "sgd"])
-SchedulerName = StrEnum(
-    "SchedulerName", ["none", "cosine", "step", "exponential", "plateau"]
-)
+SchedulerName = StrEnum("SchedulerName", ["none", "cosine", "step", "exponential", "plateau"])
 EstimatorName = StrEnum("EstimatorName", ["linear", "mlp", "conv"])
 Accelerator = StrEnum("Accelerator", ["auto", "cpu", "gpu", "cuda", "mps"])
 Monitoring = StrEnum("Monitoring", ["min", "max"])
@@ -88,7 +86,7 @@ class RegularisationConfig:
 
 @dataclass
 class StrategyConfig:
-    """What all strategies share; a strategy of the user's own may start from it (`base_strategy`)."""
+    """What all strategies share."""
 
     _target_: str = MISSING
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -226,7 +224,6 @@ class Config:
 
 
 STRATEGIES: dict[str, type[StrategyConfig]] = {
-    "base_strategy": StrategyConfig,
     "base_backprop": BackpropConfig,
     "base_dni": DNIConfig,
 }

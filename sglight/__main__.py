@@ -1,0 +1,94 @@
+"""The command: `python -m sglight`, or `sglight` once installed. Torch is imported only when a run begins."""
+
+import os
+import sys
+import traceback
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from sglight.config import CONF, check
+from sglight.errors import UserError
+from sglight.explain import explain
+
+COMPOSITION = (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError)
+INTERRUPTED = 130
+
+
+class JobFailed(Exception):
+    """One job of a sweep failed and has said why; the others go on."""
+
+
+@hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
+def launch(cfg: DictConfig) -> float:
+    """One run, alone or as a job of a sweep; gives the monitored metric to the sweeper."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return _job(cfg)
+    try:
+        return _run(cfg)
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def main() -> None:
+    """Run the command; mistakes of the user end it with one sentence and status 1, Ctrl-C with status 130."""
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        launch()
+        return
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its exceptions on instead of printing them
+    try:
+        launch()
+    except JobFailed:
+        sys.exit("error: not all jobs of the sweep succeeded; see the messages above")
+    except COMPOSITION as error:
+        if _came_from_a_run(error):
+            raise
+        sys.exit(f"error: {explain(error, CONF, sys.argv[1:])}")
+    except KeyboardInterrupt:
+        _interrupted()
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into exit(1)
+            _interrupted()
+        raise
+    finally:
+        del os.environ["HYDRA_FULL_ERROR"]
+
+
+def _run(cfg: DictConfig) -> float:
+    cfg = check(cfg)
+    from sglight.experiment import run
+
+    return run(cfg)
+
+
+def _job(cfg: DictConfig) -> float:
+    """`_run`, but a failure is told at once: at the end of a sweep Hydra tells of the first one only."""
+    try:
+        return _run(cfg)
+    except Exception as error:
+        hydra_cfg = HydraConfig.get()
+        name = f"job {hydra_cfg.job.num} ({hydra_cfg.job.override_dirname})"
+        if isinstance(error, UserError):
+            print(f"error in {name}: {error}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+            print(f"error in {name}: {type(error).__name__}, see the traceback above", file=sys.stderr)
+        raise JobFailed(name) from None
+
+
+def _came_from_a_run(error: BaseException) -> bool:
+    return any(frame.f_code is _run.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _interrupted() -> None:
+    print("interrupted", file=sys.stderr)
+    sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

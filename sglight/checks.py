@@ -1,0 +1,185 @@
+"""Whether the keys of a config go together; every refusal names the key and what would be right. Imports no torch."""
+
+import re
+from collections.abc import Callable
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from sglight.errors import UserError
+
+AT_LEAST = {
+    1: (
+        "dataset.batch_size dataset.eval_batch_size dataset.train_points dataset.val_points dataset.test_points "
+        "dataset.size dataset.channels model.kernel_size model.groups strategy.stages strategy.scheduler.step_epochs "
+        "strategy.estimator.kernel_size strategy.estimator.every_n_batches trainer.devices trainer.num_nodes "
+        "trainer.max_epochs trainer.log_every_n_steps trainer.check_val_every_n_epoch trainer.threads "
+        "callbacks.checkpoint.every_n_epochs callbacks.figures.every_n_epochs callbacks.progress.refresh_rate "
+        "callbacks.early_stopping.patience"
+    ),
+    0: (
+        "seed dataset.seed dataset.data_seed dataset.noise dataset.crop_padding dataset.memory_limit model.gamma "
+        "model.init_scale strategy.lag strategy.optimizer.weight_decay strategy.estimator.optimizer.weight_decay "
+        "strategy.scheduler.warmup_epochs strategy.scheduler.patience strategy.regularisation.smoothness "
+        "strategy.regularisation.classifier_smoothness strategy.diagnose_every_n_batches trainer.fast_dev_run"
+    ),
+}
+POSITIVE = "strategy.optimizer.lr strategy.estimator.optimizer.lr strategy.clip_norm strategy.scheduler.gamma"
+BELOW_ONE = (
+    "dataset.validation_fraction dataset.test_fraction strategy.optimizer.momentum "
+    "strategy.estimator.optimizer.momentum"
+)
+PARTS = "trainer.limit_train_batches trainer.limit_val_batches trainer.limit_test_batches"
+
+
+def check_values(cfg: DictConfig) -> None:
+    """Refuse single values out of their range."""
+    for least, keys in AT_LEAST.items():
+        _each(cfg, keys, lambda v, least=least: v >= least, f"it must be at least {least}")
+    _each(cfg, POSITIVE, lambda v: 0 < v < inf, "it must be greater than 0")
+    _each(cfg, BELOW_ONE, lambda v: 0 <= v < 1, "it must be at least 0 and less than 1")
+    _each(cfg, "strategy.scheduler.min_factor", lambda v: 0 <= v <= 1, "it must be from 0 to 1")
+    _each(
+        cfg,
+        PARTS,
+        lambda v: v >= 0 if isinstance(v, int) else 0 <= v <= 1,
+        "it must be a number of batches (a whole number) or a part of them from 0.0 to 1.0",
+    )
+    for key in ("strategy.optimizer.betas", "strategy.estimator.optimizer.betas"):
+        betas = OmegaConf.select(cfg, key)
+        if betas is not None and (len(betas) != 2 or not all(0 <= beta < 1 for beta in betas)):
+            raise UserError(f"{key}={betas} is not allowed; it must be two numbers from 0 to less than 1")
+    hidden = OmegaConf.select(cfg, "strategy.estimator.hidden")
+    if hidden is not None and any(width < 1 for width in hidden):
+        raise UserError(f"strategy.estimator.hidden={hidden} is not allowed; each width must be at least 1")
+
+
+def check_model(model: DictConfig) -> None:
+    """Refuse keys of the network that contradict each other."""
+    steps = _per_segment("steps", model.steps, int)
+    horizons = _per_segment("horizon", model.horizon, float)
+    widths = _per_segment("channels", model.channels, int)
+    counts = {
+        f"model.{name}": len(values)
+        for name, values in (("steps", steps), ("horizon", horizons), ("channels", widths))
+        if OmegaConf.is_list(model[name])
+    }
+    if len(set(counts.values())) > 1:
+        given = ", ".join(f"{key} has {n}" for key, n in counts.items())
+        raise UserError(
+            f"the lists differ in length: {given}; give one entry per segment in each, or one number for all"
+        )
+    if model.normalisation == "group" and (bad := [width for width in widths if width % model.groups]):
+        raise UserError(
+            f"model.groups={model.groups} does not divide model.channels={bad[0]}; choose a divisor of it"
+        )
+    if model.kernel == "conv" and model.kernel_size % 2 == 0:
+        raise UserError(f"model.kernel_size={model.kernel_size} is even; it must be odd, as 3 or 5")
+    if model.kernel != "conv":
+        for key, value in (("head", "pool"), ("opening", "conv")):
+            if model[key] == value:
+                raise UserError(
+                    f"model.{key}={value} works on images; add model.kernel=conv or choose another {key}"
+                )
+    if model.opening_normalisation != "none" and model.opening != "conv":
+        raise UserError(
+            f"model.opening_normalisation={model.opening_normalisation} needs model.opening=conv, "
+            f"not {model.opening}; set it to none"
+        )
+    if model.gamma and model.dynamics != "antisymmetric":
+        raise UserError(
+            f"model.gamma={model.gamma} is for model=antisymmetric only; with {model.dynamics} it must be 0"
+        )
+    if model.initial_velocity == "paper" and model.dynamics != "leapfrog":
+        raise UserError("model.initial_velocity=paper is for model=leapfrog only; leave it at zero")
+    if model.reversible and model.dynamics not in ("hamiltonian", "leapfrog"):
+        raise UserError(
+            f"model.reversible=true needs model=hamiltonian or model=leapfrog, not {model.dynamics}"
+        )
+    if model.reversible and model.normalisation == "batch":
+        raise UserError(
+            "model.reversible=true does not go with model.normalisation=batch, which cannot be undone; "
+            "choose group, layer or none"
+        )
+
+
+def check_strategy(cfg: DictConfig) -> None:
+    """Refuse more stages than time steps, and estimators that do not fit the network."""
+    stages = OmegaConf.select(cfg, "strategy.stages")
+    steps = OmegaConf.to_container(cfg.model).get("steps")  # type: ignore[union-attr, call-overload]
+    segments = len(_per_segment("channels", cfg.model.channels, int))
+    total = sum(steps) if isinstance(steps, list) else steps * segments
+    if stages is not None and stages > total:
+        raise UserError(
+            f"strategy.stages={stages} is more than the network's {total} time steps; "
+            f"use at most {total} stages or raise model.steps"
+        )
+    if OmegaConf.select(cfg, "strategy.estimator.name") == "conv":
+        if cfg.model.kernel != "conv":
+            raise UserError(
+                "strategy.estimator.name=conv works on images; add model.kernel=conv or choose linear or mlp"
+            )
+        if cfg.strategy.estimator.kernel_size % 2 == 0:
+            raise UserError(
+                f"strategy.estimator.kernel_size={cfg.strategy.estimator.kernel_size} must be odd, as 3 or 5"
+            )
+
+
+def check_trainer(trainer: DictConfig) -> None:
+    """Refuse what Lightning would misunderstand or cannot do with several optimisers."""
+    for key in ("devices", "num_nodes"):
+        if trainer[key] > 1:
+            raise UserError(
+                f"trainer.{key}={trainer[key]} is not possible yet: all stages run in one process; use 1"
+            )
+    if trainer.precision in ("16-mixed", "16", "fp16"):
+        raise UserError(
+            f"trainer.precision={trainer.precision} scales the loss of one optimiser, but every stage has its own; "
+            "use bf16-mixed or 32-true"
+        )
+    _one_of("trainer.precision", trainer.precision, ("32-true", "64-true", "bf16-mixed"))
+    if trainer.profiler is not None:
+        _one_of("trainer.profiler", trainer.profiler, ("simple", "advanced", "pytorch"))
+    if trainer.max_time is not None and not re.fullmatch(r"\d\d:\d\d:\d\d:\d\d", trainer.max_time):
+        raise UserError(f"trainer.max_time={trainer.max_time} is not of the form DD:HH:MM:SS, as 00:01:30:00")
+
+
+def check_files(cfg: DictConfig) -> None:
+    """Refuse files and folders that are not there; paths are absolute here."""
+    raw_dir = OmegaConf.select(cfg, "dataset.raw_dir")
+    if raw_dir is not None and not Path(raw_dir).is_dir():
+        raise UserError(f"dataset.raw_dir={raw_dir} is not a folder; give the one that holds the files")
+    for key in ("dataset.archive", "dataset.path"):
+        path = OmegaConf.select(cfg, key)
+        if path is not None and not Path(path).is_file():
+            raise UserError(f"{key}={path} is not a file; give the path of an existing one")
+    if cfg.ckpt is not None and not Path(cfg.ckpt).is_file():
+        raise UserError(f"ckpt={cfg.ckpt} is not a file; give the path of a checkpoint, or ckpt=last")
+    if cfg.mode == "test" and cfg.ckpt is None:
+        raise UserError("mode=test needs a checkpoint to evaluate; add ckpt=PATH or ckpt=last")
+
+
+def _each(cfg: DictConfig, keys: str, allowed: Callable[[Any], bool], rule: str) -> None:
+    for key in keys.split():
+        value = OmegaConf.select(cfg, key)
+        if isinstance(value, int | float) and not allowed(value):
+            raise UserError(f"{key}={value} is not allowed; {rule}")
+
+
+def _one_of(key: str, value: str, options: tuple[str, ...]) -> None:
+    if value not in options:
+        raise UserError(f"{key}={value} is not allowed; choose one of {', '.join(options)}")
+
+
+def _per_segment(name: str, value: Any, kind: type) -> list[Any]:
+    """The entries of a number or list, each a positive `kind`."""
+    values = list(value) if isinstance(value, ListConfig) else [value]
+    kinds = (int,) if kind is int else (int, float)
+    if not values or any(isinstance(v, bool) or not isinstance(v, kinds) or not 0 < v < inf for v in values):
+        word = "positive whole number" if kind is int else "positive number"
+        raise UserError(
+            f"model.{name}={value} is not allowed; it must be a {word}, or a list of them, one per segment"
+        )
+    return values

@@ -1,0 +1,204 @@
+"""What Hydra and OmegaConf refuse, said in one sentence that names the key and the remedy; imports no torch."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import is_dataclass
+from difflib import get_close_matches
+from enum import Enum
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+
+ELSEWHERE = {
+    "trainer.accumulate_grad_batches": "raise dataset.batch_size instead; strategies step their own optimisers",
+    "trainer.callbacks": "choose them by the keys of the group callbacks",
+    "trainer.default_root_dir": "use hydra.run.dir",
+    "trainer.gradient_clip_algorithm": "use strategy.clip_norm",
+    "trainer.gradient_clip_val": "use strategy.clip_norm",
+    "trainer.logger": "choose logger=tensorboard, logger=csv or logger=none",
+    "trainer.max_steps": "use trainer.max_epochs or trainer.limit_train_batches",
+    "trainer.strategy": "where code runs follows from trainer.devices; how stages are trained is strategy=...",
+}
+WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    NoneType: "null",
+}
+
+
+def explain(error: BaseException, conf: Path, overrides: Sequence[str] = ()) -> str:
+    """One sentence for what went wrong while the config was composed; `conf` is the folder of its groups."""
+    chain = list(_causes(error))
+    if "Config group override must be a string" in str(error):
+        return _not_a_choice(conf, overrides)
+    for cause in chain:
+        if isinstance(cause, MissingConfigException) and cause.options is not None:
+            return _unknown_choice(cause)
+        if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None:
+            return unknown_key(str(cause.full_key), cause.parent_node, conf) + _origin(error)
+        if isinstance(cause, ValidationError) and cause.parent_node is not None:
+            return _wrong_type(cause) + _origin(error)
+    return _rephrase(chain)
+
+
+def unknown_key(key: str, parent: Any, conf: Path, known: Iterable[str] | None = None) -> str:
+    """One sentence for the unknown `key` of the node `parent`, whose keys are `known`, with what may have been meant."""
+    if key in ELSEWHERE:
+        return f"{key} cannot be set: {ELSEWHERE[key]}"
+    prefix, _, name = key.rpartition(".")
+    siblings = (
+        [str(k) for k in (parent if known is None else known)] if isinstance(parent, DictConfig) else []
+    )
+    if not prefix:
+        siblings += [p.name for p in conf.iterdir() if p.is_dir() and p.name not in siblings]
+    where = f"{prefix}." if prefix else ""
+    close = [where + k for k in _close(name, siblings)]
+    if owners := _owners(key, conf):
+        return f"{key} is a key of {owners}, not of the chosen one; choose that, or leave the key out"
+    if not close and isinstance(parent, DictConfig):
+        close = [path for path in _paths(parent._get_root()) if path.rpartition(".")[2] == name]
+    if close:
+        return f"{key} is unknown; did you mean {_either(close)}?"
+    if not siblings:
+        return f"{key} is unknown; {prefix} is a value and has no keys of its own"
+    return f"{key} is unknown; the keys here are {', '.join(sorted(where + s for s in siblings))}"
+
+
+def did_you_mean(given: object, options: Iterable[str]) -> str:
+    """`did you mean x? (one of x, y)`, for a value that is none of `options`."""
+    options = list(options)
+    if close := _close(str(given), options):
+        return f"did you mean {close[0]}? (one of {', '.join(options)})"
+    return f"choose one of {', '.join(options)}"
+
+
+def _close(name: str, options: list[str]) -> list[str]:
+    """The options that look like `name`; if some have the very same letters, only these."""
+    close = get_close_matches(name.lower(), options, 3)
+    swapped = [option for option in close if sorted(option) == sorted(name.lower())]
+    return swapped or close
+
+
+def _unknown_choice(error: MissingConfigException) -> str:
+    group, _, choice = str(error.missing_cfg_file).partition("/")
+    if group == "hydra":
+        group, choice = re.split(r"/(?=[^/]*$)", str(error.missing_cfg_file))
+    options = [o for o in error.options or () if not o.startswith("base_")]
+    if not choice:
+        return f"there is no config {group}"
+    return f"{group}={choice} is unknown; {did_you_mean(choice, options)}"
+
+
+def _not_a_choice(conf: Path, overrides: Sequence[str]) -> str:
+    """Hydra says that a group was given null or a number, but not which one."""
+    for override in overrides:
+        group, _, choice = override.partition("=")
+        options = sorted(f.stem for f in (conf / group).glob("*.yaml")) if group else []
+        if options and choice not in options:
+            return f"{override} is not allowed; {did_you_mean(choice, options)}"
+    return "a group needs one of its choices as value, as in model=resnet; see --help"
+
+
+def _wrong_type(error: ValidationError) -> str:
+    hint = _hint(error)
+    value = "null" if error.value is None else error.value
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return f"{error.full_key}={value} is not allowed; {did_you_mean(value, hint.__members__)}"
+    if is_dataclass(hint):
+        keys = ", ".join(f"{error.full_key}.{key}" for key in get_type_hints(hint))
+        return f"{error.full_key}={value} is not allowed; set its keys instead: {keys}"
+    if hint is None:
+        return f"{error.full_key}={value} is not allowed: {_first_line(error)}"
+    return f"{error.full_key}={value} is not allowed; it must be {_words(hint)}"
+
+
+def _hint(error: ValidationError) -> Any:
+    """The type that the schema gives to the key of `error`, if there is one."""
+    schema = OmegaConf.get_type(error.parent_node)
+    if is_dataclass(schema):
+        return get_type_hints(schema).get(str(error.key))
+    return next(iter(get_args(error.ref_type)), None)
+
+
+def _words(hint: Any) -> str:
+    if get_origin(hint) in (Union, UnionType):
+        return _either([_words(part) for part in get_args(hint)])
+    if get_origin(hint) is list:
+        return f"a list, as [1,2], each entry {_words(get_args(hint)[0])}"
+    return WORDS.get(hint, f"a {getattr(hint, '__name__', hint)}")
+
+
+REPHRASED = [
+    (r"Ambiguous value for argument '(?P<o>[^']*)'", "{o} gives several values; add -m to run each of them, or write [...] for one list"),
+    (r"An item is already at '(?P<o>[^']*)'", "{o} is there already; write it without the +"),
+    (r"Multiple values for (?P<o>[^.]*)\.", "{o} is chosen already; write it without the +"),
+    (r"force-add of config groups is not supported: '\++(?P<o>[^']*)'", "++{o} is not possible for a group; write {o}"),
+    (r"Sweep parameters '(?P<o>[^']*)' requires", "{o} gives several values; add -m to run each of them"),
+    (r"Error parsing override '(?P<o>[^']*)'\nmissing EQUAL", "{o} is not of the form key=value"),
+    (r"Error parsing override '(?P<o>[^']*)'", "{o} cannot be read as key=value; put quotes around unusual characters"),
+    (r"Could not delete.*'(?P<o>[^']*)' does not exist", "~{o}: there is no such key"),
+    (r"does not support deletion\n\s*full_key: (?P<o>\S*)", "{o} cannot be removed; give it another value"),
+]  # fmt: skip
+
+
+def _rephrase(chain: list[BaseException]) -> str:
+    for cause in chain:
+        text = (
+            f"Error parsing override '{cause.override}'\n{cause}"
+            if isinstance(cause, OverrideParseException)
+            else str(cause)
+        )
+        for pattern, sentence in REPHRASED:
+            if found := re.search(pattern, text):
+                return sentence.format(**found.groupdict())
+    return ": ".join(dict.fromkeys(filter(None, map(_first_line, chain))))
+
+
+def _origin(error: BaseException) -> str:
+    """` (in conf file x)` if it was a file, not the command line, that was wrong."""
+    found = re.match(r"In '([^']+)'", str(error))
+    return f" (in the config file {found[1]}.yaml)" if found else ""
+
+
+def _owners(key: str, conf: Path) -> str:
+    """The choices of the key's group that do have the key."""
+    group, _, rest = key.partition(".")
+    files = sorted((conf / group).glob("*.yaml")) if rest else []
+    return _either([f"{group}={f.stem}" for f in files if _has(OmegaConf.load(f), rest)])
+
+
+def _has(cfg: Any, path: str) -> bool:
+    name, _, rest = path.partition(".")
+    return isinstance(cfg, DictConfig) and name in cfg and (not rest or _has(cfg._get_node(name), rest))
+
+
+def _paths(cfg: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted names of all keys of `cfg` except Hydra's own."""
+    for key in cfg:
+        if not prefix and key == "hydra":
+            continue
+        yield f"{prefix}{key}"
+        node = cfg._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
+            yield from _paths(node, f"{prefix}{key}.")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error.msg) if isinstance(error, OmegaConfBaseException) else str(error)
+    return text.strip().partition("\n")[0].rstrip(".")
+
+
+def _either(options: list[str]) -> str:
+    return ", ".join(options[:-1]) + " or " + options[-1] if len(options) > 1 else "".join(options)
