@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from omegaconf import II, MISSING
 
+from sglight.errors import UserError
+
 
 @dataclass
 class DatasetConfig:
@@ -92,3 +94,13 @@ SCHEMAS: dict[str, type[DatasetConfig]] = {
     "base_image_folder": ImageFolderConfig,
     "base_hdf5": HDF5Config,
 }
+
+
+def at_least(key: str, value: float, minimum: float) -> None:
+    """Checks one number.
+
+    Raises:
+        UserError: it is smaller than `minimum`.
+    """
+    if value < minimum:
+        raise UserError(f"{key}={value} is too small: {minimum} is the least that is allowed")

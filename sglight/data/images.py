@@ -1,0 +1,271 @@
+"""Image sets that others have collected: scikit-learn's digits, torchvision's sets by way of the store."""
+
+import gzip
+import hashlib
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sglight.data.augment import Augmentation
+from sglight.data.module import Contents, DataModule, Part, stratified
+from sglight.data.schema import at_least
+from sglight.data.statistics import statistics
+from sglight.data.store import Store, Writer, ensure
+from sglight.errors import UserError
+
+Splits = dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]
+TIMEOUT_S = 10.0
+
+
+class SampleData(DataModule):
+    """Stored samples: a validation split is drawn from the training set, batches may be augmented."""
+
+    def __init__(
+        self,
+        name: str,
+        batch_size: int = 128,
+        eval_batch_size: int = 1000,
+        seed: int = 1,
+        data_seed: int = 0,
+        validation_fraction: float = 0.1,
+        augment: bool = False,
+        crop_padding: int = 4,
+        flip: bool = False,
+        memory_limit: float = 4.0,
+    ) -> None:
+        at_least("dataset.crop_padding", crop_padding, 0)
+        augmentation = Augmentation(crop_padding, flip) if augment and (crop_padding or flip) else None
+        super().__init__(name, batch_size, eval_batch_size, seed, data_seed, augmentation, memory_limit)
+        self.validation_fraction = validation_fraction
+
+    def split(self, x: Any, rows: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> dict[str, Part]:
+        """The parts "train" and "val" of the training samples x[rows], y[rows]."""
+        key = "dataset.validation_fraction"
+        train, val = stratified(y[rows], self.validation_fraction, self.data_seed, key)
+        return {"train": Part(x, rows[train], y[rows[train]]), "val": Part(x, rows[val], y[rows[val]])}
+
+
+class StoreData(SampleData):
+    """An image set that is converted to an HDF5 store once; a subclass says from what."""
+
+    def __init__(self, name: str, data_dir: str, **keys: Any) -> None:
+        super().__init__(name, **keys)
+        self.data_dir = Path(data_dir).expanduser().resolve()
+
+    @property
+    def store_path(self) -> Path:
+        """Where the store belongs."""
+        raise NotImplementedError
+
+    def open(self) -> Contents:
+        """The store's contents, the training set split."""
+        if not self.store_path.exists():
+            self.prepare_data()
+        store = Store(self.store_path)
+        parts = self.split(
+            store.images["train"], np.arange(len(store.labels["train"])), store.labels["train"]
+        )
+        test = store.labels["test"]
+        parts["test"] = Part(store.images["test"], np.arange(len(test)), test)
+        checked: set[str] = set()
+
+        def verify(split: str) -> None:
+            name = "test" if split == "test" else "train"
+            if name not in checked:
+                store.verify(name)
+                checked.add(name)
+
+        return Contents(parts, store.class_names, store.mean, store.std, verify)
+
+
+class DigitsData(SampleData):
+    """scikit-learn's handwritten digits, 1,797 pictures [1, 8, 8] of 10 classes."""
+
+    def __init__(self, name: str = "digits", test_fraction: float = 0.2, **keys: Any) -> None:
+        super().__init__(name, **keys)
+        self.test_fraction = test_fraction
+
+    def open(self) -> Contents:
+        """The pictures, split in three."""
+        from sklearn.datasets import load_digits  # takes a second to import
+
+        digits = load_digits()
+        x = digits.images[:, None].astype(np.uint8)  # levels 0 ... 16
+        y = digits.target.astype(np.int64)
+        rest, test = stratified(y, self.test_fraction, self.data_seed, "dataset.test_fraction")
+        parts = {**self.split(x, rest, y), "test": Part(x, test, y[test])}
+        mean, std = statistics(x, rest)
+        return Contents(parts, [str(label) for label in digits.target_names], mean, std)
+
+
+# name: torchvision's class, the folder that it wants below its root, where in there the files are
+SETS = {
+    "mnist": ("MNIST", "MNIST/raw"),
+    "fashion_mnist": ("FashionMNIST", "FashionMNIST/raw"),
+    "cifar10": ("CIFAR10", "cifar-10-batches-py"),
+    "cifar100": ("CIFAR100", "cifar-100-python"),
+}
+IDX_FILES = {"train": "train", "test": "t10k"}
+
+
+class TorchvisionData(StoreData):
+    """MNIST, Fashion-MNIST, CIFAR-10 or CIFAR-100, from files at hand or downloaded by torchvision.
+
+    Args:
+        name: `mnist`, `fashion_mnist`, `cifar10` or `cifar100`.
+        data_dir: the store's folder.
+        raw_dir: torchvision's root, or the folder of the original files itself; only read.
+        download: whether the network may be used.
+        keys: those of `SampleData`.
+    """
+
+    def __init__(
+        self, name: str, data_dir: str, raw_dir: str | None = None, download: bool = True, **keys: Any
+    ) -> None:
+        super().__init__(name, data_dir, **keys)
+        if name not in SETS:
+            raise UserError(f"dataset.name={name} is not an image set: choose one of {', '.join(SETS)}")
+        self.raw_dir = None if raw_dir is None else Path(raw_dir).expanduser().resolve()
+        self.download = download
+
+    @property
+    def store_path(self) -> Path:
+        """<data_dir>/<name>.h5 if downloaded, else a name that depends on where the files are."""
+        if self.raw_dir is None:
+            return self.data_dir / f"{self.name}.h5"
+        return self.data_dir / f"{self.name}-{short_hash(str(self._raw_files()))}.h5"
+
+    def prepare_data(self) -> None:
+        """Makes the store."""
+        source = "download" if self.raw_dir is None else str(self._raw_files())
+        fingerprint = source if self.raw_dir is None else folder_fingerprint(self._raw_files())
+        ensure(self.store_path, fingerprint, self._fill)
+
+    def _raw_files(self) -> Path:
+        assert self.raw_dir is not None
+        folder = SETS[self.name][1]
+        for candidate in (self.raw_dir / folder, self.raw_dir):
+            if (candidate / self._probe()).exists() or (candidate / f"{self._probe()}.gz").exists():
+                return candidate
+        raise UserError(
+            f"dataset.raw_dir={self.raw_dir} has no {folder}/{self._probe()}: "
+            f"name the folder that holds {folder}, or that folder itself"
+        )
+
+    def _probe(self) -> str:
+        return {"cifar10": "data_batch_1", "cifar100": "train"}.get(self.name, "train-images-idx3-ubyte")
+
+    def _fill(self, writer: Writer) -> None:
+        if self.raw_dir is not None:
+            self._write(writer, self._raw_files(), str(self._raw_files()))
+            return
+        if not self.download:
+            raise UserError(self._missing("dataset.download=false forbids to download them"))
+        with tempfile.TemporaryDirectory(prefix=f".{self.name}-", dir=self.data_dir) as root:
+            with self._network():
+                getattr(_torchvision(), SETS[self.name][0])(root, download=True)
+            self._write(writer, Path(root) / SETS[self.name][1], f"torchvision {SETS[self.name][0]}")
+
+    def _missing(self, reason: str) -> str:
+        return (
+            f"the files of dataset={self.name} are not here and {reason}: "
+            f"set dataset.raw_dir to a folder that holds {SETS[self.name][1]}"
+        )
+
+    @contextmanager
+    def _network(self) -> Iterator[None]:
+        previous = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(TIMEOUT_S)
+        try:
+            yield
+        except (OSError, RuntimeError) as error:  # URLError and timeouts are OSErrors
+            if getattr(error, "errno", None) is not None and not isinstance(
+                error, ConnectionError | TimeoutError
+            ):
+                raise  # the disk
+            raise UserError(self._missing("could not be downloaded")) from error
+        finally:
+            socket.setdefaulttimeout(previous)
+
+    def _write(self, writer: Writer, files: Path, source: str) -> None:
+        splits, classes = (self._idx if "mnist" in self.name else self._cifar)(files)
+        for split, (images, labels) in splits.items():
+            writer.create(split, labels, images.shape[1:])
+        for split, (images, _) in splits.items():
+            for row in range(0, len(images), 1000):
+                writer.write(split, row, images[row : row + 1000])
+        writer.finish(classes, name=self.name, source=source)
+
+    def _idx(self, files: Path) -> tuple[Splits, list[str]]:
+        splits = {}
+        for split, prefix in IDX_FILES.items():
+            images = read_idx(files / f"{prefix}-images-idx3-ubyte", 3)
+            labels = read_idx(files / f"{prefix}-labels-idx1-ubyte", 1)
+            if len(images) != len(labels):
+                raise UserError(
+                    f"{files} has {len(images)} {split} images but {len(labels)} labels: fetch it anew"
+                )
+            splits[split] = (images[:, None], labels)
+        names = [str(name) for name in getattr(_torchvision(), SETS[self.name][0]).classes]
+        return splits, [name.split(" - ")[0] for name in names]
+
+    def _cifar(self, files: Path) -> tuple[Splits, list[str]]:
+        try:
+            sets = {
+                split: getattr(_torchvision(), SETS[self.name][0])(files.parent, train=split == "train")
+                for split in IDX_FILES
+            }
+        except RuntimeError as error:
+            raise UserError(
+                f"{files} is not complete ({error}): see dataset.raw_dir".split(" You can")[0]
+            ) from error
+        splits = {
+            split: (data.data.transpose(0, 3, 1, 2), np.array(data.targets)) for split, data in sets.items()
+        }
+        return splits, list(sets["train"].classes)
+
+
+def _torchvision() -> Any:
+    from torchvision import datasets  # takes a second to import
+
+    return datasets
+
+
+def read_idx(path: Path, dimensions: int) -> np.ndarray[Any, Any]:
+    """The bytes of an IDX file, or of its .gz, as an array of that many dimensions.
+
+    Raises:
+        UserError: the file is missing, truncated or something else.
+    """
+    packed = path.with_name(path.name + ".gz")
+    try:
+        data = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+    except (OSError, EOFError) as error:
+        raise UserError(f"{path} is missing or cannot be read: see dataset.raw_dir") from error
+    head = 4 + 4 * dimensions
+    shape = tuple(int(length) for length in np.frombuffer(data[4:head], ">i4"))
+    if data[:4] != bytes((0, 0, 8, dimensions)) or len(data) != head + int(np.prod(shape)):
+        raise UserError(f"{path} is truncated or no IDX file of bytes: fetch it anew, see dataset.raw_dir")
+    return np.frombuffer(data, np.uint8, offset=head).reshape(shape)
+
+
+def short_hash(text: str) -> str:
+    """Ten characters that tell one source from another."""
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Changes when a file in the folder or below is added, removed, resized or touched."""
+    digest = hashlib.sha256()
+    for parent, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(files):
+            status = os.stat(os.path.join(parent, name))
+            digest.update(f"{os.path.join(parent, name)}:{status.st_size}:{status.st_mtime_ns};".encode())
+    return digest.hexdigest()

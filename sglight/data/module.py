@@ -1,0 +1,270 @@
+"""The LightningDataModule behind every data set: splits, placement on the device, loaders."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+
+from sglight.data.augment import Augmentation
+from sglight.data.loader import Array, Batch, BatchLoader, Resident, Samples, Streamed
+from sglight.data.schema import at_least
+from sglight.data.statistics import slabs
+from sglight.errors import UserError
+
+GIB = 2**30
+SPLITS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ()}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split: rows of an array [n', ...] of uint8 pixels or of floats, and their labels [n]."""
+
+    x: Array
+    rows: np.ndarray[Any, Any]
+    y: np.ndarray[Any, Any]
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in memory: a byte a pixel, four a float."""
+        itemsize = 1 if self.x.dtype == np.uint8 else 4
+        return len(self.rows) * math.prod(self.x.shape[1:]) * itemsize
+
+    def read(self) -> Tensor:
+        """All samples [n, ...], in one pass over the array."""
+        dtype = np.uint8 if self.x.dtype == np.uint8 else np.float32
+        values = np.empty((len(self.rows), *self.x.shape[1:]), dtype)
+        for slab in slabs(self.x.shape, self.x.dtype.itemsize):
+            first, last = np.searchsorted(self.rows, (slab.start, slab.stop))
+            if first < last:
+                values[first:last] = self.x[slab][self.rows[first:last] - slab.start]
+        return torch.from_numpy(values)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A data set before it is loaded: the parts "train", "val", "test", and the training set's statistics."""
+
+    parts: dict[str, Part]
+    class_names: list[str]
+    mean: list[float]
+    std: list[float]
+    verify: Callable[[str], None] = lambda split: None
+
+
+class DataModule(LightningDataModule):
+    """Serves a data set as whole batches on the trainer's device; a subclass says which, by `open()`.
+
+    After `prepare_data(); setup("fit" | "test")` it knows `shape` (of a sample), `classes`, `class_names`,
+    `mean`, `std` (per channel, pixels as numbers in [0, 1]), `train_size`, `val_size`, `test_size`.
+
+    Attributes:
+        inputs: set to False before `setup` where only the labels are needed: then no input is read and
+            every x is None.
+    """
+
+    shape: tuple[int, ...]
+    class_names: list[str]
+    mean: list[float]
+    std: list[float]
+    train_size: int
+    val_size: int
+    test_size: int
+
+    def __init__(
+        self,
+        name: str,
+        batch_size: int,
+        eval_batch_size: int,
+        seed: int,
+        data_seed: int,
+        augmentation: Augmentation | None = None,
+        memory_limit: float = math.inf,
+    ) -> None:
+        super().__init__()
+        at_least("dataset.batch_size", batch_size, 1)
+        at_least("dataset.eval_batch_size", eval_batch_size, 1)
+        at_least("seed", seed, 0)
+        at_least("dataset.data_seed", data_seed, 0)
+        if not memory_limit > 0:
+            raise UserError(f"dataset.memory_limit={memory_limit} must be a number of GiB above 0")
+        self.name: str = name
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.seed, self.data_seed = seed, data_seed
+        self.augmentation = augmentation
+        self.memory_limit = memory_limit
+        self.inputs = True
+        self._contents: Contents | None = None
+        self._samples: dict[str, Samples] = {}
+        self._labels: dict[str, Tensor] = {}
+
+    def open(self) -> Contents:
+        """The data set; called once in each process, after `prepare_data`."""
+        raise NotImplementedError
+
+    def contents(self) -> Contents:
+        """The data set, opened once."""
+        if self._contents is None:
+            self._contents = self.open()
+        return self._contents
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return len(self.class_names)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches are: the trainer's device."""
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+
+    def setup(self, stage: str | None = None) -> None:
+        """Loads what the stage needs, unless it is there already."""
+        contents = self.contents()
+        self.shape = tuple(contents.parts["train"].x.shape[1:])
+        self.class_names, self.mean, self.std = contents.class_names, contents.mean, contents.std
+        self.train_size, self.val_size, self.test_size = (
+            len(contents.parts[split].y) for split in ("train", "val", "test")
+        )
+        if self.augmentation is not None and len(self.shape) != 3:
+            raise UserError(f"dataset.augment=true needs pictures, not samples of shape {list(self.shape)}")
+        for split in ("train", "val", "test") if stage is None else SPLITS_OF_STAGE[str(stage)]:
+            self._load(split)
+
+    def train_dataloader(self) -> BatchLoader:
+        """Training batches in a new random order each epoch."""
+        return self._loader("train", self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> BatchLoader:
+        """Validation batches, always in the same order."""
+        return self._loader("val", self.eval_batch_size)
+
+    def test_dataloader(self) -> BatchLoader:
+        """Test batches, always in the same order."""
+        return self._loader("test", self.eval_batch_size)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """The batch: it is on the device already."""
+        return batch
+
+    def _load(self, split: str) -> None:
+        part = self.contents().parts[split]
+        if split not in self._samples:
+            self._samples[split] = self._read(split, part)
+            self._labels[split] = torch.from_numpy(part.y)
+        samples = self._samples[split]
+        if isinstance(samples, Resident):
+            samples.x = self._placed(samples.x)
+        self._labels[split] = self._labels[split].to(self.device)
+
+    def _read(self, split: str, part: Part) -> Samples:
+        limit = self.memory_limit * GIB
+        if split not in residents(self.contents().parts, limit):
+            return Streamed(part.x, part.rows, limit / 4)
+        if not self.inputs:
+            return Resident(torch.empty(len(part.rows), 0))
+        self.contents().verify(split)
+        return Resident(part.read())
+
+    def _placed(self, x: Tensor) -> Tensor:
+        """x on the device if it fits there beside the network, otherwise where it is."""
+        if self.device.type == "cuda" and x.device != self.device:
+            free, _ = torch.cuda.mem_get_info(self.device)
+            if x.nbytes > free / 2:
+                return x
+        return x.to(self.device)
+
+    def _loader(self, split: str, batch_size: int, shuffle: bool = False) -> BatchLoader:
+        if split not in self._samples:
+            self._load(split)
+        pixels = self.contents().parts[split].x.dtype == np.uint8
+        scale, shift = affine(self.mean, self.std, len(self.shape), pixels, self.device)
+        return BatchLoader(
+            self._samples[split],
+            self._labels[split],
+            batch_size,
+            scale=scale,
+            shift=shift,
+            shuffle=shuffle,
+            seed=self.seed,
+            augmentation=self.augmentation if split == "train" else None,
+            position=self._position if split == "train" and self.trainer is not None else None,
+            inputs=self.inputs,
+        )
+
+    def _position(self) -> int:
+        # what was worked off, not what was served: a checkpoint written after an error repeats that batch
+        assert self.trainer is not None
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return int(progress.processed)
+
+
+def affine(
+    mean: list[float], std: list[float], dimensions: int, pixels: bool, device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    """Scale and shift with x * scale + shift = (x - mean) / std; (None, None) where that is x.
+
+    Args:
+        mean, std: one for each channel or feature.
+        dimensions: of a sample: 1 for features [F], 3 for pictures [C, H, W].
+        pixels: x are bytes, the statistics are those of x / 255.
+        device: of the result, whose shape is [F] or [C, 1, 1].
+    """
+    shape = (-1, *[1] * (dimensions - 1))
+    spread = torch.tensor(std, dtype=torch.float64)
+    spread = torch.where(spread > 0, spread, 1.0)
+    scale = 1 / (spread * (255 if pixels else 1))
+    shift = -torch.tensor(mean, dtype=torch.float64) / spread
+    if bool((scale == 1).all()) and bool((shift == 0).all()):
+        return None, None
+    return (value.to(torch.float32).view(shape).to(device) for value in (scale, shift))  # type: ignore[return-value]
+
+
+def residents(parts: dict[str, Part], limit: float) -> set[str]:
+    """The splits held in memory: all if they fit into `limit` bytes, else the smallest within half of it."""
+    if sum(part.nbytes for part in parts.values()) <= limit:
+        return set(parts)
+    chosen, budget = set(), limit / 2
+    for split in sorted(parts, key=lambda split: parts[split].nbytes):
+        budget -= parts[split].nbytes
+        if budget >= 0:
+            chosen.add(split)
+    return chosen
+
+
+def stratified(
+    labels: np.ndarray[Any, Any], fraction: float, seed: int, key: str
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Splits rows 0 ... n - 1 into (kept, held out), both ascending, the classes in the same shares.
+
+    Args:
+        labels: [n].
+        fraction: the share held out.
+        seed: of the draw.
+        key: the config key of the fraction.
+
+    Raises:
+        UserError: the fraction or a class is too small or too large.
+    """
+    from sklearn.model_selection import train_test_split  # takes a second to import
+
+    if not 0 < fraction < 1:
+        raise UserError(f"{key}={fraction} must be between 0 and 1, both excluded")
+    classes, counts = np.unique(labels, return_counts=True)
+    held = math.ceil(fraction * len(labels))
+    if counts.min() < 2:
+        raise UserError(
+            f"class {classes[counts.argmin()]} has one sample, which {key}={fraction} cannot split: add samples"
+        )
+    if min(held, len(labels) - held) < len(classes):
+        raise UserError(
+            f"{key}={fraction} holds out {held} of {len(labels)} samples: too few on one side for "
+            f"{len(classes)} classes"
+        )
+    rows = np.arange(len(labels))
+    kept, held_out = train_test_split(rows, test_size=fraction, random_state=seed % 2**32, stratify=labels)
+    return np.sort(kept), np.sort(held_out)
