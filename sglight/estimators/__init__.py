@@ -1,5 +1,5 @@
 """Where a stage's gradient comes from when it does not wait for the true one."""
 
-from sglight.estimators.synthetic import Estimator, SyntheticGradient, synthetic_gradient
+from sglight.estimators.synthetic import Estimator, SyntheticGradient, prediction_cost, synthetic_gradient
 
-__all__ = ["Estimator", "SyntheticGradient", "synthetic_gradient"]
+__all__ = ["Estimator", "SyntheticGradient", "prediction_cost", "synthetic_gradient"]

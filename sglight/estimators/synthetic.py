@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -61,11 +62,6 @@ class SyntheticGradient(Estimator):
         self.optimizer.step()
         return loss.detach()
 
-    @property
-    def cost(self) -> float:
-        """Multiplications per sample of one prediction."""
-        raise NotImplementedError
-
 
 class ClassTerm(nn.Module):
     """A learned term per class, added to features: label conditioning without wide constant inputs (cDNI)."""
@@ -92,16 +88,12 @@ class DenseSyntheticGradient(SyntheticGradient):
         widths = [size, *hidden, size]
         self.layers = nn.ModuleList(
             Linear(a, b, seed, *place, i, gain=2**0.5 if i < len(hidden) else 0.0)
-            for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
+            for i, (a, b) in enumerate(pairwise(widths))
         )
         self.terms = nn.ModuleList(ClassTerm(classes, (width,)) for width in widths[1:] if conditional)
 
     def forward(self, state: Tensor, labels: Tensor) -> Tensor:
         return _layers(state.flatten(1), labels, self.layers, self.terms).view(state.shape)
-
-    @property
-    def cost(self) -> float:
-        return float(sum(layer.weight.numel() for layer in self.layers))  # type: ignore[union-attr, misc]
 
 
 class ConvSyntheticGradient(SyntheticGradient):
@@ -122,20 +114,15 @@ class ConvSyntheticGradient(SyntheticGradient):
     ) -> None:
         super().__init__()
         widths = [shape[0], *hidden, shape[0]]
-        self.pixels = math.prod(shape[1:])
         self.layers = nn.ModuleList(
             Conv(a, b, kernel_size, seed, *place, i, gain=2**0.5 if i < len(hidden) else 0.0)
-            for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
+            for i, (a, b) in enumerate(pairwise(widths))
         )
         shapes = [*((width, 1, 1) for width in hidden), shape]
         self.terms = nn.ModuleList(ClassTerm(classes, s) for s in shapes if conditional)
 
     def forward(self, state: Tensor, labels: Tensor) -> Tensor:
         return _layers(state, labels, self.layers, self.terms)
-
-    @property
-    def cost(self) -> float:
-        return float(self.pixels * sum(layer.weight.numel() for layer in self.layers))  # type: ignore[union-attr, misc]
 
 
 def _layers(x: Tensor, labels: Tensor, layers: nn.ModuleList, terms: nn.ModuleList) -> Tensor:
@@ -176,3 +163,11 @@ def synthetic_gradient(
             return ConvSyntheticGradient(shape, classes, hidden, conditional, kernel_size, seed, *place)
         case _:
             raise ValueError(f"strategy.estimator.name={name} is unknown; choose linear, mlp or conv")
+
+
+def prediction_cost(name: str, shape: Shape, hidden: Sequence[int], kernel_size: int) -> float:
+    """Multiplications per sample of one prediction by the `synthetic_gradient` of these arguments."""
+    size = shape[0] if name == "conv" else math.prod(shape)
+    widths = [size, *(() if name == "linear" else hidden), size]
+    taps = kernel_size**2 * math.prod(shape[1:]) if name == "conv" else 1
+    return float(taps * sum(a * b for a, b in pairwise(widths)))

@@ -81,14 +81,15 @@ class StagedModule(pl.LightningModule):
 
     @override
     def configure_optimizers(self) -> Any:
-        trainer = self.trainer
-        epochs, batches = trainer.max_epochs or 1, max(int(trainer.num_training_batches), 1)
+        epochs = self.trainer.max_epochs or 1
+        # Loads the data: `num_training_batches` is not known yet.
+        batches = max(int(self.trainer.estimated_stepping_batches) // epochs, 1)
         configured = []
-        for config, optimizer in self.make_optimizers():
+        for name, optimizer in self.make_optimizers():
             scheduler = make_scheduler(self.scheduler_config, optimizer, epochs, batches)
             entry: dict[str, Any] = {"optimizer": optimizer}
             if scheduler is not None:
-                entry["lr_scheduler"] = {"scheduler": scheduler, "name": f"lr/{config}", "monitor": "val/acc"}
+                entry["lr_scheduler"] = {"scheduler": scheduler, "name": f"lr/{name}"}
             configured.append(entry)
         return configured
 

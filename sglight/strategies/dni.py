@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -22,16 +21,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from sglight.estimators import Estimator, SyntheticGradient, synthetic_gradient
+from sglight.estimators import Estimator, SyntheticGradient, prediction_cost, synthetic_gradient
 from sglight.networks import Stage
 from sglight.networks.network import ExtraCost
-from sglight.networks.parts import Shape
 from sglight.strategies.base import Batch, StagedModule
 from sglight.strategies.optim import make_optimizer
-from sglight.strategies.schedule import StageTimes, speedup
+from sglight.strategies.schedule import StageClock, speedup
 
-# An estimator predicts once and learns once a batch; learning is a forward and a backward pass, as a stage's 1 + 2.
-ESTIMATOR_PASSES = 4 / 3
+# Batches between two whose phases are timed.
+TIMED_EVERY = 10
 
 
 class Boundary:
@@ -81,31 +79,24 @@ class DNI(StagedModule):
         self.diagnose_every_n_batches = diagnose_every_n_batches
         self.estimators = nn.ModuleDict()
         self.boundaries = [Boundary() for _ in range(stages - 1)]
-        self.times = [StageTimes() for _ in range(stages)]
+        self.clocks = [StageClock() for _ in range(stages)]
+        self.is_timed = False
         self.losses: dict[int, Tensor] = {}
 
     @override
     def extra_cost(self) -> ExtraCost:
-        every = self.estimator_config["every_n_batches"]
-        passes = ESTIMATOR_PASSES if every == 1 else 1 / 3 + 1 / every
-
-        def cost(shape: Shape) -> float:
-            with torch.device("meta"):
-                return passes * self._synthetic_gradient(shape, 0).cost
-
-        return cost
-
-    def _synthetic_gradient(self, shape: Shape, position: int) -> SyntheticGradient:
         c = self.estimator_config
-        return synthetic_gradient(
-            c["name"], shape, self.spec.classes, c["hidden"], c["conditional"], c["kernel_size"],
-            self.spec.seed, "estimators", position,
-        )  # fmt: skip
+        # In units of a stage's forward + backward, 3 passes: one prediction a batch, one lesson in every n.
+        passes = (1 + 3 / c["every_n_batches"]) / 3
+        return lambda shape: passes * prediction_cost(c["name"], shape, c["hidden"], c["kernel_size"])
 
     def make_estimator(self, i: int) -> Estimator:
         """The estimator at the boundary behind stage i; override this for another kind."""
-        position = self.cuts[i + 1]
-        return self._synthetic_gradient(self.spec.state_shape(position), position)
+        c, position = self.estimator_config, self.cuts[i + 1]
+        return synthetic_gradient(
+            c["name"], self.spec.state_shape(position), self.spec.classes, c["hidden"], c["conditional"],
+            c["kernel_size"], self.spec.seed, "estimators", position,
+        )  # fmt: skip
 
     @override
     def configure_model(self) -> None:
@@ -141,6 +132,7 @@ class DNI(StagedModule):
         x, labels = batch
         if self.diagnose_every_n_batches and batch_idx % self.diagnose_every_n_batches == 0:
             self.diagnose(x, labels)
+        self.is_timed = batch_idx % TIMED_EVERY == 0
         state = x
         for i, stage in self.own_stages():
             state = self.train_stage(i, stage, state, labels, batch_idx)
@@ -149,27 +141,31 @@ class DNI(StagedModule):
                 self.learn(i)
         if self.trainer.is_last_batch:
             self.drain()
+        if self.is_logging:
+            for i, loss in self.losses.items():
+                self.log(f"estimator_{i}/loss", loss)
 
     def train_stage(self, i: int, stage: Stage, state: Tensor, labels: Tensor, batch_idx: int) -> Tensor:
         """Forward, estimate, backward and update of one stage; returns the detached output."""
-        times, start = self.times[i], self._clock()
+        clock = self.clocks[i]
+        clock.start(self.is_timed, state)
         if i > 0:
             state = state.requires_grad_()
         output = stage(state)
         handed_on = output.detach()
-        start = self._lap(times, "forward", start)
+        clock.lap("forward")
         gradient = None
         if i == self.last:
             output = F.cross_entropy(output, labels, reduction="sum")
         else:
             gradient = self.estimator(i).estimate(handed_on, labels, self.time(i))
             self.boundaries[i].states.append((batch_idx, handed_on, labels))
-            start = self._lap(times, "estimate", start)
+            clock.lap("estimate")
         self.descend(i, output, gradient, len(labels))
         if i > 0:
             assert state.grad is not None
             self.boundaries[i - 1].gradients.append(state.grad)
-        self._lap(times, "backward", start)
+        clock.lap("backward")
         if i == self.last:
             self.record(output, handed_on, labels)
         # A tensor of its own: the next stage asks for its gradient.
@@ -177,11 +173,11 @@ class DNI(StagedModule):
 
     def learn(self, i: int) -> None:
         """Train the estimator behind stage i on the oldest gradient that waits there."""
-        start = self._clock()
         batch_idx, state, labels, target = self.boundaries[i].take()
+        self.clocks[i].start(self.is_timed, state)
         if batch_idx % self.estimator_config["every_n_batches"] == 0:
             self.losses[i] = self.estimator(i).learn(state, labels, target, self.time(i))
-        self._lap(self.times[i], "learn", start)
+        self.clocks[i].lap("learn")
 
     def drain(self) -> None:
         """Learn from all gradients that still wait, oldest first."""
@@ -209,15 +205,11 @@ class DNI(StagedModule):
     def on_train_epoch_end(self) -> None:
         # A run may end in mid-epoch (max_time, an early stop).
         self.drain()
-        for i, loss in self.losses.items():
-            self.log(f"estimator_{i}/loss", loss)
-        if self.last > 0:
-            self.log("speedup/theoretical", speedup(self.times, self.lag))
-        batches = max(self.trainer.num_training_batches, 1)
-        for i, times in enumerate(self.times):
-            for phase, seconds in vars(times).items():
-                self.log(f"time/stage_{i}/{phase}_s", seconds / batches)
-        self.times = [StageTimes() for _ in self.times]
+        self.log("speedup/theoretical", speedup([clock.typical() for clock in self.clocks], self.lag))
+        for i, clock in enumerate(self.clocks):
+            for phase, seconds in vars(clock.typical()).items():
+                self.log(f"time/stage_{i}/{phase}_s", seconds)
+            clock.clear()
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -227,14 +219,6 @@ class DNI(StagedModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for boundary, (states, gradients) in zip(self.boundaries, checkpoint["waiting"], strict=True):
             boundary.states, boundary.gradients = deque(map(tuple, states)), deque(gradients)
-
-    def _clock(self) -> float:
-        return perf_counter()
-
-    def _lap(self, times: StageTimes, phase: str, start: float) -> float:
-        now = self._clock()
-        setattr(times, phase, getattr(times, phase) + now - start)
-        return now
 
 
 _ESTIMATOR: dict[str, Any] = {

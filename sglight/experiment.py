@@ -1,0 +1,242 @@
+"""One run: put the parts together, fit, test, and write what came of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, RichProgressBar
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from sglight.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
+from sglight.callbacks.console import print_results, print_summary
+from sglight.callbacks.figures import PlanarFigures
+from sglight.callbacks.timing import EpochTimer
+from sglight.config import to_plain
+from sglight.errors import UserError
+from sglight.strategies.base import StagedModule
+
+# Keys of trainer.* that are ours, or that need translation, before the rest goes to Lightning's Trainer.
+OWN_TRAINER_KEYS = ("threads",)
+HYPERPARAMETERS = (
+    "seed", "dataset.name", "dataset.batch_size", "model.dynamics", "model.kernel", "model.steps", "model.horizon",
+    "model.channels", "strategy.stages", "strategy.lag", "strategy.estimator.name", "strategy.optimizer.name",
+    "strategy.optimizer.lr", "trainer.max_epochs", "trainer.precision",
+)  # fmt: skip
+
+
+def run(cfg: DictConfig, folder: Path | None = None) -> float:
+    """Train and test (``mode=fit``) or test (``mode=test``) what the config describes; returns the monitored metric.
+
+    Args:
+        cfg: the composed and checked config.
+        folder: where the run leaves its files; Hydra's run folder by default.
+
+    Raises:
+        UserError: if the config asks for something that does not exist or go together.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir) if folder is None else folder
+    plain = to_plain(cfg)
+    _set_up(plain)
+    write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
+    datamodule = build_datamodule(plain)
+    module = build_module(plain, datamodule)
+    best, callbacks = build_callbacks(plain["callbacks"], folder)
+    timer = EpochTimer()
+    trainer = build_trainer(plain, folder, [*callbacks, timer])
+    for logger in trainer.loggers:
+        logger.log_hyperparams(_hyperparameters(cfg, plain), *_metric_columns(logger))
+    print_summary(module, datamodule, trainer, folder)
+
+    ckpt = plain["ckpt"]
+    if plain["mode"] == "test":
+        trainer.test(module, datamodule, ckpt_path=ckpt, verbose=False, weights_only=True)
+        metrics = _metrics(trainer, module)
+        monitored = metrics["test/acc"]
+    else:
+        if ckpt is not None:
+            _check_epochs(ckpt, plain["trainer"]["max_epochs"])
+        trainer.fit(module, datamodule, ckpt_path=ckpt, weights_only=True)
+        metrics = _metrics(trainer, module) | timer.metrics()
+        monitored = _monitored(best, metrics)
+        metrics |= _test(trainer, module, datamodule, best)
+    metrics |= {"run/seed": plain["seed"], "run/status": "finished", "memory/peak_bytes": _peak_bytes(trainer)}
+    if not trainer.fast_dev_run and trainer.is_global_zero:
+        write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2, sort_keys=True) + "\n")
+    print_results(metrics, folder, any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers))
+    return monitored
+
+
+def build_datamodule(plain: Mapping[str, Any]) -> Any:
+    """The data module of ``dataset``, prepared, so that shape and classes are known."""
+    settings = dict(plain["dataset"])
+    datamodule = get_class(settings.pop("_target_"))(**settings)
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    return datamodule
+
+
+def build_module(plain: Mapping[str, Any], datamodule: Any) -> StagedModule:
+    """The strategy's LightningModule for the network of ``model`` on that data."""
+    network = {
+        **plain["model"],
+        "shape": tuple(datamodule.shape),
+        "classes": datamodule.classes,
+        "seed": plain["seed"],
+    }
+    settings = dict(plain["strategy"])
+    target = get_class(settings.pop("_target_"))
+    try:
+        module: StagedModule = target(network=network, **settings)
+    except ValueError as error:
+        # The network's own checks know the data's shape, which the config's could not.
+        raise UserError(str(error)) from error
+    return module
+
+
+def build_callbacks(config: Mapping[str, Any], folder: Path) -> tuple[BestCheckpoint, list[Callback]]:
+    """The checkpoint of the best epoch, and all callbacks that the config asks for."""
+    checkpoint, stopping = config["checkpoint"], config["early_stopping"]
+    best = BestCheckpoint(folder / "checkpoints", checkpoint["monitor"], checkpoint["mode"])
+    last = LastCheckpoint(folder / "checkpoints", checkpoint["every_n_epochs"])
+    callbacks: list[Callback] = []
+    if stopping["enabled"]:
+        settings = {key: stopping[key] for key in ("monitor", "mode", "patience")}
+        callbacks.append(EarlyStopping(**settings))
+    if config["lr_monitor"]["enabled"]:
+        callbacks.append(LearningRateMonitor("epoch"))
+    if config["figures"]["enabled"]:
+        callbacks.append(PlanarFigures(folder / "figures", config["figures"]["every_n_epochs"]))
+    if config["progress"]["enabled"]:
+        callbacks.append(RichProgressBar(config["progress"]["refresh_rate"]))
+    return best, [*callbacks, best, last]
+
+
+def build_trainer(plain: Mapping[str, Any], folder: Path, callbacks: list[Callback]) -> pl.Trainer:
+    """Lightning's Trainer for ``trainer``, ``logger`` and these callbacks."""
+    config = {k: v for k, v in plain["trainer"].items() if v is not None and k not in OWN_TRAINER_KEYS}
+    bar = any(isinstance(callback, RichProgressBar) for callback in callbacks)
+    config["enable_progress_bar"] = config["enable_progress_bar"] and bar
+    if not config["enable_progress_bar"]:
+        callbacks = [callback for callback in callbacks if not isinstance(callback, RichProgressBar)]
+    if config.get("fast_dev_run"):
+        # A dev run writes nothing.
+        callbacks = [c for c in callbacks if not isinstance(c, BestCheckpoint | LastCheckpoint | LearningRateMonitor)]
+    try:
+        return pl.Trainer(
+            **config,
+            callbacks=callbacks,
+            logger=_logger(plain["logger"]["name"], folder),
+            default_root_dir=folder,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
+    except (pl.utilities.exceptions.MisconfigurationException, ValueError) as error:
+        trainer = plain["trainer"]
+        raise UserError(
+            f"trainer.accelerator={trainer['accelerator']}, trainer.devices={trainer['devices']}, "
+            f"trainer.precision={trainer['precision']}: {' '.join(str(error).split())}"
+        ) from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file such that it is either whole or as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _set_up(plain: Mapping[str, Any]) -> None:
+    """Threads, seed, and silence from Lightning about what the user cannot change."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning.*")
+    torch.set_num_threads(plain["trainer"]["threads"] or len(os.sched_getaffinity(0)))
+    pl.seed_everything(plain["seed"], workers=True, verbose=False)
+
+
+def _logger(name: str, folder: Path) -> Logger | bool:
+    if name == "tensorboard":
+        return TensorBoardLogger(folder, name=None, version="", default_hp_metric=False)
+    if name == "csv":
+        return CSVLogger(folder, name="", version="")
+    return False
+
+
+def _hyperparameters(cfg: DictConfig, plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The chosen keys of the config, flat, for TensorBoard's HParams page."""
+    values = {key: OmegaConf.select(OmegaConf.create(dict(plain)), key) for key in HYPERPARAMETERS}
+    values["strategy"] = plain["strategy"]["_target_"].rpartition(".")[2].lower()
+    return {
+        key: str(value) if OmegaConf.is_config(value) else value for key, value in values.items() if value is not None
+    }
+
+
+def _metric_columns(logger: Logger) -> tuple[dict[str, float], ...]:
+    columns = dict.fromkeys(("val/acc", "val/loss", "test/acc", "test/loss"), float("nan"))
+    return (columns,) if isinstance(logger, TensorBoardLogger) else ()
+
+
+def _check_epochs(ckpt: str, max_epochs: int) -> None:
+    """Refuse to resume what is finished: Lightning would end at once and report nothing."""
+    done = torch.load(ckpt, map_location="cpu", weights_only=True)["epoch"] + 1
+    if done >= max_epochs:
+        raise UserError(
+            f"ckpt={ckpt} has trained {done} epochs already; set trainer.max_epochs above that to go on, "
+            "or mode=test to evaluate it"
+        )
+
+
+def _test(trainer: pl.Trainer, module: StagedModule, datamodule: Any, best: BestCheckpoint) -> dict[str, Any]:
+    path = None if trainer.fast_dev_run else best.best_model_path or None
+    trainer.test(module, datamodule, ckpt_path=path, verbose=False, weights_only=True)
+    return {key: value for key, value in _metrics(trainer, module).items() if key.startswith("test/")}
+
+
+def _metrics(trainer: pl.Trainer, module: StagedModule) -> dict[str, Any]:
+    values = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    return values | {
+        "model/parameters": sum(p.numel() for p in module.stages.parameters()),
+        "run/stages": len(module.cuts) - 1,
+        "run/workers": trainer.world_size,
+        "run/epochs": trainer.current_epoch,
+        "run/steps": trainer.global_step,
+    }
+
+
+def _monitored(best: BestCheckpoint, metrics: dict[str, Any]) -> float:
+    """The monitored metric at its best; the plain value where no checkpoint was written (a dev run)."""
+    score = best.best_model_score
+    if score is not None:
+        metrics[f"{best.monitor}_last"] = metrics[str(best.monitor)]
+        metrics[str(best.monitor)] = float(score)
+    return float(metrics[str(best.monitor)])
+
+
+def _peak_bytes(trainer: pl.Trainer) -> int:
+    """Peak memory of the device: allocated by torch on CUDA, resident set of the process on the CPU."""
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

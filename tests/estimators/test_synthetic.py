@@ -1,0 +1,92 @@
+"""Estimators: start at zero, see the label, learn a gradient that they can represent."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sglight.estimators import SyntheticGradient, prediction_cost, synthetic_gradient
+
+SHAPES = {"linear": (6,), "mlp": (6,), "conv": (4, 5, 5)}
+
+
+def make(name: str, conditional: bool = True, shape: tuple[int, ...] | None = None) -> SyntheticGradient:
+    return synthetic_gradient(name, shape or SHAPES[name], 3, [16], conditional, 3, 0, "estimators", 2)
+
+
+def sample(name: str, size: int = 30) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    state = torch.randn(size, *SHAPES[name], generator=generator)
+    return state, torch.randint(3, (size,), generator=generator)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_starts_at_zero_and_has_the_shape_of_the_state(name: str) -> None:
+    state, labels = sample(name)
+    estimate = make(name).estimate(state, labels, 0.5)
+    assert estimate.shape == state.shape
+    assert not estimate.any()
+    assert not estimate.requires_grad
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_learns_a_gradient_that_depends_on_the_label(name: str) -> None:
+    # More samples than the unconditional model can learn by heart.
+    state, labels = sample(name, size=500)
+    target = 0.3 * state + torch.tensor([-1.0, 0.0, 2.0])[labels].view(-1, *[1] * (state.ndim - 1))
+    errors = {}
+    for conditional in (False, True):
+        estimator = make(name, conditional)
+        estimator.optimizer = torch.optim.Adam(estimator.parameters(), lr=1e-2)
+        losses = [float(estimator.learn(state, labels, target, 0.5)) for _ in range(300)]
+        assert losses[0] == pytest.approx(float(target.square().sum()) / len(labels), rel=1e-5)
+        errors[conditional] = losses[-1] / losses[0]
+    assert errors[True] < 0.05
+    assert errors[False] > 2 * errors[True]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_lesson_leaves_state_and_target_alone(name: str) -> None:
+    state, labels = sample(name)
+    kept = state.clone()
+    estimator = make(name)
+    estimator.optimizer = torch.optim.SGD(estimator.parameters(), lr=0.1)
+    estimator.learn(state, labels, torch.ones_like(state), 0.5)
+    assert torch.equal(state, kept)
+    assert state.grad is None
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_cost_counts_the_multiplications_of_the_layers(name: str) -> None:
+    estimator = make(name)
+    counted = 0
+    state, labels = sample(name, size=1)
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal counted
+        pixels = output[0].numel() // output.shape[1]
+        counted += module.weight.numel() * pixels  # type: ignore[union-attr, operator]
+
+    for module in estimator.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.register_forward_hook(count)
+    estimator.estimate(state, labels, 0.5)
+    assert prediction_cost(name, SHAPES[name], [16], 3) == counted
+
+
+def test_initial_values_depend_on_the_place_alone() -> None:
+    torch.manual_seed(0)
+    first = make("mlp")
+    torch.randn(10)
+    for a, b in zip(first.parameters(), make("mlp").parameters(), strict=True):
+        assert torch.equal(a, b)
+    other = synthetic_gradient("mlp", (6,), 3, [16], True, 3, 0, "estimators", 4)
+    assert not torch.equal(next(first.parameters()), next(other.parameters()))
+
+
+def test_conv_on_vectors_and_unknown_names_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.kernel=conv"):
+        make("conv", shape=(6,))
+    with pytest.raises(ValueError, match=r"strategy\.estimator\.name=rnn"):
+        make("rnn", shape=(6,))
