@@ -48,7 +48,10 @@ def explain(error: BaseException, conf: Path, overrides: Sequence[str] = ()) -> 
 
 
 def unknown_key(key: str, parent: Any, conf: Path, known: Iterable[str] | None = None) -> str:
-    """One sentence for the unknown `key` of the node `parent`, whose keys are `known`, with what may have been meant."""
+    """One sentence for an unknown `key` of the node `parent`, with what it may have been meant to be.
+
+    `known` are the keys that `parent` may have, if they are not those that it has.
+    """
     if key in ELSEWHERE:
         return f"{key} cannot be set: {ELSEWHERE[key]}"
     prefix, _, name = key.rpartition(".")
@@ -62,7 +65,7 @@ def unknown_key(key: str, parent: Any, conf: Path, known: Iterable[str] | None =
     if owners := _owners(key, conf):
         return f"{key} is a key of {owners}, not of the chosen one; choose that, or leave the key out"
     if not close and isinstance(parent, DictConfig):
-        close = [path for path in _paths(parent._get_root()) if path.rpartition(".")[2] == name]
+        close = [path for path in _paths(parent._get_root()) if path.endswith(f".{name}")]
     if close:
         return f"{key} is unknown; did you mean {_either(close)}?"
     if not siblings:
@@ -135,16 +138,29 @@ def _words(hint: Any) -> str:
 
 
 REPHRASED = [
-    (r"Ambiguous value for argument '(?P<o>[^']*)'", "{o} gives several values; add -m to run each of them, or write [...] for one list"),
+    (
+        r"Interpolation key '(?P<i>[^']*)' not found\n\s*full_key: (?P<o>\S*)",
+        "{o} refers to ${{{i}}}, which is no key",
+    ),
+    (
+        r"Ambiguous value for argument '(?P<o>[^']*)'",
+        "{o} gives several values; add -m to run each, or [] for a list",
+    ),
     (r"An item is already at '(?P<o>[^']*)'", "{o} is there already; write it without the +"),
     (r"Multiple values for (?P<o>[^.]*)\.", "{o} is chosen already; write it without the +"),
-    (r"force-add of config groups is not supported: '\++(?P<o>[^']*)'", "++{o} is not possible for a group; write {o}"),
+    (
+        r"force-add of config groups is not supported: '\++(?P<o>[^']*)'",
+        "++{o} is not possible for a group; write {o}",
+    ),
     (r"Sweep parameters '(?P<o>[^']*)' requires", "{o} gives several values; add -m to run each of them"),
     (r"Error parsing override '(?P<o>[^']*)'\nmissing EQUAL", "{o} is not of the form key=value"),
-    (r"Error parsing override '(?P<o>[^']*)'", "{o} cannot be read as key=value; put quotes around unusual characters"),
+    (
+        r"Error parsing override '(?P<o>(?P<k>[^'=]*)=(?P<v>[^']*))'",
+        "{o} cannot be read; close its brackets, or put the value in quotes: '{k}=\"{v}\"'",
+    ),
     (r"Could not delete.*'(?P<o>[^']*)' does not exist", "~{o}: there is no such key"),
     (r"does not support deletion\n\s*full_key: (?P<o>\S*)", "{o} cannot be removed; give it another value"),
-]  # fmt: skip
+]
 
 
 def _rephrase(chain: list[BaseException]) -> str:

@@ -1,0 +1,44 @@
+"""What all tests share: composed configs, the data beside the project, one thread."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from sglight.config import CONF
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """The cores belong to the test processes; the environment is for the commands that tests start."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with `MNIST/raw` and `cifar10-images.tar`: `SGLIGHT_TEST_DATA`, or `../shared/data`."""
+    folder = Path(os.environ.get("SGLIGHT_TEST_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no data in {folder}; set SGLIGHT_TEST_DATA")
+    return folder
+
+
+@pytest.fixture
+def compose_config() -> Callable[..., DictConfig]:
+    """`compose_config("model=resnet", "seed=2")` gives the config of that command line."""
+
+    def composed(*overrides: str, hydra: bool = False) -> DictConfig:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="sglight"):
+            return compose("config", overrides=list(overrides), return_hydra_config=hydra)
+
+    return composed

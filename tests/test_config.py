@@ -1,0 +1,255 @@
+"""The config composes, is typed, and refuses what does not go together, by key, before torch is there."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from sglight.config import CONF, check, resolve_ckpt, to_plain
+from sglight.errors import UserError
+
+GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name not in ("hydra", "dataset"))
+CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
+DATASETS = sorted(file.stem for file in (CONF / "dataset").glob("*.yaml"))
+STRATEGIES = ["backprop", "dni"]
+EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+
+
+def test_the_default_is_digits_with_two_synthetic_gradient_stages(compose_config):
+    cfg = check(compose_config())
+    assert (cfg.dataset.name, cfg.model.dynamics, cfg.strategy.stages) == ("digits", "hamiltonian", 2)
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_composes_and_passes_the_checks(compose_config, group, choice):
+    check(compose_config(f"{group}={choice}"))
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_every_dataset_composes(compose_config, dataset):
+    assert compose_config(f"dataset={dataset}").dataset._target_.startswith("sglight.data.")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_preset_goes_with_every_strategy(compose_config, experiment, strategy):
+    cfg = check(compose_config(f"experiment={experiment}", f"strategy={strategy}", "trainer.max_epochs=3"))
+    assert cfg.trainer.max_epochs == 3, "the command line wins over the preset"
+    assert cfg.strategy._target_.lower().endswith(strategy)
+
+
+def test_a_preset_adds_its_estimator_only_for_the_strategy_that_has_one(compose_config):
+    assert compose_config("experiment=mnist_conv", "strategy=dni").strategy.estimator.name == "conv"
+    assert "estimator" not in compose_config("experiment=mnist_conv").strategy
+
+
+def test_every_key_has_a_comment():
+    for file in [CONF / "config.yaml", *CONF.glob("[!deh]*/*.yaml")]:
+        for number, line in enumerate(file.read_text().splitlines(), 1):
+            if file.name == "config.yaml" and line.startswith("hydra:"):
+                break
+            leaf = re.match(r"\s*[a-z_]+: \S", line) and not re.match(
+                r"\s*(defaults|_target_|enabled|monitor):", line
+            )
+            assert not leaf or "#" in line, f"{file.name}:{number} {line}"
+
+
+def test_plain_containers_have_lower_case_names_for_enums_and_no_references(compose_config):
+    plain = to_plain(compose_config("seed=7"))
+    assert plain["mode"] == "fit" and type(plain["mode"]) is str
+    assert plain["model"]["kernel"] == "dense" and type(plain["model"]["kernel"]) is str
+    assert plain["dataset"]["seed"] == 7
+    assert OmegaConf.create(plain).strategy.optimizer.betas == [0.9, 0.999]
+
+
+def test_checking_twice_changes_nothing(compose_config):
+    once = check(compose_config())
+    assert check(once) == once
+
+
+def test_the_checks_import_neither_torch_nor_lightning():
+    code = (
+        "import sys, sglight.__main__; "
+        "sys.exit(bool({'torch', 'pytorch_lightning', 'h5py', 'sklearn', 'matplotlib'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+REFUSED = {
+    "stages": (["strategy.stages=9"], r"strategy\.stages=9 .* 8 time steps"),
+    "stages of all segments": (
+        ["model.steps=[2,3]", "model.channels=[64,64]", "strategy.stages=6"],
+        "5 time steps",
+    ),
+    "no stage": (["strategy.stages=0"], r"strategy\.stages=0 .* at least 1"),
+    "lag": (["strategy.lag=-1"], r"strategy\.lag=-1 .* at least 0"),
+    "lists": (["model.steps=[4,4]", "model.channels=[8,8,8]"], r"model\.steps has 2, model\.channels has 3"),
+    "steps": (["model.steps=0"], r"model\.steps=0 .* positive whole number"),
+    "steps list": (["model.steps=[4,2.5]"], r"model\.steps=\[4, 2\.5\] .* whole number"),
+    "steps empty": (["model.steps="], r"model\.steps="),
+    "steps true": (["model.steps=true"], r"model\.steps=True"),
+    "horizon": (["model.horizon=-1"], r"model\.horizon=-1 .* positive number"),
+    "horizon text": (["model.horizon=long"], r"model\.horizon=long"),
+    "channels": (["model.channels=[]"], r"model\.channels=\[\]"),
+    "head": (["model.head=pool"], r"model\.head=pool .* model\.kernel=conv"),
+    "opening": (["model.opening=conv"], r"model\.opening=conv .* model\.kernel=conv"),
+    "opening norm": (["model.opening_normalisation=batch"], r"needs model\.opening=conv"),
+    "even filter": (["model.kernel=conv", "model.kernel_size=4"], r"model\.kernel_size=4 .* odd"),
+    "reversible": (
+        ["model=resnet", "model.reversible=true"],
+        r"model\.reversible=true needs model=hamiltonian",
+    ),
+    "reversible batch": (
+        ["model.reversible=true", "model.normalisation=batch"],
+        r"model\.normalisation=batch",
+    ),
+    "gamma": (["model.gamma=0.1"], r"model\.gamma=0\.1 is for model=antisymmetric"),
+    "negative gamma": (["model=antisymmetric", "model.gamma=-0.1"], r"model\.gamma=-0\.1 .* at least 0"),
+    "velocity": (["model.initial_velocity=paper"], "model=leapfrog only"),
+    "groups": (
+        ["model.normalisation=group", "model.groups=7"],
+        r"model\.groups=7 does not divide model\.channels=64",
+    ),
+    "estimator": (["strategy.estimator.name=conv"], r"strategy\.estimator\.name=conv .* model\.kernel=conv"),
+    "estimator width": (["strategy.estimator.hidden=[0]"], r"strategy\.estimator\.hidden=\[0\]"),
+    "rate": (["strategy.optimizer.lr=0"], r"strategy\.optimizer\.lr=0\.0 .* greater than 0"),
+    "betas": (["strategy.optimizer.betas=[0.9]"], r"strategy\.optimizer\.betas=\[0\.9\]"),
+    "clip": (["strategy.clip_norm=-1"], r"strategy\.clip_norm=-1"),
+    "half precision": (
+        ["trainer.precision=16-mixed"],
+        r"trainer\.precision=16-mixed .* bf16-mixed or 32-true",
+    ),
+    "precision": (["trainer.precision=8"], r"trainer\.precision=8 .* choose one of 32-true"),
+    "devices": (["trainer.devices=2"], r"trainer\.devices=2 is not possible yet"),
+    "nodes": (["trainer.num_nodes=2"], r"trainer\.num_nodes=2 is not possible yet"),
+    "epochs": (["trainer.max_epochs=0"], r"trainer\.max_epochs=0 .* at least 1"),
+    "time": (["trainer.max_time=1h"], r"trainer\.max_time=1h .* DD:HH:MM:SS"),
+    "profiler": (["trainer.profiler=x"], r"trainer\.profiler=x"),
+    "part": (["trainer.limit_train_batches=1.5"], r"trainer\.limit_train_batches=1\.5"),
+    "batch": (["dataset.batch_size=0"], r"dataset\.batch_size=0 .* at least 1"),
+    "split": (["dataset.validation_fraction=1.0"], r"dataset\.validation_fraction=1\.0 .* less than 1"),
+    "raw_dir": (
+        ["dataset=mnist", "dataset.raw_dir=/no/where"],
+        r"dataset\.raw_dir=/no/where is not a folder",
+    ),
+    "archive": (
+        ["dataset=image_folder", "dataset.archive=/no.tar"],
+        r"dataset\.archive=/no\.tar is not a file",
+    ),
+    "path": (["dataset=hdf5", "dataset.path=/no.h5"], r"dataset\.path=/no\.h5 is not a file"),
+    "ckpt": (["ckpt=/no.ckpt"], r"ckpt=/no\.ckpt is not a file"),
+    "test": (["mode=test"], r"mode=test needs a checkpoint .* ckpt=PATH"),
+    "added key": (["+model.stpes=3"], r"model\.stpes is unknown; did you mean model\.steps\?"),
+    "added group": (["+modle=3"], r"modle is unknown; did you mean model\?"),
+    "missing": (["~model"], r"model has no value"),
+    "reference": (["dataset.seed=${sede}"], r"dataset\.seed refers to \$\{sede\}"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_go_together_is_refused_by_key(compose_config, case):
+    overrides, sentence = REFUSED[case]
+    with pytest.raises(UserError, match=sentence) as caught:
+        check(compose_config(*overrides))
+    assert "\n" not in str(caught.value)
+
+
+ALLOWED = [
+    ["model.steps=[2,3]", "model.channels=[64,64]", "model.horizon=[1,2.5]", "strategy.stages=5"],
+    ["model.channels=[64,64]", "strategy.stages=16"],
+    ["model=antisymmetric", "model.gamma=0.2"],
+    ["model=leapfrog", "model.initial_velocity=paper", "model.reversible=true", "model.normalisation=group"],
+    ["model.kernel=conv", "model.head=pool", "model.opening=conv", "strategy.estimator.name=conv"],
+    ["trainer.precision=bf16-mixed", "trainer.limit_train_batches=0.5", "trainer.max_time=00:00:10:00"],
+    ["trainer.limit_val_batches=3", "trainer.fast_dev_run=2", "trainer.threads=2", "strategy.clip_norm=1"],
+]
+
+
+@pytest.mark.parametrize("overrides", ALLOWED, ids=" ".join)
+def test_what_goes_together_is_allowed(compose_config, overrides):
+    check(compose_config(*overrides))
+
+
+def test_a_choice_may_be_the_users_own_class_with_keys_of_its_own(compose_config, tmp_path):
+    (tmp_path / "strategy").mkdir()
+    (tmp_path / "strategy" / "mine.yaml").write_text(
+        "_target_: theirs.Strategy\nstages: 3\nsecret: {depth: 1}\n"
+    )
+    cfg = check(
+        compose_config(f"hydra.searchpath=[file://{tmp_path}]", "strategy=mine", "strategy.secret.depth=2")
+    )
+    assert to_plain(cfg.strategy) == {"_target_": "theirs.Strategy", "stages": 3, "secret": {"depth": 2}}
+
+
+def test_paths_count_from_the_directory_of_the_command(compose_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "raw").mkdir()
+    cfg = check(compose_config("dataset=mnist", "dataset.raw_dir=raw", 'data_dir="~/store"'))
+    assert cfg.dataset.raw_dir == str(tmp_path / "raw")
+    assert cfg.dataset.data_dir == cfg.data_dir == str(Path.home() / "store")
+
+
+def test_the_data_folder_comes_from_the_environment(compose_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("SGLIGHT_DATA_DIR", str(tmp_path))
+    assert check(compose_config()).data_dir == str(tmp_path)
+
+
+@pytest.fixture
+def hydra_config(compose_config, tmp_path, monkeypatch):
+    """Hydra as it is within a run started in `tmp_path`."""
+    monkeypatch.chdir(tmp_path)
+
+    def started(*overrides: str) -> DictConfig:
+        cfg = compose_config(*overrides, hydra=True)
+        OmegaConf.set_readonly(cfg.hydra, False)
+        cfg.hydra.runtime.cwd = str(tmp_path)
+        HydraConfig.instance().set_config(cfg)
+        return cfg
+
+    yield started
+    HydraConfig.instance().cfg = None
+
+
+def write_checkpoint(folder: Path, age: int) -> Path:
+    file = folder / "checkpoints" / "last.ckpt"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    os.utime(file, (1e9 - age, 1e9 - age))
+    return file
+
+
+def test_last_is_the_newest_checkpoint_of_the_same_choices(hydra_config, tmp_path):
+    hydra_config("dataset=ellipse")
+    day = tmp_path / "outputs" / "2026-01-01"
+    write_checkpoint(day / "10-00-00-000000-ellipse-hamiltonian-dni", age=30)
+    wanted = write_checkpoint(day / "09-00-00-000000-ellipse-hamiltonian-dni", age=20)
+    write_checkpoint(day / "11-00-00-000000-digits-hamiltonian-dni", age=10)
+    (day / "12-00-00-000000-ellipse-hamiltonian-dni").mkdir()
+    assert resolve_ckpt("last") == str(wanted)
+    job = write_checkpoint(tmp_path / "outputs/multirun/2026-01-01/10/0-ellipse-hamiltonian-dni", age=5)
+    assert resolve_ckpt("last") == str(job)
+
+
+def test_last_is_the_run_folders_own_checkpoint_if_it_has_one(hydra_config, tmp_path):
+    hydra_config(f"hydra.run.dir={tmp_path}/mine")
+    write_checkpoint(tmp_path / "outputs/2026-01-01/10-00-00-000000-digits-hamiltonian-dni", age=0)
+    own = write_checkpoint(tmp_path / "mine", age=100)
+    assert resolve_ckpt("last") == str(own)
+
+
+def test_last_without_any_run_is_refused(hydra_config):
+    hydra_config()
+    with pytest.raises(UserError, match=r"ckpt=last finds no run of digits-hamiltonian-dni"):
+        resolve_ckpt("last")
+
+
+def test_a_checkpoint_may_be_given_by_its_run(tmp_path):
+    file = write_checkpoint(tmp_path / "run", age=0)
+    assert resolve_ckpt(str(tmp_path / "run")) == str(file)
+    assert resolve_ckpt(str(file)) == str(file)
+    assert resolve_ckpt(None) is None
