@@ -49,7 +49,8 @@ def to_plain(node: Container) -> dict[str, Any]:
 def check(cfg: DictConfig) -> DictConfig:
     """`cfg` with absolute paths, once its keys are known and go together; checking twice does no harm.
 
-    Relative paths count from the directory in which the command was started. `ckpt=last` becomes the path it stands for.
+    Relative paths count from the directory in which the command was started. `ckpt=last` becomes the path that it
+    stands for.
 
     Raises:
         UserError: a sentence about the first key that is wrong.
@@ -72,8 +73,9 @@ def check(cfg: DictConfig) -> DictConfig:
 def resolve_ckpt(ckpt: str | None) -> str | None:
     """The absolute path of the checkpoint that `ckpt` stands for.
 
-    `last` is the run folder's own `checkpoints/last.ckpt` if there is one (the same `hydra.run.dir` again), otherwise the
-    newest of a run of the same dataset, model and strategy under `outputs`. A folder stands for its last checkpoint.
+    `last` is the run folder's own `checkpoints/last.ckpt` if there is one (the same `hydra.run.dir` again),
+    otherwise the newest of a run of the same dataset, model and strategy under `outputs`. A run's folder stands for
+    its last checkpoint.
     """
     if ckpt is None:
         return None
@@ -114,12 +116,13 @@ class CheckFirst(Callback):
 
 def _check_complete(cfg: DictConfig) -> None:
     """Refuse keys without a value and interpolations that lead nowhere."""
-    if missing := sorted(OmegaConf.missing_keys(cfg)):
-        raise UserError(f"{missing[0]} has no value; give one with {missing[0]}=...")
     try:
+        missing = sorted(OmegaConf.missing_keys(cfg))
         to_plain(cfg)
     except OmegaConfBaseException as error:
         raise UserError(explain(error, CONF)) from error
+    if missing:
+        raise UserError(f"{missing[0]} has no value; give one with {missing[0]}=...")
 
 
 def _check_keys(node: DictConfig, prefix: str) -> None:

@@ -2,7 +2,9 @@
 
 
 class UserError(ValueError):
-    """A mistake in the command, a file or a set-up: its message says what was given, what is allowed, which key to change.
+    """A mistake in the command, a file or a set-up.
+
+    The message says in one sentence what was given, what is allowed and which key to change.
 
     `python -m sglight` prints the message without a traceback and ends with status 1.
     """

@@ -12,6 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+from yaml import MarkedYAMLError
 
 ELSEWHERE = {
     "trainer.accumulate_grad_batches": "raise dataset.batch_size instead; strategies step their own optimisers",
@@ -37,6 +38,9 @@ def explain(error: BaseException, conf: Path, overrides: Sequence[str] = ()) -> 
     chain = list(_causes(error))
     if "Config group override must be a string" in str(error):
         return _not_a_choice(conf, overrides)
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name}, line {mark.line + 1}, is not valid YAML: {error.problem}"
     for cause in chain:
         if isinstance(cause, MissingConfigException) and cause.options is not None:
             return _unknown_choice(cause)
@@ -173,7 +177,7 @@ def _rephrase(chain: list[BaseException]) -> str:
         for pattern, sentence in REPHRASED:
             if found := re.search(pattern, text):
                 return sentence.format(**found.groupdict())
-    return ": ".join(dict.fromkeys(filter(None, map(_first_line, chain))))
+    return next(filter(None, map(_first_line, chain)), type(chain[0]).__name__)
 
 
 def _origin(error: BaseException) -> str:
@@ -208,7 +212,7 @@ def _paths(cfg: Any, prefix: str = "") -> Iterator[str]:
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
-        error = error.__cause__
+        error = error.__cause__ or error.__context__
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,254 @@
+"""The command: help, mistakes in one sentence, failing jobs, Ctrl-C, from anywhere."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+import sglight.__main__ as command
+from sglight.errors import UserError
+
+RUNS = [sys.executable, "-m", "sglight"]
+
+
+def start(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    environment = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"} | env
+    return subprocess.run(
+        [*RUNS, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path, capfd):
+    """The command in this process, in `tmp_path`, with `run` instead of an experiment."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+    def called(*arguments: str, run=lambda cfg: 0.5) -> SimpleNamespace:
+        experiment = ModuleType("sglight.experiment")
+        experiment.run = run  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "sglight.experiment", experiment)
+        monkeypatch.setattr(sys, "argv", ["sglight", *arguments])
+        GlobalHydra.instance().clear()
+        status: object = 0
+        try:
+            command.main()
+        except SystemExit as end:
+            status = end.code
+        out, err = capfd.readouterr()
+        if isinstance(status, str):  # Python itself prints the text and ends with status 1
+            status, err = 1, f"{err}{status}\n"
+        return SimpleNamespace(status=status, out=out, err=err)
+
+    return called
+
+
+def fail(error: BaseException, when=lambda cfg: True):
+    """A run that raises `error` where `when` is true of its config."""
+
+    def run(cfg):
+        if when(cfg):
+            raise error
+        return 1.0
+
+    return run
+
+
+def test_help_is_quick_and_says_what_there_is(tmp_path):
+    start("--help", cwd=tmp_path)  # fills the file cache
+    began = time.perf_counter()
+    done = start("--help", cwd=tmp_path)
+    seconds = time.perf_counter() - began
+    assert done.returncode == 0
+    assert done.stdout.count("python -m sglight ") >= 6, "the usage and five examples"
+    for word in (
+        "hamiltonian",
+        "mnist_conv",
+        "backprop, dni",
+        "overfit",
+        "strategy.stages",
+        "seed",
+        "data_dir",
+    ):
+        assert word in done.stdout
+    assert "base_" not in done.stdout
+    assert seconds < 6, f"--help took {seconds:.1f} s; it takes about 1.5 s on an idle core"
+
+
+def test_the_config_prints_from_any_directory(tmp_path):
+    done = start("--cfg", "job", "model=leapfrog", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "dynamics: leapfrog" in done.stdout
+
+
+MISTAKES = {
+    "model.stpes=3": "model.stpes is unknown; did you mean model.steps?",
+    "modle=resnet": "modle is unknown; did you mean model?",
+    "experment=x": "experment is unknown; did you mean experiment?",
+    "model=resent": "model=resent is unknown; did you mean resnet? (one of antisymmetric,",
+    "experiment=mnist_dens": "experiment=mnist_dens is unknown; did you mean mnist_dense?",
+    "dataset=cifar": "did you mean cifar10?",
+    "model.dynamics=eulr": "model.dynamics=eulr is not allowed; did you mean euler?",
+    "mode=tset": "mode=tset is not allowed; did you mean test?",
+    "max_epochs=3": "max_epochs is unknown; did you mean trainer.max_epochs?",
+    "dataset.batch_size=abc": "dataset.batch_size=abc is not allowed; it must be a whole number",
+    "seed=null": "seed=null is not allowed; it must be a whole number",
+    "trainer.enable_progress_bar=yess": "it must be true or false",
+    "trainer.limit_val_batches=x": "it must be a whole number, a number or null",
+    "strategy.estimator.hidden=3": "it must be a list, as [1,2], each entry a whole number",
+    "strategy.optimizer=adam": "set its keys instead: strategy.optimizer.name,",
+    "strategy=null": "strategy=null is not allowed; choose one of backprop, dni",
+    "model.steps.x=3": "model.steps is a value and has no keys of its own",
+    "dataset.raw_dir=x": "dataset.raw_dir is a key of dataset=cifar10,",
+    "trainer.gradient_clip_val=1": "use strategy.clip_norm",
+    "trainer.strategy=ddp": "trainer.strategy cannot be set",
+    "hydra.run.dri=x": "did you mean hydra.run.dir?",
+    "seed=1,2": "seed=1,2 gives several values; add -m",
+    "seed": "seed is not of the form key=value",
+    "ckpt=epoch=3.ckpt": "put the value in quotes: 'ckpt=\"epoch=3.ckpt\"'",
+    "+model.steps=3": "model.steps is there already; write it without the +",
+    "+model=resnet": "model is chosen already; write it without the +",
+    "strategy.stages=99": "strategy.stages=99 is more than the network's 8 time steps",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_sentence_and_leaves_nothing(call, tmp_path, mistake):
+    done = call(mistake)
+    assert done.status == 1
+    assert done.err.startswith("error: ")
+    assert MISTAKES[mistake] in done.err
+    assert len(done.err.splitlines()) == 1
+    assert "use +" not in done.err
+    assert not done.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mistake_in_a_process_of_its_own(tmp_path):
+    done = start("model.stpes=3", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: model.stpes is unknown; did you mean model.steps?\n"
+
+
+def test_full_errors_on_request(tmp_path):
+    assert "Traceback" in start("model.stpes=3", cwd=tmp_path, HYDRA_FULL_ERROR="1").stderr
+
+
+def test_a_mistake_in_the_users_own_file_names_the_file(call, tmp_path):
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text("# @package _global_\nmodel: {stpes: 3}\n")
+    done = call("--config-dir", "conf", "experiment=mine")
+    assert done.status == 1
+    assert (
+        "model.stpes is unknown; did you mean model.steps? (in the config file experiment/mine.yaml)"
+        in done.err
+    )
+
+
+def test_the_run_gets_the_checked_config(call, tmp_path):
+    seen = []
+    done = call("dataset=ellipse", "data_dir=store", run=lambda cfg: seen.append(cfg) or 0.9)
+    assert done.status == 0
+    assert seen[0].data_dir == str(tmp_path / "store")
+    (folder,) = (tmp_path / "outputs").glob("*/*")
+    assert folder.name.endswith("-ellipse-hamiltonian-dni")
+
+
+def test_a_users_mistake_in_the_run_is_one_sentence(call):
+    done = call(run=fail(UserError("dataset.raw_dir=x has no train-images")))
+    assert done.status == 1
+    assert done.err == "error: dataset.raw_dir=x has no train-images\n"
+
+
+def test_any_other_error_keeps_its_traceback(call):
+    for error in (ValueError("a bug"), RuntimeError("a bug"), KeyError("a bug")):
+        with pytest.raises(type(error), match="a bug"):
+            call(run=fail(error))
+
+
+def test_a_refused_run_leaves_an_older_one_in_the_same_folder_as_it_was(call, tmp_path):
+    call("hydra.run.dir=mine", "seed=3")
+    before = {p: p.read_bytes() for p in (tmp_path / "mine").rglob("*") if p.is_file()}
+    assert before
+    assert call("hydra.run.dir=mine", "strategy.stages=99").status == 1
+    assert {p: p.read_bytes() for p in (tmp_path / "mine").rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("error", [UserError("no such file"), RuntimeError("a bug")])
+def test_a_failed_job_does_not_take_the_others_down(call, tmp_path, error):
+    seeds = []
+    run = fail(error, when=lambda cfg: seeds.append(cfg.seed) or cfg.seed == 2)
+    done = call("-m", "seed=1,2,3", run=run)
+    assert done.status == 1
+    assert seeds == [1, 2, 3]
+    assert "job 1 (seed=2)" in done.err
+    assert str(error) in done.err
+    assert ("Traceback" in done.err) == isinstance(error, RuntimeError)
+    assert len(list((tmp_path / "outputs" / "multirun").glob("*/*/*-digits-hamiltonian-dni"))) == 3
+
+
+def test_a_job_whose_keys_do_not_go_together_does_not_take_the_others_down(call):
+    seen = []
+    done = call("-m", "strategy.stages=2,99,4", run=lambda cfg: seen.append(cfg.strategy.stages) or 0.0)
+    assert (done.status, seen) == (1, [2, 4])
+    assert "job 1 (strategy.stages=99): strategy.stages=99 is more than" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_sweep_with_an_unknown_choice_is_refused_before_any_job(call):
+    seen = []
+    done = call("-m", "model=hamiltonian,resent", run=lambda cfg: seen.append(1) or 0.0)
+    assert (done.status, seen) == (1, [])
+    assert "model=resent is unknown; did you mean resnet?" in done.err.splitlines()[-1]
+
+
+def test_a_sweep_without_failures_ends_well(call):
+    assert call("-m", "model=resnet,leapfrog", "strategy=backprop,dni").status == 0
+
+
+@pytest.mark.parametrize("arguments", [[], ["-m", "seed=1,2"]])
+def test_an_interrupt_ends_everything_with_130(call, arguments):
+    calls = []
+
+    def interrupted(cfg):
+        calls.append(cfg.seed)
+        raise KeyboardInterrupt
+
+    done = call(*arguments, run=interrupted)
+    assert (done.status, calls) == (130, [1])
+    assert "Traceback" not in done.err
+
+
+def test_the_interrupt_that_lightning_turns_into_an_exit_counts_as_one(call):
+    def run(cfg):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)
+
+    assert call(run=run).status == 130
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_in_a_process_of_its_own(tmp_path):
+    code = (
+        "import sys, time, types; m = types.ModuleType('sglight.experiment'); "
+        "m.run = lambda cfg: (print('go', flush=True), time.sleep(60)); sys.modules[m.__name__] = m; "
+        "from sglight.__main__ import main; sys.argv = ['sglight']; main()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "go\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err == "interrupted\n"
