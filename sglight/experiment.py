@@ -20,6 +20,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from sglight.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
 from sglight.callbacks.console import print_results, print_summary
@@ -50,7 +51,7 @@ def run(cfg: DictConfig, folder: Path | None = None) -> float:
     """
     folder = Path(HydraConfig.get().runtime.output_dir) if folder is None else folder
     plain = to_plain(cfg)
-    _set_up(plain)
+    set_up(plain)
     write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
     datamodule = build_datamodule(plain)
     module = build_module(plain, datamodule)
@@ -73,8 +74,12 @@ def run(cfg: DictConfig, folder: Path | None = None) -> float:
         metrics = _metrics(trainer, module) | timer.metrics()
         monitored = _monitored(best, metrics)
         metrics |= _test(trainer, module, datamodule, best)
-    metrics |= {"run/seed": plain["seed"], "run/status": "finished", "memory/peak_bytes": _peak_bytes(trainer)}
-    if not trainer.fast_dev_run and trainer.is_global_zero:
+    metrics |= {
+        "run/seed": plain["seed"],
+        "run/status": "finished",
+        "memory/peak_bytes": _peak_bytes(trainer),
+    }
+    if not plain["trainer"]["fast_dev_run"] and trainer.is_global_zero:
         write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2, sort_keys=True) + "\n")
     print_results(metrics, folder, any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers))
     return monitored
@@ -134,7 +139,9 @@ def build_trainer(plain: Mapping[str, Any], folder: Path, callbacks: list[Callba
         callbacks = [callback for callback in callbacks if not isinstance(callback, RichProgressBar)]
     if config.get("fast_dev_run"):
         # A dev run writes nothing.
-        callbacks = [c for c in callbacks if not isinstance(c, BestCheckpoint | LastCheckpoint | LearningRateMonitor)]
+        callbacks = [
+            c for c in callbacks if not isinstance(c, BestCheckpoint | LastCheckpoint | LearningRateMonitor)
+        ]
     try:
         return pl.Trainer(
             **config,
@@ -145,7 +152,7 @@ def build_trainer(plain: Mapping[str, Any], folder: Path, callbacks: list[Callba
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
         )
-    except (pl.utilities.exceptions.MisconfigurationException, ValueError) as error:
+    except (MisconfigurationException, ValueError) as error:
         trainer = plain["trainer"]
         raise UserError(
             f"trainer.accelerator={trainer['accelerator']}, trainer.devices={trainer['devices']}, "
@@ -167,7 +174,7 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
-def _set_up(plain: Mapping[str, Any]) -> None:
+def set_up(plain: Mapping[str, Any]) -> None:
     """Threads, seed, and silence from Lightning about what the user cannot change."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning.*")
@@ -188,7 +195,9 @@ def _hyperparameters(cfg: DictConfig, plain: Mapping[str, Any]) -> dict[str, Any
     values = {key: OmegaConf.select(OmegaConf.create(dict(plain)), key) for key in HYPERPARAMETERS}
     values["strategy"] = plain["strategy"]["_target_"].rpartition(".")[2].lower()
     return {
-        key: str(value) if OmegaConf.is_config(value) else value for key, value in values.items() if value is not None
+        key: str(value) if OmegaConf.is_config(value) else value
+        for key, value in values.items()
+        if value is not None
     }
 
 
@@ -208,7 +217,7 @@ def _check_epochs(ckpt: str, max_epochs: int) -> None:
 
 
 def _test(trainer: pl.Trainer, module: StagedModule, datamodule: Any, best: BestCheckpoint) -> dict[str, Any]:
-    path = None if trainer.fast_dev_run else best.best_model_path or None
+    path = best.best_model_path or None  # a dev run writes none
     trainer.test(module, datamodule, ckpt_path=path, verbose=False, weights_only=True)
     return {key: value for key, value in _metrics(trainer, module).items() if key.startswith("test/")}
 

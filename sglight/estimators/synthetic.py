@@ -81,7 +81,13 @@ class DenseSyntheticGradient(SyntheticGradient):
     """
 
     def __init__(
-        self, shape: Shape, classes: int, hidden: Sequence[int], conditional: bool, seed: int, *place: str | int
+        self,
+        shape: Shape,
+        classes: int,
+        hidden: Sequence[int],
+        conditional: bool,
+        seed: int,
+        *place: str | int,
     ) -> None:
         super().__init__()
         size = math.prod(shape)

@@ -108,7 +108,7 @@ class StagedModule(pl.LightningModule):
         stage = self.stage(i)
         output.backward(gradient)
         parameters = [p for p in stage.parameters() if p.grad is not None]
-        torch._foreach_mul_([p.grad for p in parameters], 1 / count)
+        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1 / count)
         extra = penalty([stage], **self.regularisation)
         if extra is not None:
             extra.backward()
@@ -168,7 +168,8 @@ class StagedModule(pl.LightningModule):
     @property
     def is_logging(self) -> bool:
         """Whether Lightning writes what is logged in this batch (asked after the optimiser's step)."""
-        return self.global_step % self.trainer.log_every_n_steps == 0 or self.trainer.is_last_batch
+        trainer: Any = self.trainer  # Lightning does not declare the attribute
+        return self.global_step % trainer.log_every_n_steps == 0 or trainer.is_last_batch
 
     @override
     def forward(self, x: Tensor) -> Tensor:

@@ -123,7 +123,9 @@ class DNI(StagedModule):
         optimizers = super().make_optimizers()
         for key, estimator in self.estimators.items():
             if isinstance(estimator, SyntheticGradient):
-                estimator.optimizer = make_optimizer(self.estimator_config["optimizer"], estimator.parameters())
+                estimator.optimizer = make_optimizer(
+                    self.estimator_config["optimizer"], estimator.parameters()
+                )
                 optimizers.append((f"estimator_{key}", estimator.optimizer))
         return optimizers
 

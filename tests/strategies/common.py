@@ -19,7 +19,9 @@ IMAGES = {**NETWORK, "shape": (1, 6, 6), "kernel": "conv", "channels": 4}
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 
 
-def batches(count: int, size: int = 12, shape: tuple[int, ...] = (3,), seed: int = 0) -> list[tuple[Tensor, Tensor]]:
+def batches(
+    count: int, size: int = 12, shape: tuple[int, ...] = (3,), seed: int = 0
+) -> list[tuple[Tensor, Tensor]]:
     """``count`` batches of noise with random labels; ``size`` is no power of two, where scaling would be exact."""
     generator = torch.Generator().manual_seed(seed)
     return [
@@ -28,7 +30,9 @@ def batches(count: int, size: int = 12, shape: tuple[int, ...] = (3,), seed: int
     ]
 
 
-def fit(module: pl.LightningModule, data: Any, epochs: int = 1, ckpt: str | None = None, **options: Any) -> pl.Trainer:
+def fit(
+    module: pl.LightningModule, data: Any, epochs: int = 1, ckpt: str | None = None, **options: Any
+) -> pl.Trainer:
     """Train ``module`` on the given batches."""
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=epochs, enable_progress_bar=False, enable_model_summary=False,

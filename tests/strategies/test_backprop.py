@@ -34,7 +34,10 @@ def plain(data, clip=None, smoothness=0.0):
 def test_equals_plain_torch(options: dict[str, float]) -> None:
     data = batches(10)
     module = Backprop(
-        NETWORK, SGD, clip_norm=options.get("clip"), regularisation={"smoothness": options.get("smoothness", 0.0)}
+        NETWORK,
+        SGD,
+        clip_norm=options.get("clip"),
+        regularisation={"smoothness": options.get("smoothness", 0.0)},
     )
     fit(module, data)
     for name, value in plain(data, **options).items():
@@ -101,7 +104,7 @@ def test_float64_runs_in_float64() -> None:
 
 
 def test_bad_network_names_its_key() -> None:
-    with pytest.raises(ValueError, match="model.activation=gelu"):
+    with pytest.raises(ValueError, match=r"model\.activation=gelu"):
         NetworkSpec(**{**NETWORK, "activation": "gelu"}).segments  # noqa: B018
     with pytest.raises(ValueError, match=r"model\.opening=pad needs a width of at least"):
         Backprop({**NETWORK, "opening": "pad", "channels": 2}, ADAM)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.strategies.common import ADAM, IMAGES, NETWORK, assert_equal, batches, fit, whole
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from sglight.estimators import Estimator, synthetic_gradient
 from sglight.networks import NetworkSpec, Stage
 from sglight.strategies.backprop import Backprop
 from sglight.strategies.dni import DNI, compare
+from tests.strategies.common import ADAM, IMAGES, NETWORK, assert_equal, batches, fit, whole
 
 ESTIMATOR = {"name": "mlp", "hidden": [9], "optimizer": {"name": "adam", "lr": 3e-3}}
 
@@ -24,7 +25,9 @@ def dni(network: dict[str, Any] = NETWORK, **options: Any) -> DNI:
     return DNI(network, ADAM, **{"estimator": ESTIMATOR, "diagnose_every_n_batches": 4, **options})
 
 
-def reference(stages: list[Stage], estimators: list[Any], data: list[tuple[Tensor, Tensor]], lag: int) -> None:
+def reference(
+    stages: list[Stage], estimators: list[Any], data: list[tuple[Tensor, Tensor]], lag: int
+) -> None:
     """Jaderberg et al. 2017, section 2, for M stages in turn; nothing of `sglight.strategies` is used."""
     last = len(stages) - 1
     stage_adam = [torch.optim.Adam(s.parameters(), lr=1e-2) for s in stages]
@@ -75,7 +78,7 @@ def test_equals_the_plain_loop_bit_for_bit(stages: int, lag: int, network: dict[
     module = dni(network, stages=stages, lag=lag)
     spec = NetworkSpec(**network)
     cuts = module.cuts
-    plain = [Stage(spec, a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    plain = [Stage(spec, a, b) for a, b in pairwise(cuts)]
     estimators = [
         synthetic_gradient("mlp", spec.state_shape(cut), 4, [9], True, 3, spec.seed, "estimators", cut)
         for cut in cuts[1:-1]
@@ -227,7 +230,13 @@ def test_a_checkpoint_in_mid_epoch_keeps_what_waits(tmp_path: Path) -> None:
 def test_speedup_and_estimator_metrics_are_logged() -> None:
     trainer = fit(dni(stages=3), batches(12), log_every_n_steps=2)
     names = trainer.callback_metrics
-    assert {"train/loss", "train/acc", "speedup/theoretical", "estimator_0/loss", "estimator_1/cosine"} <= set(names)
+    assert {
+        "train/loss",
+        "train/acc",
+        "speedup/theoretical",
+        "estimator_0/loss",
+        "estimator_1/cosine",
+    } <= set(names)
     assert 1 <= float(names["speedup/theoretical"]) <= 3
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -38,7 +40,7 @@ def test_more_lag_never_slows_down() -> None:
         stages = [StageTimes(*torch.rand(4).tolist()) for _ in range(4)]
         periods = [period(stages, lag) for lag in range(5)]
         slowest = max(s.total for s in stages)
-        assert all(a >= b - 1e-9 for a, b in zip(periods, periods[1:], strict=False))
+        assert all(a >= b - 1e-9 for a, b in pairwise(periods))
         assert periods[0] >= slowest - stages[-1].learn - 1e-9
 
 
