@@ -2,11 +2,14 @@
 
 import gzip
 import hashlib
+import math
 import os
 import socket
+import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +76,7 @@ class StoreData(SampleData):
         )
         test = store.labels["test"]
         parts["test"] = Part(store.images["test"], np.arange(len(test)), test)
-        checked: set[str] = set()
-
-        def verify(split: str) -> None:
-            name = "test" if split == "test" else "train"
-            if name not in checked:
-                store.verify(name)
-                checked.add(name)
-
-        return Contents(parts, store.class_names, store.mean, store.std, verify)
+        return Contents(parts, store.class_names, store.mean, store.std, store.verify)
 
 
 class DigitsData(SampleData):
@@ -167,7 +162,7 @@ class TorchvisionData(StoreData):
             return
         if not self.download:
             raise UserError(self._missing("dataset.download=false forbids to download them"))
-        with tempfile.TemporaryDirectory(prefix=f".{self.name}-", dir=self.data_dir) as root:
+        with tempfile.TemporaryDirectory(".tmp", f".{self.store_path.name}.", self.data_dir) as root:
             with self._network():
                 getattr(_torchvision(), SETS[self.name][0])(root, download=True)
             self._write(writer, Path(root) / SETS[self.name][1], f"torchvision {SETS[self.name][0]}")
@@ -184,7 +179,7 @@ class TorchvisionData(StoreData):
         socket.setdefaulttimeout(TIMEOUT_S)
         try:
             yield
-        except (OSError, RuntimeError) as error:  # URLError and timeouts are OSErrors
+        except (OSError, RuntimeError, HTTPException) as error:  # URLError and timeouts are OSErrors
             if getattr(error, "errno", None) is not None and not isinstance(
                 error, ConnectionError | TimeoutError
             ):
@@ -223,7 +218,7 @@ class TorchvisionData(StoreData):
             }
         except RuntimeError as error:
             raise UserError(
-                f"{files} is not complete ({error}): see dataset.raw_dir".split(" You can")[0]
+                f"{files} is incomplete or damaged: fetch it anew, see dataset.raw_dir"
             ) from error
         splits = {
             split: (data.data.transpose(0, 3, 1, 2), np.array(data.targets)) for split, data in sets.items()
@@ -249,8 +244,8 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray[Any, Any]:
     except (OSError, EOFError) as error:
         raise UserError(f"{path} is missing or cannot be read: see dataset.raw_dir") from error
     head = 4 + 4 * dimensions
-    shape = tuple(int(length) for length in np.frombuffer(data[4:head], ">i4"))
-    if data[:4] != bytes((0, 0, 8, dimensions)) or len(data) != head + int(np.prod(shape)):
+    shape = struct.unpack(f">{dimensions}i", data[4:head].ljust(head - 4, b"\0"))
+    if data[:4] != bytes((0, 0, 8, dimensions)) or len(data) != head + math.prod(shape):
         raise UserError(f"{path} is truncated or no IDX file of bytes: fetch it anew, see dataset.raw_dir")
     return np.frombuffer(data, np.uint8, offset=head).reshape(shape)
 

@@ -161,6 +161,8 @@ class BatchLoader:
         inputs: False: every x is None, for workers that read only the labels.
     """
 
+    batch_sampler = None  # Lightning looks for it
+
     def __init__(
         self,
         samples: Samples,
