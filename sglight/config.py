@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from hydra.experimental.callback import Callback
 from hydra.utils import to_absolute_path
 from omegaconf import Container, DictConfig, OmegaConf
@@ -85,9 +86,8 @@ def resolve_ckpt(ckpt: str | None) -> str | None:
     if not HydraConfig.initialized():
         raise UserError("ckpt=last is known to the command only; give the path of a checkpoint")
     hydra = HydraConfig.get()
-    own = Path(
-        _absolute(OmegaConf.select(hydra, "runtime.output_dir") or hydra.run.dir), "checkpoints", "last.ckpt"
-    )
+    folder = hydra.run.dir if OmegaConf.is_missing(hydra.runtime, "output_dir") else hydra.runtime.output_dir
+    own = Path(_absolute(folder), "checkpoints", "last.ckpt")
     if own.is_file():
         return str(own)
     choices = "-".join(hydra.runtime.choices[group] for group in ("dataset", "model", "strategy"))
@@ -129,7 +129,7 @@ def _check_keys(node: DictConfig, prefix: str) -> None:
     """Refuse keys that the schema does not have; `+key=` adds them without a word."""
     schema = OmegaConf.get_type(node)
     known = {field.name for field in fields(schema)} if is_dataclass(schema) else None
-    for key in node:
+    for key in map(str, node):
         if known is not None and key not in known:
             raise UserError(unknown_key(f"{prefix}{key}", node, CONF, known))
         if isinstance(child := node[key], DictConfig):
@@ -146,14 +146,17 @@ def _absolute(path: str) -> str:
 
 
 def _list_groups() -> str:
-    """Groups and their choices, for the help text; `base_*` are schemas, not choices."""
+    """Groups and their choices in all config folders, for the help text; Hydra asks for it whenever it composes."""
     from hydra.core.global_hydra import GlobalHydra
 
-    loader = GlobalHydra.instance().config_loader()
-    groups = [group for group in loader.list_groups("") if group != "hydra"]
-    options = {g: [o for o in loader.get_group_options(g) if not o.startswith("base_")] for g in groups}
+    choices: dict[str, set[str]] = {}
+    for source in GlobalHydra.instance().config_loader().get_sources():
+        if source.provider == "hydra" or source.scheme() == "structured":
+            continue
+        for group in source.list("", ObjectType.GROUP):
+            choices.setdefault(group, set()).update(source.list(group, ObjectType.CONFIG))
     return "\n".join(
-        f"  {group:<12}{', '.join(sorted(names))}" for group, names in sorted(options.items()) if names
+        f"  {group:<12}{', '.join(sorted(names))}" for group, names in sorted(choices.items()) if names
     )
 
 
