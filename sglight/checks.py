@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from math import inf
+from operator import le
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ PARTS = "trainer.limit_train_batches trainer.limit_val_batches trainer.limit_tes
 def check_values(cfg: DictConfig) -> None:
     """Refuse single values out of their range."""
     for least, keys in AT_LEAST.items():
-        _each(cfg, keys, lambda v, least=least: v >= least, f"it must be at least {least}")
+        _each(cfg, keys, partial(le, least), f"it must be at least {least}")
     _each(cfg, POSITIVE, lambda v: 0 < v < inf, "it must be greater than 0")
     _each(cfg, BELOW_ONE, lambda v: 0 <= v < 1, "it must be at least 0 and less than 1")
     _each(cfg, "strategy.scheduler.min_factor", lambda v: 0 <= v <= 1, "it must be from 0 to 1")
@@ -58,19 +60,13 @@ def check_values(cfg: DictConfig) -> None:
 
 def check_model(model: DictConfig) -> None:
     """Refuse keys of the network that contradict each other."""
-    steps = _per_segment("steps", model.steps, int)
-    horizons = _per_segment("horizon", model.horizon, float)
     widths = _per_segment("channels", model.channels, int)
-    counts = {
-        f"model.{name}": len(values)
-        for name, values in (("steps", steps), ("horizon", horizons), ("channels", widths))
-        if OmegaConf.is_list(model[name])
-    }
-    if len(set(counts.values())) > 1:
-        given = ", ".join(f"{key} has {n}" for key, n in counts.items())
-        raise UserError(
-            f"the lists differ in length: {given}; give one entry per segment in each, or one number for all"
-        )
+    for name, kind in (("steps", int), ("horizon", float)):
+        if (count := len(_per_segment(name, model[name], kind))) not in (1, len(widths)):
+            raise UserError(
+                f"model.{name} has {count} entries, but model.channels={model.channels} makes {len(widths)} segments; "
+                "give one entry per segment, or one number for all"
+            )
     if model.normalisation == "group" and (bad := [width for width in widths if width % model.groups]):
         raise UserError(
             f"model.groups={model.groups} does not divide model.channels={bad[0]}; choose a divisor of it"
@@ -108,9 +104,10 @@ def check_model(model: DictConfig) -> None:
 def check_strategy(cfg: DictConfig) -> None:
     """Refuse more stages than time steps, and estimators that do not fit the network."""
     stages = OmegaConf.select(cfg, "strategy.stages")
-    steps = OmegaConf.to_container(cfg.model).get("steps")  # type: ignore[union-attr, call-overload]
-    segments = len(_per_segment("channels", cfg.model.channels, int))
-    total = sum(steps) if isinstance(steps, list) else steps * segments
+    steps = _per_segment("steps", cfg.model.steps, int)
+    total = (
+        sum(steps) if len(steps) > 1 else steps[0] * len(_per_segment("channels", cfg.model.channels, int))
+    )
     if stages is not None and stages > total:
         raise UserError(
             f"strategy.stages={stages} is more than the network's {total} time steps; "

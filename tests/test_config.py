@@ -88,7 +88,14 @@ REFUSED = {
     ),
     "no stage": (["strategy.stages=0"], r"strategy\.stages=0 .* at least 1"),
     "lag": (["strategy.lag=-1"], r"strategy\.lag=-1 .* at least 0"),
-    "lists": (["model.steps=[4,4]", "model.channels=[8,8,8]"], r"model\.steps has 2, model\.channels has 3"),
+    "lists": (
+        ["model.steps=[4,4]", "model.channels=[8,8,8]"],
+        r"model\.steps has 2 entries, .* makes 3 segments",
+    ),
+    "list for one": (
+        ["model.horizon=[1,2]"],
+        r"model\.horizon has 2 entries, .*channels=64 makes 1 segments",
+    ),
     "steps": (["model.steps=0"], r"model\.steps=0 .* positive whole number"),
     "steps list": (["model.steps=[4,2.5]"], r"model\.steps=\[4, 2\.5\] .* whole number"),
     "steps empty": (["model.steps="], r"model\.steps="),
