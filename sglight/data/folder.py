@@ -12,7 +12,7 @@ from functools import partial
 from io import BytesIO
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -24,6 +24,7 @@ from sglight.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".tif", ".tiff", ".webp"}
 AT_ONCE = 256
+MISSING_END = (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError)  # type: ignore[attr-defined]
 Read = Callable[[], bytes]
 
 
@@ -196,6 +197,18 @@ def classified(name: str) -> Picture | None:
     return Picture(name, split, label)
 
 
+class StrictTarInfo(tarfile.TarInfo):
+    """Misses the end mark of an archive: without it, tarfile takes a truncated one for a short one."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        """The next header."""
+        try:
+            return super().fromtarfile(archive)
+        except MISSING_END as error:
+            raise tarfile.ReadError("unexpected end of data") from error
+
+
 def members(source: Path) -> Iterator[tuple[str, Read]]:
     """Name and reader of each regular file; the reader works until the next one is asked for."""
     if source.is_dir():
@@ -205,7 +218,7 @@ def members(source: Path) -> Iterator[tuple[str, Read]]:
             for info in archive.infolist():
                 yield info.filename, partial(archive.read, info)
     else:
-        with tarfile.open(source, "r|*") as archive:
+        with tarfile.open(source, "r|*", tarinfo=StrictTarInfo) as archive:
             for member in archive:
                 if member.isreg():
                     yield member.name, partial(_tar_read, archive, member)

@@ -146,6 +146,8 @@ class TorchvisionData(StoreData):
         assert self.raw_dir is not None
         folder = SETS[self.name][1]
         for candidate in (self.raw_dir / folder, self.raw_dir):
+            if "cifar" in self.name and candidate.name != folder:
+                continue  # torchvision insists on the name
             if (candidate / self._probe()).exists() or (candidate / f"{self._probe()}.gz").exists():
                 return candidate
         raise UserError(

@@ -152,6 +152,18 @@ def test_a_truncated_archive(pictures, tmp_path, suffix, share):
     assert "truncated" in str(info.value)
 
 
+def test_a_tar_file_that_ends_between_two_pictures(pictures, tmp_path):
+    path = pack(pictures, tmp_path / "x.tar")
+    with tarfile.open(path) as archive:
+        ends = [member.offset for member in archive if member.isfile()]
+    for end in (ends[-1], ends[-1] + 100):
+        with open(path, "r+b") as file:
+            file.truncate(end)
+        with pytest.raises(UserError, match="truncated"):
+            make(tmp_path, archive=str(path))
+        pack(pictures, path)
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
