@@ -116,7 +116,7 @@ class PlanarData(DataModule):
     def points(self, split: str) -> tuple[Tensor, Tensor]:
         """The points of "train", "val" or "test" for figures: x float32 [N, 2], y int64 [N], on the CPU."""
         part = self.contents().parts[split]
-        return torch.from_numpy(part.x[:]), torch.from_numpy(part.y)
+        return torch.from_numpy(part.x[:]).clone(), torch.from_numpy(part.y).clone()
 
     def open(self) -> Contents:
         """Draws the points."""
