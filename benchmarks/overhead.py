@@ -92,6 +92,7 @@ def main() -> None:
             overrides.append(f"trainer.limit_train_batches={options.batches}")
         plain = to_plain(check(compose("config", [*options.overrides, *overrides])))
     experiment.set_up(plain)
+    torch.set_num_threads(options.threads)
     runs: dict[str, list[tuple[float, float, float]]] = {"whole run": [], "bare loop": []}
     with tempfile.TemporaryDirectory() as folder:
         for i in range(options.rounds + 1):

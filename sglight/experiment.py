@@ -28,10 +28,18 @@ from sglight.callbacks.figures import PlanarFigures
 from sglight.callbacks.timing import EpochTimer
 from sglight.config import to_plain
 from sglight.errors import UserError
+from sglight.networks import NetworkSpec
 from sglight.strategies.base import StagedModule
 
 # Keys of trainer.* that are ours, or that need translation, before the rest goes to Lightning's Trainer.
 OWN_TRAINER_KEYS = ("threads",)
+# Multiplications of a time step on a batch above which a second thread pays.
+WORK_FOR_THREADS = 3e7
+# Warnings that the user can do nothing about.
+NOISE = (
+    r"isinstance\(treespec, LeafSpec\)",  # Lightning's use of torch
+    r"Detected call of `lr_scheduler\.step\(\)` before",  # an estimator first learns `lag` batches later
+)
 HYPERPARAMETERS = (
     "seed", "dataset.name", "dataset.batch_size", "model.dynamics", "model.kernel", "model.steps", "model.horizon",
     "model.channels", "strategy.stages", "strategy.lag", "strategy.estimator.name", "strategy.optimizer.name",
@@ -55,6 +63,7 @@ def run(cfg: DictConfig, folder: Path | None = None) -> float:
     write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
     datamodule = build_datamodule(plain)
     module = build_module(plain, datamodule)
+    torch.set_num_threads(plain["trainer"]["threads"] or useful_threads(module.spec, datamodule.batch_size))
     best, callbacks = build_callbacks(plain["callbacks"], folder)
     timer = EpochTimer()
     trainer = build_trainer(plain, folder, [*callbacks, timer])
@@ -174,11 +183,23 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
+def useful_threads(spec: NetworkSpec, batch_size: int) -> int:
+    """All cores for steps that keep them busy, otherwise one: threads that wait for each other cost more than they give.
+
+    The more so when the machine has other work: a thread that is not scheduled holds up all.
+    """
+    busy = max(spec.step_costs()) * batch_size > WORK_FOR_THREADS
+    return len(os.sched_getaffinity(0)) if busy else 1
+
+
 def set_up(plain: Mapping[str, Any]) -> None:
-    """Threads, seed, and silence from Lightning about what the user cannot change."""
+    """Seed, and silence from Lightning about what the user cannot change."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning.*")
-    torch.set_num_threads(plain["trainer"]["threads"] or len(os.sched_getaffinity(0)))
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    if not torch.cuda.is_available():
+        # Otherwise every step of an optimiser looks for the driver again, at a fifth of a millisecond each.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     pl.seed_everything(plain["seed"], workers=True, verbose=False)
 
 
@@ -223,7 +244,7 @@ def _test(trainer: pl.Trainer, module: StagedModule, datamodule: Any, best: Best
 
 
 def _metrics(trainer: pl.Trainer, module: StagedModule) -> dict[str, Any]:
-    values = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    values = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("lr/")}
     return values | {
         "model/parameters": sum(p.numel() for p in module.stages.parameters()),
         "run/stages": len(module.cuts) - 1,

@@ -87,10 +87,9 @@ class StagedModule(pl.LightningModule):
         configured = []
         for name, optimizer in self.make_optimizers():
             scheduler = make_scheduler(self.scheduler_config, optimizer, epochs, batches)
-            entry: dict[str, Any] = {"optimizer": optimizer}
-            if scheduler is not None:
-                entry["lr_scheduler"] = {"scheduler": scheduler, "name": f"lr/{name}"}
-            configured.append(entry)
+            configured.append(
+                {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "name": f"lr/{name}"}}
+            )
         return configured
 
     def make_optimizers(self) -> list[tuple[str, Optimizer]]:

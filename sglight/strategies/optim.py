@@ -36,8 +36,8 @@ def make_optimizer(config: Mapping[str, Any], parameters: Iterable[nn.Parameter]
 
 def make_scheduler(
     config: Mapping[str, Any], optimizer: Optimizer, epochs: int, batches: int
-) -> LambdaLR | ReduceLROnPlateau | None:
-    """A schedule that is stepped once a batch (``plateau``: once a validation); None for a constant rate.
+) -> LambdaLR | ReduceLROnPlateau:
+    """A schedule that is stepped once a batch (``plateau``: once a validation).
 
     Args:
         config: ``name`` (none, cosine, step, exponential or plateau) and its settings, in epochs.
@@ -49,8 +49,6 @@ def make_scheduler(
         return ReduceLROnPlateau(
             optimizer, "max", factor=config["gamma"], patience=config["patience"], min_lr=floor
         )
-    if name == "none" and not warmup:
-        return None
     if name not in ("none", "cosine", "step", "exponential"):
         raise ValueError(
             f"scheduler.name={name} is unknown; choose none, cosine, step, exponential or plateau"

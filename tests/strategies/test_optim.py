@@ -17,13 +17,12 @@ SETTINGS = {"warmup_epochs": 0, "step_epochs": 2, "gamma": 0.1, "patience": 1, "
 def rates(name: str, epochs: int = 6, batches: int = 5, **settings: Any) -> list[float]:
     """The rate in each batch of a run with base rate 1."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = make_scheduler({"name": name, **SETTINGS, **settings}, optimizer, epochs, batches)
+    scheduler: Any = make_scheduler({"name": name, **SETTINGS, **settings}, optimizer, epochs, batches)
     found = []
     for _ in range(epochs * batches):
         found.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        if scheduler is not None:
-            scheduler.step()
+        scheduler.step()
     return found
 
 
