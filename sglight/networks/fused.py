@@ -28,6 +28,7 @@ from sglight.networks.kernels import Kernel, Record
 Fields = tuple[Tensor, ...]
 Entry = tuple[Tensor, ...]
 Weights = Sequence[Sequence[Tensor]]
+Biases = Sequence[Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class Setting:
     h: float
     rebuild: bool
 
+    def slope(self, grad: Tensor, s: Tensor) -> Tensor:
+        """grad s'(p), in the precision of s = s(p)."""
+        return self.activation.backward(grad if grad.dtype == s.dtype else grad.to(s.dtype), s)
+
 
 class Scheme(Protocol):
     """A dynamics with a hand-written backward pass.
@@ -47,18 +52,20 @@ class Scheme(Protocol):
     Attributes:
         fields: tensors in a state.
         entry: tensors in a tape entry.
+        activations: activations in a step; each has its own biases, which it may overwrite.
         biased: for each stack, whether the bias is added to its map.
     """
 
     fields: int
     entry: int
+    activations: int
     biased: tuple[bool, ...]
 
     def stacks(self, weight: Tensor, kernel: Kernel, gamma: float) -> tuple[Tensor, ...]: ...
 
-    def forward(self, x: Fields, w: Weights, b: Sequence[Tensor], c: Setting, tape: list[Entry] | None) -> Fields: ...
+    def forward(self, x: Fields, w: Weights, b: Biases, c: Setting, tape: list[Entry] | None) -> Fields: ...
 
-    def rebuild(self, x: Fields, w: Weights, b: Sequence[Tensor], c: Setting) -> Iterator[Entry]: ...
+    def rebuild(self, x: Fields, w: Weights, b: Biases, c: Setting) -> Iterator[Entry]: ...
 
     def backward(
         self, g: list[Tensor], entries: Iterable[Entry], w: Weights, c: Setting
@@ -70,21 +77,22 @@ class EulerScheme:
 
     fields = 1
     entry = 2
+    activations = 1
     biased: tuple[bool, ...] = (True,)
 
     def stacks(self, weight: Tensor, kernel: Kernel, gamma: float) -> tuple[Tensor, ...]:
         return (weight,)
 
-    def forward(self, x: Fields, w: Weights, b: Sequence[Tensor], c: Setting, tape: list[Entry] | None) -> Fields:
+    def forward(self, x: Fields, w: Weights, b: Biases, c: Setting, tape: list[Entry] | None) -> Fields:
         (y,) = x
-        for W, bias in zip(w[0], b, strict=True):
+        for W, bias in zip(w[0], b[0], strict=True):
             s = c.activation.into(c.kernel.apply(y, W, bias))
             if tape is not None:
                 tape.append((y, s))
             y = torch.add(y, s, alpha=c.h)
         return (y,)
 
-    def rebuild(self, x: Fields, w: Weights, b: Sequence[Tensor], c: Setting) -> Iterator[Entry]:
+    def rebuild(self, x: Fields, w: Weights, b: Biases, c: Setting) -> Iterator[Entry]:
         raise AssertionError("forward Euler is not reversible")
 
     def backward(
@@ -93,7 +101,7 @@ class EulerScheme:
         (gy,) = g
         records = []
         for W, (y, s) in zip(reversed(w[0]), entries, strict=True):
-            p = c.activation.backward(gy.to(s.dtype), s)
+            p = c.slope(gy, s)
             gy, record = c.kernel.pullback(gy, c.h, p, y, W)
             records.append(record)
         return (gy,), [(records, c.h)]
@@ -112,28 +120,29 @@ class HamiltonianScheme:
 
     fields = 2
     entry = 4
-    biased = (True, True)
+    activations = 2
+    biased: tuple[bool, ...] = (True, True)
 
     def stacks(self, weight: Tensor, kernel: Kernel, gamma: float) -> tuple[Tensor, ...]:
         return weight, kernel.adjoint(weight)
 
-    def forward(self, x: Fields, w: Weights, b: Sequence[Tensor], c: Setting, tape: list[Entry] | None) -> Fields:
+    def forward(self, x: Fields, w: Weights, b: Biases, c: Setting, tape: list[Entry] | None) -> Fields:
         y, z = x
-        for W, V, bias in zip(*w, b, strict=True):
-            s_z = c.activation.into(c.kernel.apply(y, V, bias))
+        for W, V, b_z, b_y in zip(*w, *b, strict=True):
+            s_z = c.activation.into(c.kernel.apply(y, V, b_z))
             z = torch.add(z, s_z, alpha=-c.h)
-            s_y = c.activation.into(c.kernel.apply(z, W, bias))
+            s_y = c.activation.into(c.kernel.apply(z, W, b_y))
             if tape is not None:
                 tape.append((y, s_z, z, s_y))
             y = torch.add(y, s_y, alpha=c.h)
         return y, z
 
-    def rebuild(self, x: Fields, w: Weights, b: Sequence[Tensor], c: Setting) -> Iterator[Entry]:
+    def rebuild(self, x: Fields, w: Weights, b: Biases, c: Setting) -> Iterator[Entry]:
         y, z = x
-        for W, V, bias in zip(*map(reversed, w), reversed(b), strict=True):
-            s_y = c.activation.into(c.kernel.apply(z, W, bias))
+        for W, V, b_z, b_y in zip(*map(reversed, w), *map(reversed, b), strict=True):
+            s_y = c.activation.into(c.kernel.apply(z, W, b_y))
             y = torch.sub(y, s_y, alpha=c.h)
-            s_z = c.activation.into(c.kernel.apply(y, V, bias))
+            s_z = c.activation.into(c.kernel.apply(y, V, b_z))
             yield y, s_z, z, s_y
             z = torch.add(z, s_z, alpha=c.h)
 
@@ -143,10 +152,10 @@ class HamiltonianScheme:
         gy, gz = g
         records_w, records_v = [], []
         for W, V, (y, s_z, z, s_y) in zip(*map(reversed, w), entries, strict=True):
-            p = c.activation.backward(gy.to(s_y.dtype), s_y)
+            p = c.slope(gy, s_y)
             gz, record = c.kernel.pullback(gz, c.h, p, z, W)
             records_w.append(record)
-            p = c.activation.backward(gz.to(s_z.dtype), s_z)
+            p = c.slope(gz, s_z)
             gy, record = c.kernel.pullback(gy, -c.h, p, y, V)
             records_v.append(record)
         return (gy, gz), [(records_w, c.h), (records_v, -c.h)]
@@ -157,7 +166,8 @@ class LeapfrogScheme:
 
     fields = 2
     entry = 3
-    biased = (False, True)
+    activations = 1
+    biased: tuple[bool, ...] = (False, True)
 
     def stacks(self, weight: Tensor, kernel: Kernel, gamma: float) -> tuple[Tensor, ...]:
         return weight, -kernel.adjoint(weight)
@@ -166,21 +176,21 @@ class LeapfrogScheme:
         u = c.kernel.apply(y, W, None)
         return u, c.activation.into(c.kernel.apply(u, V, bias))
 
-    def forward(self, x: Fields, w: Weights, b: Sequence[Tensor], c: Setting, tape: list[Entry] | None) -> Fields:
+    def forward(self, x: Fields, w: Weights, b: Biases, c: Setting, tape: list[Entry] | None) -> Fields:
         y, y_prev = x
-        for W, V, bias in zip(*w, b, strict=True):
+        for W, V, bias in zip(*w, *b, strict=True):
             u, s = self._force(y, W, V, bias, c)
             if tape is not None:
                 tape.append((y, u, s))
-            y, y_prev = torch.sub(2 * y, y_prev).add_(s, alpha=c.h**2), y
+            y, y_prev = torch.lerp(y_prev, y, 2).add_(s, alpha=c.h**2), y
         return y, y_prev
 
-    def rebuild(self, x: Fields, w: Weights, b: Sequence[Tensor], c: Setting) -> Iterator[Entry]:
+    def rebuild(self, x: Fields, w: Weights, b: Biases, c: Setting) -> Iterator[Entry]:
         y_next, y = x
-        for W, V, bias in zip(*map(reversed, w), reversed(b), strict=True):
+        for W, V, bias in zip(*map(reversed, w), *map(reversed, b), strict=True):
             u, s = self._force(y, W, V, bias, c)
             yield y, u, s
-            y_next, y = y, torch.sub(2 * y, y_next).add_(s, alpha=c.h**2)
+            y_next, y = y, torch.lerp(y_next, y, 2).add_(s, alpha=c.h**2)
 
     def backward(
         self, g: list[Tensor], entries: Iterable[Entry], w: Weights, c: Setting
@@ -188,13 +198,13 @@ class LeapfrogScheme:
         gy, gprev = g
         records_w, records_v = [], []
         for W, V, (y, u, s) in zip(*map(reversed, w), entries, strict=True):
-            p = c.activation.backward(gy.to(s.dtype), s)
-            gu, record = c.kernel.pullback(None, c.h**2, p, u, V)
+            p = c.slope(gy, s)
+            gu, record = c.kernel.pullback(None, 1.0, p, u, V)
             records_v.append(record)
-            below, record = c.kernel.pullback(gprev.add_(gy, alpha=2), 1.0, gu, y, W)
+            below, record = c.kernel.pullback(gprev.add_(gy, alpha=2), c.h**2, gu, y, W)
             records_w.append(record)
             gy, gprev = below, gy.neg_()
-        return (gy, gprev), [(records_w, 1.0), (records_v, c.h**2)]
+        return (gy, gprev), [(records_w, c.h**2), (records_v, c.h**2)]
 
 
 SCHEMES: dict[str, Scheme] = {
@@ -209,6 +219,7 @@ def run(state: Tensor, bias: Tensor, stacks: tuple[Tensor, ...], setting: Settin
     """All steps of a segment: state ``[B, fields * C, ...]`` in, state out."""
     if torch.is_grad_enabled():
         return _Fused.apply(setting, state, bias, *stacks)
+    stacks = tuple(setting.kernel.align(stack) for stack in stacks)
     return _join(_steps(setting, state, bias, stacks, None))
 
 
@@ -216,8 +227,13 @@ def _steps(
     setting: Setting, state: Tensor, bias: Tensor, stacks: Sequence[Tensor], tape: list[Entry] | None
 ) -> Fields:
     fields = _fields(setting, state)
-    weights = [setting.kernel.unstack(stack) for stack in stacks]
-    return setting.scheme.forward(fields, weights, bias.unbind(0), setting, tape)
+    operators = [setting.kernel.operator(stack).unbind(0) for stack in stacks]
+    count = setting.scheme.activations
+    if tape is None:
+        biases: Biases = [bias.unbind(0)] * count
+    else:
+        biases = [setting.kernel.biases(bias, fields[0]) for _ in range(count)]
+    return setting.scheme.forward(fields, operators, biases, setting, tape)
 
 
 def _fields(setting: Setting, state: Tensor) -> Fields:
@@ -241,6 +257,7 @@ class _Fused(torch.autograd.Function):
         # Under autocast the maps run in the lower precision; states keep theirs. Cast once, not once a step.
         if (lower := _autocast(state)) is not None:
             bias, stacks = bias.to(lower), tuple(stack.to(lower) for stack in stacks)
+        stacks = tuple(setting.kernel.align(stack) for stack in stacks)
         tape: list[Entry] | None = None if setting.rebuild else []
         with torch.autocast(state.device.type, enabled=False):
             out = _join(_steps(setting, state, bias, stacks, tape))
@@ -255,20 +272,22 @@ class _Fused(torch.autograd.Function):
         setting: Setting = ctx.setting
         bias, *rest = ctx.saved_tensors
         stacks, kept = rest[: ctx.maps], rest[ctx.maps :]
-        weights = [setting.kernel.unstack(stack) for stack in stacks]
+        weights = [stack.unbind(0) for stack in stacks]
         with torch.autocast(grad.device.type, enabled=False):
             entries: Iterable[Entry]
             if setting.rebuild:
-                entries = setting.scheme.rebuild(_fields(setting, kept[0]), weights, bias.unbind(0), setting)
+                operators = [setting.kernel.operator(stack).unbind(0) for stack in stacks]
+                biases = [bias.unbind(0)] * setting.scheme.activations
+                entries = setting.scheme.rebuild(_fields(setting, kept[0]), operators, biases, setting)
             else:
                 size = setting.scheme.entry
                 entries = (tuple(kept[i : i + size]) for i in reversed(range(0, len(kept), size)))
             # The scheme writes into these, so they must not share memory with what autograd handed in.
-            grads = [setting.kernel.layout(field).clone() for field in _fields(setting, grad)]
+            grads = [field.clone() for field in _fields(setting, grad)]
             fields, records = setting.scheme.backward(grads, entries, weights, setting)
             collected = [setting.kernel.collect(steps, scale) for steps, scale in records]
-        biases = [b for (_, b), has in zip(collected, setting.scheme.biased, strict=True) if has]
-        grad_bias = sum(biases[1:], start=biases[0])
+        shares = [b for (_, b), has in zip(collected, setting.scheme.biased, strict=True) if has]
+        grad_bias = sum(shares[1:], start=shares[0])
         dtypes = ctx.dtypes
         return (
             None,

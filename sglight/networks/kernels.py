@@ -5,7 +5,8 @@ All weights are stacked over time: ``[N, C, C]`` or ``[N, C, C, k, k]``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +17,14 @@ Record = tuple[Tensor, Tensor]
 
 
 class Kernel(Protocol):
-    """What a segment needs of its linear map."""
+    """What a segment needs of its linear map.
+
+    Attributes:
+        frugal: the same map, whose records hold gradients only and not the states they come from.
+    """
+
+    @property
+    def frugal(self) -> Kernel: ...
 
     def weight_shape(self, channels: int, size: int) -> tuple[int, ...]:
         """Shape of one step's weight."""
@@ -31,19 +39,27 @@ class Kernel(Protocol):
         ...
 
     def layout(self, state: Tensor) -> Tensor:
-        """``state`` in the memory layout in which this kernel is fastest."""
+        """``state`` in memory as a new tensor would be, in the order in which this kernel is fastest."""
         ...
 
-    def unstack(self, weight: Tensor) -> Sequence[Tensor]:
-        """One weight a step, in the layout in which this kernel is fastest."""
+    def align(self, weight: Tensor) -> Tensor:
+        """The stack of weights with each step's in memory as products want it, whatever the steps before it."""
         ...
 
-    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def operator(self, weight: Tensor) -> Tensor:
+        """Weights, one step's or a stack, in the form that `apply` takes."""
+        ...
+
+    def biases(self, bias: Tensor, x: Tensor) -> Sequence[Tensor]:
+        """One bias a step for states like ``x``, for `apply` to write its result into if that is faster."""
+        ...
+
+    def apply(self, x: Tensor, operator: Tensor, bias: Tensor | None) -> Tensor:
         """K x + b for one step."""
         ...
 
     def pullback(self, into: Tensor | None, scale: float, grad: Tensor, x: Tensor, weight: Tensor) -> Any:
-        """(into + scale * K^T grad, record for `collect`); ``into`` is overwritten."""
+        """(into + scale * K^T grad, record for `collect`), without ``into`` K^T grad; ``into`` is overwritten."""
         ...
 
     def collect(self, records: list[Record], scale: float) -> tuple[Tensor, Tensor]:
@@ -51,8 +67,56 @@ class Kernel(Protocol):
         ...
 
 
+def own(x: Tensor, strides: tuple[int, ...], order: torch.memory_format) -> Tensor:
+    """``x`` if it lies in memory as a new tensor with these strides would, else a copy that does.
+
+    Products round by where their operands begin and how they lie. States and gradients come to a segment from
+    the step before or from another stage, which must not be seen in the result.
+    """
+    return x if x.stride() == strides and x.storage_offset() == 0 else x.clone(memory_format=order)
+
+
+def arranged(x: Tensor, layout: Callable[[Tensor], Tensor]) -> Tensor:
+    """``layout(x)``, and the gradient is laid out alike on its way back."""
+    return _Arranged.apply(x, layout) if x.requires_grad and torch.is_grad_enabled() else layout(x)
+
+
+class _Arranged(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layout: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.layout = layout
+        return layout(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return ctx.layout(grad), None
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Images ``[B, C, H, W]`` with the channels of a pixel side by side."""
+    _, c, h, w = x.shape
+    if c == 1 or h * w == 1:
+        # Both orders are one, and PyTorch's operations then give new tensors the ordinary strides.
+        return own(x, (c * h * w, h * w, w, 1), torch.contiguous_format)
+    return own(x, (h * w * c, 1, w * c, c), torch.channels_last)
+
+
+LINE = 64
+
+
+def on_lines(stack: Tensor) -> Tensor:
+    """``stack`` with each entry at a multiple of 64 bytes, where new tensors begin."""
+    size = math.prod(stack.shape[1:])
+    spare = -size % (LINE // stack.element_size())
+    return F.pad(stack.flatten(1), (0, spare))[:, :size].unflatten(1, stack.shape[1:]) if spare else stack
+
+
 class Dense:
     """y -> K y on ``[B, C]``."""
+
+    @property
+    def frugal(self) -> Kernel:
+        return _FRUGAL_DENSE
 
     def weight_shape(self, channels: int, size: int) -> tuple[int, ...]:
         return channels, channels
@@ -64,20 +128,29 @@ class Dense:
         return torch.eye(weight.shape[-1], dtype=weight.dtype, device=weight.device)
 
     def layout(self, state: Tensor) -> Tensor:
-        return state.contiguous()
+        return own(state, (state.shape[1], 1), torch.contiguous_format)
 
-    def unstack(self, weight: Tensor) -> Sequence[Tensor]:
-        return weight.unbind(0)
+    def align(self, weight: Tensor) -> Tensor:
+        return on_lines(weight)
 
-    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        x = x.to(weight.dtype)
-        return torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
+    def operator(self, weight: Tensor) -> Tensor:
+        return weight.mT
+
+    def biases(self, bias: Tensor, x: Tensor) -> Sequence[Tensor]:
+        return on_lines(bias[:, None].repeat(1, len(x), 1)).unbind(0)
+
+    def apply(self, x: Tensor, operator: Tensor, bias: Tensor | None) -> Tensor:
+        if x.dtype != operator.dtype:
+            x = x.to(operator.dtype)
+        if bias is None:
+            return torch.mm(x, operator)
+        return bias.addmm_(x, operator) if bias.ndim == 2 else torch.addmm(bias, x, operator)
 
     def pullback(
         self, into: Tensor | None, scale: float, grad: Tensor, x: Tensor, weight: Tensor
     ) -> tuple[Tensor, Record]:
         if into is None:
-            out = torch.mm(grad, weight).mul_(scale)
+            out = torch.mm(grad, weight)
         elif into.dtype == grad.dtype:
             out = into.addmm_(grad, weight, alpha=scale)
         else:
@@ -85,14 +158,47 @@ class Dense:
         return out, (grad, x)
 
     def collect(self, records: list[Record], scale: float) -> tuple[Tensor, Tensor]:
-        # One batched product over all steps instead of one small product a step.
         grads = torch.stack([grad for grad, _ in reversed(records)])
-        inputs = torch.stack([x for _, x in reversed(records)]).to(grads.dtype)
-        return torch.bmm(grads.transpose(1, 2), inputs).mul_(scale), grads.sum(1).mul_(scale)
+        biases = grads.sum(1).mul_(scale)
+        if grads.shape[2] % 2:
+            # Batched products of small odd matrices round by their place in the batch, so not by the batch.
+            weights = torch.stack([_product(grad, x) for grad, x in reversed(records)])
+        else:
+            # One batched product over all steps instead of one small product a step.
+            inputs = torch.stack([x for _, x in reversed(records)]).to(grads.dtype)
+            weights = torch.bmm(grads.transpose(1, 2), inputs)
+        return weights.mul_(scale), biases
+
+
+def _product(grad: Tensor, x: Tensor) -> Tensor:
+    return torch.mm(grad.t(), x.to(grad.dtype))
+
+
+class FrugalDense(Dense):
+    """`Dense` with weight gradients taken step by step: slower, but the states can be forgotten."""
+
+    def pullback(
+        self, into: Tensor | None, scale: float, grad: Tensor, x: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Record]:
+        out, _ = super().pullback(into, scale, grad, x, weight)
+        return out, (_product(grad, x), grad.sum(0))
+
+    def collect(self, records: list[Record], scale: float) -> tuple[Tensor, Tensor]:
+        return _stacked(records, scale)
+
+
+def _stacked(records: list[Record], scale: float) -> tuple[Tensor, Tensor]:
+    weights = torch.stack([weight for weight, _ in reversed(records)])
+    biases = torch.stack([bias for _, bias in reversed(records)])
+    return weights.mul_(scale), biases.mul_(scale)
 
 
 class Conv:
     """y -> conv2d(y, K) with zero "same" padding on ``[B, C, H, W]``, odd kernel size."""
+
+    @property
+    def frugal(self) -> Kernel:
+        return self
 
     def weight_shape(self, channels: int, size: int) -> tuple[int, ...]:
         return channels, channels, size, size
@@ -108,14 +214,23 @@ class Conv:
         return unit
 
     def layout(self, state: Tensor) -> Tensor:
-        return state.contiguous(memory_format=torch.channels_last)
+        return channels_last(state)
 
-    def unstack(self, weight: Tensor) -> Sequence[Tensor]:
-        # Channels last for the whole stack at once.
-        return weight.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3).unbind(0)
+    def align(self, weight: Tensor) -> Tensor:
+        # Channels last for the whole stack at once; cloned, as `contiguous` leaves dimensions of size 1 as they are.
+        last = weight.permute(0, 1, 3, 4, 2).clone(memory_format=torch.contiguous_format)
+        return on_lines(last).permute(0, 1, 4, 2, 3)
 
-    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(x.to(weight.dtype), weight, bias, padding=weight.shape[-1] // 2)
+    def operator(self, weight: Tensor) -> Tensor:
+        return weight
+
+    def biases(self, bias: Tensor, x: Tensor) -> Sequence[Tensor]:
+        return bias.unbind(0)
+
+    def apply(self, x: Tensor, operator: Tensor, bias: Tensor | None) -> Tensor:
+        if x.dtype != operator.dtype:
+            x = x.to(operator.dtype)
+        return F.conv2d(channels_last(x), operator, bias, padding=operator.shape[-1] // 2)
 
     def pullback(
         self, into: Tensor | None, scale: float, grad: Tensor, x: Tensor, weight: Tensor
@@ -134,13 +249,13 @@ class Conv:
             1,
             [True, True, True],
         )
-        out = grad_x.mul_(scale) if into is None else into.add_(grad_x, alpha=scale)
+        out = grad_x if into is None else into.add_(grad_x, alpha=scale)
         return out, (grad_weight, grad_bias)
 
     def collect(self, records: list[Record], scale: float) -> tuple[Tensor, Tensor]:
-        weights = torch.stack([weight for weight, _ in reversed(records)])
-        biases = torch.stack([bias for _, bias in reversed(records)])
-        return weights.mul_(scale), biases.mul_(scale)
+        return _stacked(records, scale)
 
+
+_FRUGAL_DENSE = FrugalDense()
 
 KERNELS: dict[str, Kernel] = {"dense": Dense(), "conv": Conv()}

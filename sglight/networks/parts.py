@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sglight.networks.activations import ACTIVATIONS
+from sglight.networks.kernels import arranged, channels_last
 from sglight.networks.seeding import normal
 
 Shape = tuple[int, ...]
@@ -55,14 +56,16 @@ class Conv(nn.Conv2d):
     def __init__(
         self, inputs: int, outputs: int, size: int, seed: int, *place: str | int, gain: float = 1.0
     ) -> None:
-        super().__init__(inputs, outputs, size, padding=size // 2, device="meta", dtype=torch.get_default_dtype())
+        super().__init__(
+            inputs, outputs, size, padding=size // 2, device="meta", dtype=torch.get_default_dtype()
+        )
         std = gain / (inputs * size**2) ** 0.5
         self.weight = nn.Parameter(normal((outputs, inputs, size, size), std, seed, *place))
         self.bias = nn.Parameter(torch.zeros(outputs))
 
-    def forward(self, input: Tensor) -> Tensor:
-        # The segments behind run on channels-last memory.
-        return super().forward(input.contiguous(memory_format=torch.channels_last))
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in nn.Conv2d)
+        # The segments run on channels-last memory; sums over the image round by it, forward and backward.
+        return arranged(super().forward(arranged(input, channels_last)), channels_last)
 
 
 class ConvOpening(nn.Module):
@@ -77,7 +80,7 @@ class ConvOpening(nn.Module):
         self.norm = nn.BatchNorm2d(channels) if normalisation == "batch" else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.activation.function(self.norm(self.conv(x)))
+        return arranged(self.activation.function(self.norm(self.conv(x))), channels_last)
 
 
 class Connector(nn.Module):
@@ -87,7 +90,15 @@ class Connector(nn.Module):
     """
 
     def __init__(
-        self, kind: str, kernel: str, pool: bool, inputs: int, outputs: int, fields: int, seed: int, index: int
+        self,
+        kind: str,
+        kernel: str,
+        pool: bool,
+        inputs: int,
+        outputs: int,
+        fields: int,
+        seed: int,
+        index: int,
     ) -> None:
         super().__init__()
         self.pool = pool and kernel == "conv"
@@ -103,7 +114,8 @@ class Connector(nn.Module):
             state = F.avg_pool2d(state, 2)
         fields = state.chunk(self.fields, 1)
         changed = [pad_channels(f, self.outputs) if self.mix is None else self.mix(f) for f in fields]
-        return torch.cat(changed, 1)
+        # Mixed under autocast, states keep their precision.
+        return torch.cat(changed, 1).to(state.dtype)
 
 
 class Classifier(nn.Module):

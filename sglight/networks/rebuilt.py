@@ -34,6 +34,8 @@ class _Rebuilt(torch.autograd.Function):
         # An output must not be an input (a leapfrog's y_prev after no step at all would be).
         out = tuple(field.clone() for field in fields)
         ctx.save_for_backward(*out, *parameters)
+        device = out[0].device.type
+        ctx.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
         return out
 
     @staticmethod
@@ -42,10 +44,13 @@ class _Rebuilt(torch.autograd.Function):
         fields, parameters = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
         slices = list(zip(*(p.unbind(0) for p in parameters), strict=True))
         collected = []
+        device, lower, enabled = ctx.autocast
         for now in reversed(slices):
-            fields = ctx.inverse(fields, now)
+            # In the precision of the forward pass, or another path would be rebuilt.
+            with torch.autocast(device, lower, enabled):
+                fields = ctx.inverse(fields, now)
             leaves = [tensor.detach().requires_grad_() for tensor in (*fields, *now)]
-            with torch.enable_grad():
+            with torch.enable_grad(), torch.autocast(device, lower, enabled):
                 out = ctx.step(tuple(leaves[: ctx.count]), tuple(leaves[ctx.count :]))
             pulled = torch.autograd.grad(out, leaves, grads, materialize_grads=True)
             grads = pulled[: ctx.count]

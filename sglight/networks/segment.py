@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from sglight.networks import fused, rebuilt
 from sglight.networks.activations import ACTIVATIONS
 from sglight.networks.dynamics import DYNAMICS, Dynamics, Step
-from sglight.networks.kernels import KERNELS
+from sglight.networks.kernels import KERNELS, arranged
 from sglight.networks.seeding import draw_seed, normal
 
 Rule = Literal["linear", "constant"]
 
 
-def choose(options: dict, name: str, key: str):  # type: ignore[type-arg, no-untyped-def]
+def choose(options: dict, name: str, key: str):  # type: ignore[no-untyped-def]
     """``options[name]``, or a ValueError that names the key and what it may be."""
     if name not in options:
         raise ValueError(f"{key}={name} is unknown; choose one of {', '.join(options)}")
@@ -71,7 +71,9 @@ class SegmentSpec:
                 "must be positive"
             )
         if self.kernel == "conv" and self.kernel_size % 2 == 0:
-            raise ValueError(f"model.kernel_size={self.kernel_size} must be odd, so that the adjoint is exact")
+            raise ValueError(
+                f"model.kernel_size={self.kernel_size} must be odd, so that the adjoint is exact"
+            )
         if self.gamma < 0:
             raise ValueError(f"model.gamma={self.gamma} must not be negative: it would feed energy in")
         if self.normalisation == "group" and self.channels % self.groups:
@@ -115,6 +117,8 @@ class Segment(nn.Module):
 
     weight: Tensor
     bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(
         self,
@@ -186,7 +190,12 @@ class Segment(nn.Module):
             unit = self.kernel.identity(torch.empty(1, *shape))
             return (s.init_scale * unit).expand(self.steps, *shape).clone()
         fan_in = shape[1] * (s.kernel_size**2 if s.kernel == "conv" else 1)
-        std = s.init_scale * self.activation.gain / fan_in**0.5 * (2**0.5 if s.dynamics == "antisymmetric" else 1)
+        std = (
+            s.init_scale
+            * self.activation.gain
+            / fan_in**0.5
+            * (2**0.5 if s.dynamics == "antisymmetric" else 1)
+        )
         place = ("segments", self.index, "weight")
         if s.init == "smooth":
             return normal(shape, std, self.seed, *place).expand(self.steps, *shape).clone()
@@ -197,11 +206,12 @@ class Segment(nn.Module):
         self._check(state)
         if self._has_fused:
             scheme = fused.SCHEMES[self.spec.dynamics]
-            setting = fused.Setting(scheme, self.kernel, self.activation, self.step_size, self.spec.reversible)
+            kernel = self.kernel.frugal if self.spec.reversible else self.kernel
+            setting = fused.Setting(scheme, kernel, self.activation, self.step_size, self.spec.reversible)
             return fused.run(state, self.bias, scheme.stacks(self.weight, self.kernel, self.gamma), setting)
         fields = self._fields(state)
         if self.spec.reversible and torch.is_grad_enabled():
-            return torch.cat(rebuilt.run(fields, self._stacked(), self._step, self._inverse), 1)
+            return self._joined(rebuilt.run(fields, self._stacked(), self._step, self._inverse))
         return self._loop(fields)
 
     def reference(self, state: Tensor) -> Tensor:
@@ -249,7 +259,8 @@ class Segment(nn.Module):
         fine.to(self.weight.device, self.weight.dtype).train(self.training)
         after = dict(following.state_dict()) if following is not None else {}
         prolonged = {
-            name: prolong(value, rule, after[name][0] if after else None) for name, value in self.state_dict().items()
+            name: prolong(value, rule, after[name][0] if after else None)
+            for name, value in self.state_dict().items()
         }
         fine.load_state_dict(prolonged)
         return fine
@@ -269,18 +280,21 @@ class Segment(nn.Module):
             )
 
     def _fields(self, state: Tensor) -> tuple[Tensor, ...]:
-        # One layout whatever the cut: products of strided views may round differently.
-        return tuple(self.kernel.layout(field) for field in state.chunk(self.dynamics.fields, 1))
+        # One layout whatever the cut, of the gradients too.
+        return tuple(arranged(field, self.kernel.layout) for field in state.chunk(self.dynamics.fields, 1))
 
     def _stacked(self) -> tuple[Tensor, ...]:
-        if self.spec.normalisation == "none":
-            return self.weight, self.bias
-        return self.weight, self.bias, self.norm_weight, self.norm_bias
+        maps = (self.kernel.align(w) for w in (self.weight, self.kernel.adjoint(self.weight)))
+        norm = () if self.spec.normalisation == "none" else (self.norm_weight, self.norm_bias)
+        return *maps, self.bias, *norm
 
     def _loop(self, fields: tuple[Tensor, ...]) -> Tensor:
         for j, now in enumerate(zip(*(p.unbind(0) for p in self._stacked()), strict=True)):
             fields = self._step(fields, now, j)
-        return torch.cat(fields, 1)
+        return self._joined(fields)
+
+    def _joined(self, fields: tuple[Tensor, ...]) -> Tensor:
+        return torch.cat([arranged(field, self.kernel.layout) for field in fields], 1)
 
     def _step(self, fields: tuple[Tensor, ...], now: tuple[Tensor, ...], j: int = 0) -> tuple[Tensor, ...]:
         return self.dynamics.step(fields, self._maps(now, j))
@@ -289,8 +303,7 @@ class Segment(nn.Module):
         return self.dynamics.inverse(fields, self._maps(now, j))
 
     def _maps(self, now: tuple[Tensor, ...], j: int) -> Step:
-        weight, bias, *norm = now
-        adjoint = self.kernel.adjoint(weight[None])[0]
+        weight, adjoint, bias, *norm = now
         column = bias if self.spec.kernel == "dense" else bias[:, None, None]
 
         def s(p: Tensor, i: int) -> Tensor:
@@ -300,8 +313,8 @@ class Segment(nn.Module):
             return self.activation.function(p)
 
         return Step(
-            K=lambda x: self.kernel.apply(x, weight, None),
-            Kt=lambda x: self.kernel.apply(x, adjoint, None),
+            K=lambda x: self.kernel.apply(x, self.kernel.operator(weight), None),
+            Kt=lambda x: self.kernel.apply(x, self.kernel.operator(adjoint), None),
             s=s,
             h=self.step_size,
             gamma=self.gamma,
