@@ -38,5 +38,7 @@ def _tanh_into(p: Tensor) -> Tensor:
 
 ACTIVATIONS: dict[str, Activation] = {
     "tanh": Activation(torch.tanh, _tanh_into, torch.ops.aten.tanh_backward, 1.0),
-    "relu": Activation(torch.relu, torch.relu_, lambda g, a: torch.ops.aten.threshold_backward(g, a, 0), 2**0.5),
+    "relu": Activation(
+        torch.relu, torch.relu_, lambda g, a: torch.ops.aten.threshold_backward(g, a, 0), 2**0.5
+    ),
 }

@@ -5,14 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sglight.networks.dynamics import DYNAMICS, Dynamics
-from sglight.networks.parts import Classifier, Connector, ConvOpening, Linear, PadOpening, RepeatOpening, Shape
+from sglight.networks.parts import (
+    Classifier,
+    Connector,
+    ConvOpening,
+    Linear,
+    PadOpening,
+    RepeatOpening,
+    Shape,
+)
 from sglight.networks.parts import Conv as ConvPart
 from sglight.networks.seeding import draw_seed
 from sglight.networks.segment import Rule, Segment, SegmentSpec, choose
@@ -69,23 +77,28 @@ class NetworkSpec:
                 object.__setattr__(self, name, value * count)
             elif len(value) != count:
                 raise ValueError(
-                    f"model.{name} has {len(value)} entries and model.channels {count}: give one number, or one a segment"
+                    f"model.{name} has {len(value)} entries and model.channels {count}: "
+                    "give one number, or one a segment"
                 )
         for name, options in _OPTIONS.items():
             choose(dict.fromkeys(options), getattr(self, name), f"model.{name}")
+        if not self.segments:
+            raise ValueError("model.channels is empty; give one width a segment")
         self._check_shapes()
 
     def _check_shapes(self) -> None:
         conv = self.kernel == "conv"
         if conv and len(self.shape) != 3:
-            raise ValueError(f"model.kernel=conv needs images, not samples of shape {self.shape}; use model.kernel=dense")
+            raise ValueError(
+                f"model.kernel=conv needs images, not samples of shape {self.shape}; use model.kernel=dense"
+            )
         if self.opening == "conv" and not conv:
             raise ValueError("model.opening=conv needs model.kernel=conv; use model.opening=linear")
         inputs = self.shape[0] if conv else math.prod(self.shape)
         if self.opening in ("pad", "repeat") and inputs > self.widths[0]:
             raise ValueError(
-                f"model.opening={self.opening} needs a width of at least the input's {inputs}, but model.channels begins "
-                f"with {self.widths[0]}; widen it, or use model.opening=linear"
+                f"model.opening={self.opening} needs a width of at least the input's {inputs}, but model.channels "
+                f"begins with {self.widths[0]}; widen it, or use model.opening=linear"
             )
         for before, after in pairwise(self.widths):
             if self.connector == "pad" and after < before:
@@ -127,7 +140,9 @@ class NetworkSpec:
         if self.kernel == "dense":
             return [(c,) for c in self.widths]
         halvings = [2 ** (k if self.pool else 0) for k in range(len(self.widths))]
-        return [(c, self.shape[1] // d, self.shape[2] // d) for c, d in zip(self.widths, halvings, strict=True)]
+        return [
+            (c, self.shape[1] // d, self.shape[2] // d) for c, d in zip(self.widths, halvings, strict=True)
+        ]
 
     def with_steps(self, factor: int) -> NetworkSpec:
         """The same network with ``factor`` times as many steps over the same horizon."""
@@ -178,7 +193,9 @@ class NetworkSpec:
                 "(model.steps, over all segments)"
             )
         extra = extra_cost if callable(extra_cost) else lambda _shape: extra_cost
-        return _balance(self.step_costs(), stages, [extra(self.state_shape(p)) for p in range(self.total_steps)])
+        return _balance(
+            self.step_costs(), stages, [extra(self.state_shape(p)) for p in range(self.total_steps)]
+        )
 
     def _segment_after(self, position: int) -> int:
         """The segment of the step that follows ``position`` (the last at the end)."""
@@ -205,9 +222,7 @@ def _balance(costs: Sequence[float], stages: int, extra: Sequence[float]) -> lis
     ``extra[p]`` is added to a stage that ends before step p, p > 0; the last stage has none.
     """
     steps = len(costs)
-    prefix = [0.0]
-    for cost in costs:
-        prefix.append(prefix[-1] + cost)
+    prefix = [0.0, *accumulate(costs)]
 
     def cost(a: int, b: int) -> float:
         return prefix[b] - prefix[a] + (extra[b] if b < steps else 0.0)
@@ -215,11 +230,22 @@ def _balance(costs: Sequence[float], stages: int, extra: Sequence[float]) -> lis
     # best[b]: (cost of the dearest stage, cuts) for the first b steps in m stages.
     best: dict[int, tuple[float, list[int]]] = {b: (cost(0, b), [0, b]) for b in range(1, steps + 1)}
     for m in range(2, stages + 1):
-        best = {
-            b: min((max(best[a][0], cost(a, b)), [*best[a][1], b]) for a in range(m - 1, b))
-            for b in range(m, steps + 1)
-        }
+        best = {b: _best_last_cut(best, b, m - 1, cost) for b in range(m, steps + 1)}
     return best[steps][1]
+
+
+def _best_last_cut(
+    best: dict[int, tuple[float, list[int]]], b: int, lowest: int, cost: Callable[[int, int], float]
+) -> tuple[float, list[int]]:
+    """The best of ``best[a]`` and a stage from a to b; of equally good ones that with the earliest cuts."""
+    found = math.inf, [b]
+    for a in range(b - 1, lowest - 1, -1):
+        last = cost(a, b)
+        if last > found[0]:
+            # An even longer last stage is dearer still.
+            break
+        found = min(found, (max(best[a][0], last), [*best[a][1], b]))
+    return found
 
 
 class Stage(nn.Module):
@@ -261,7 +287,9 @@ class Stage(nn.Module):
         """The state before the first step, from samples ``[B, *shape]``."""
         assert self.opening is not None
         if x.shape[1:] != self.spec.shape:
-            raise ValueError(f"the network takes samples of shape {list(self.spec.shape)}, not {list(x.shape[1:])}")
+            raise ValueError(
+                f"the network takes samples of shape {list(self.spec.shape)}, not {list(x.shape[1:])}"
+            )
         y = self.opening(x if self.spec.kernel == "conv" else x.flatten(1))
         # Under autocast parts give a lower precision; states are summed up over many steps and keep the full one.
         y = y.to(x.dtype)
@@ -316,11 +344,14 @@ class StableNet(Stage):
         """
         spec = self.spec.with_steps(2)
         fine = StableNet(**{f.name: getattr(spec, f.name) for f in fields(spec)})
+        example = next(self.parameters())
+        fine.to(example.device, example.dtype)
         for key, segment in self.segments.items():
+            assert isinstance(segment, Segment)
             fine.segments[key] = segment.refine(rule)
         own = {name: value for name, value in self.state_dict().items() if not name.startswith("segments.")}
         fine.load_state_dict(own, strict=False)
-        return fine.to(next(self.parameters()).device).train(self.training)
+        return fine.train(self.training)
 
 
 def share(whole: Stage, part: Stage) -> Stage:

@@ -28,10 +28,12 @@ def image_smoothness(weight: Tensor) -> Tensor:
 
     Source: Haber & Ruthotto 2017, section 3.3.
     """
-    return 0.5 * sum(weight.diff(dim=d).square().sum() for d in (2, 3))
+    return 0.5 * (weight.diff(dim=2).square().sum() + weight.diff(dim=3).square().sum())
 
 
-def penalty(stages: Sequence[Stage], smoothness: float = 0.0, classifier_smoothness: float = 0.0) -> Tensor | None:
+def penalty(
+    stages: Sequence[Stage], smoothness: float = 0.0, classifier_smoothness: float = 0.0
+) -> Tensor | None:
     """The weighted penalties of neighbouring stages, across the cuts between them as well; None if all weights are 0.
 
     Args:
