@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pytorch_lightning as pl
@@ -20,7 +21,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from sglight.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
 from sglight.callbacks.console import print_results, print_summary
@@ -66,19 +67,21 @@ def run(cfg: DictConfig, folder: Path | None = None) -> float:
     torch.set_num_threads(plain["trainer"]["threads"] or useful_threads(module.spec, datamodule.batch_size))
     best, callbacks = build_callbacks(plain["callbacks"], folder)
     timer = EpochTimer()
+    interval = min(plain["trainer"]["log_every_n_steps"], len(datamodule.train_dataloader()))
+    plain["trainer"]["log_every_n_steps"] = interval
     trainer = build_trainer(plain, folder, [*callbacks, timer])
     for logger in trainer.loggers:
         logger.log_hyperparams(_hyperparameters(cfg, plain), *_metric_columns(logger))
     print_summary(module, datamodule, trainer, folder)
 
-    ckpt = plain["ckpt"]
-    if plain["mode"] == "test":
+    ckpt, testing = plain["ckpt"], plain["mode"] == "test"
+    if ckpt is not None:
+        _check_checkpoint(ckpt, module, None if testing else plain["trainer"]["max_epochs"])
+    if testing:
         trainer.test(module, datamodule, ckpt_path=ckpt, verbose=False, weights_only=True)
         metrics = _metrics(trainer, module)
         monitored = metrics["test/acc"]
     else:
-        if ckpt is not None:
-            _check_epochs(ckpt, plain["trainer"]["max_epochs"])
         trainer.fit(module, datamodule, ckpt_path=ckpt, weights_only=True)
         metrics = _metrics(trainer, module) | timer.metrics()
         monitored = _monitored(best, metrics)
@@ -227,13 +230,26 @@ def _metric_columns(logger: Logger) -> tuple[dict[str, float], ...]:
     return (columns,) if isinstance(logger, TensorBoardLogger) else ()
 
 
-def _check_epochs(ckpt: str, max_epochs: int) -> None:
-    """Refuse to resume what is finished: Lightning would end at once and report nothing."""
-    done = torch.load(ckpt, map_location="cpu", weights_only=True)["epoch"] + 1
-    if done >= max_epochs:
+def _check_checkpoint(path: str, module: StagedModule, max_epochs: int | None) -> None:
+    """Refuse a checkpoint that is damaged, of another network or strategy, or (to resume) already at its last epoch."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        saved = checkpoint["sglight"]
+    except (KeyError, OSError, EOFError, RuntimeError, UnpicklingError) as error:
         raise UserError(
-            f"ckpt={ckpt} has trained {done} epochs already; set trainer.max_epochs above that to go on, "
-            "or mode=test to evaluate it"
+            f"ckpt={path} is not a checkpoint of sglight, or is damaged; give another, such as the run's best.ckpt"
+        ) from error
+    ours = module.identity()
+    for key in dict.fromkeys([*ours, *saved]):
+        if saved.get(key) != ours.get(key):
+            raise UserError(
+                f"ckpt={path} was trained with {key}={saved.get(key)}, not {ours.get(key)}; give the same dataset=, "
+                "model= and strategy= as then (they are in the config.yaml of its run)"
+            )
+    if max_epochs is not None and checkpoint["epoch"] + 1 >= max_epochs:
+        raise UserError(
+            f"ckpt={path} has trained {checkpoint['epoch'] + 1} epochs already; set trainer.max_epochs above that to "
+            "go on, or mode=test to evaluate it"
         )
 
 

@@ -20,6 +20,9 @@ from sglight.strategies.optim import make_optimizer, make_scheduler
 
 Batch = tuple[Tensor, Tensor]
 
+# Fields of a network that may change between a checkpoint and its resumption: they shape no parameter and no state.
+FREE = ("seed", "reversible", "init", "init_scale")
+
 
 class StagedModule(pl.LightningModule):
     """A network in one or more stages, trained with manual optimisation.
@@ -139,6 +142,15 @@ class StagedModule(pl.LightningModule):
         return [] if schedulers is None else schedulers if isinstance(schedulers, list) else [schedulers]
 
     @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["sglight"] = self.identity()
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree on with the module that loads it, by the keys that set it."""
+        network = {f"model.{name}": plain(value) for name, value in vars(self.spec).items() if name not in FREE}
+        return {"strategy": type(self).__name__.lower(), "strategy.stages": len(self.cuts) - 1, **network}
+
+    @override
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         for scheduler in self.schedulers():
             if isinstance(scheduler, LRScheduler) and not isinstance(scheduler, ReduceLROnPlateau):
@@ -190,3 +202,8 @@ class StagedModule(pl.LightningModule):
     @override
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "test")
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, as they come back from a file."""
+    return list(value) if isinstance(value, tuple) else value

@@ -214,7 +214,13 @@ class DNI(StagedModule):
             clock.clear()
 
     @override
+    def identity(self) -> dict[str, Any]:
+        shape = {f"strategy.estimator.{key}": self.estimator_config[key] for key in _SHAPING}
+        return {**super().identity(), **shape}
+
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["waiting"] = [(list(b.states), list(b.gradients)) for b in self.boundaries]
 
     @override
@@ -223,6 +229,8 @@ class DNI(StagedModule):
             boundary.states, boundary.gradients = deque(map(tuple, states)), deque(gradients)
 
 
+# What shapes an estimator's parameters.
+_SHAPING = ("name", "hidden", "conditional", "kernel_size")
 _ESTIMATOR: dict[str, Any] = {
     "name": "mlp",
     "hidden": [128],

@@ -1,0 +1,189 @@
+"""Whole runs: what they leave, how they go on, and every preset."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sglight import experiment
+from sglight.config import CONF, check
+from sglight.data.arrays import HDF5Data
+from sglight.errors import UserError
+
+Compose = Callable[..., DictConfig]
+SMALL = (
+    "dataset=ellipse", "dataset.train_points=90", "dataset.val_points=30", "dataset.test_points=30",
+    "model.channels=4", "model.steps=4", "trainer.max_epochs=2", "trainer.accelerator=cpu", "trainer.threads=1",
+    "callbacks.progress.enabled=false",
+)  # fmt: skip
+PROMISED = {
+    "test/acc", "test/loss", "val/acc", "time/fit_s", "time/epoch_s", "throughput/samples_per_s", "memory/peak_bytes",
+    "model/parameters", "run/stages", "run/workers", "run/seed",
+}  # fmt: skip
+
+
+@pytest.fixture
+def start(compose_config: Compose) -> Callable[..., float]:
+    """``start(folder, *overrides)`` does a small run."""
+
+    def run(folder: Path, *overrides: str, small: tuple[str, ...] = SMALL) -> float:
+        return experiment.run(check(compose_config(*small, *overrides)), folder)
+
+    return run
+
+
+def metrics(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    return found
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    found: dict[str, torch.Tensor] = checkpoint["state_dict"]
+    return found
+
+
+@pytest.mark.parametrize("strategy", ["backprop", "dni"])
+def test_a_run_leaves_what_is_promised(start: Callable[..., float], tmp_path: Path, strategy: str) -> None:
+    value = start(tmp_path, f"strategy={strategy}", "trainer.max_epochs=3", "trainer.log_every_n_steps=1")
+    found = metrics(tmp_path)
+    assert PROMISED <= found.keys()
+    assert ("speedup/theoretical" in found) == (strategy == "dni")
+    assert value == found["val/acc"]
+    assert found["run/steps"] == 3 * 2  # batches, whatever the number of optimisers
+    assert (tmp_path / "config.yaml").is_file()
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert len(list((tmp_path / "figures").glob("*.png"))) >= 2
+    assert not list(tmp_path.rglob("*.tmp"))
+    events = EventAccumulator(str(tmp_path)).Reload()
+    tags = events.Tags()
+    assert {"train/loss", "train/acc", "val/loss", "val/acc", "test/acc", "lr/stage_0"} <= set(tags["scalars"])
+    assert [event.step for event in events.Scalars("train/loss")] == [0, 1, 2, 3, 4, 5]
+    assert any(tag.startswith("_hparams_") for tag in events.summary_metadata)
+    assert tags["images"]
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(start: Callable[..., float], tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        start(tmp_path / name, f"seed={seed}")
+    a, b, c = (weights(tmp_path / name) for name in "abc")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not all(torch.equal(a[name], c[name]) for name in a)
+
+
+@pytest.mark.parametrize("strategy", ["backprop", "dni"])
+def test_a_resumed_run_ends_bit_identical(start: Callable[..., float], tmp_path: Path, strategy: str) -> None:
+    common = (f"strategy={strategy}", "strategy.scheduler.name=step", "strategy.scheduler.step_epochs=1")
+    start(tmp_path / "straight", *common, "trainer.max_epochs=4")
+    start(tmp_path / "first", *common, "trainer.max_epochs=2")
+    ckpt = tmp_path / "first/checkpoints/last.ckpt"
+    start(tmp_path / "second", *common, "trainer.max_epochs=4", f"ckpt={ckpt}")
+    straight, second = weights(tmp_path / "straight"), weights(tmp_path / "second")
+    assert straight.keys() == second.keys()
+    assert all(torch.equal(straight[name], second[name]) for name in straight)
+    for name in ("test/acc", "test/loss", "val/acc", "run/steps"):
+        assert metrics(tmp_path / "straight")[name] == metrics(tmp_path / "second")[name]
+
+
+def test_mode_test_evaluates_only(start: Callable[..., float], tmp_path: Path) -> None:
+    start(tmp_path / "fit")
+    ckpt = tmp_path / "fit/checkpoints/best.ckpt"
+    before = ckpt.read_bytes()
+    value = start(tmp_path / "test", "mode=test", f"ckpt={ckpt}")
+    assert value == metrics(tmp_path / "fit")["test/acc"] == metrics(tmp_path / "test")["test/acc"]
+    assert ckpt.read_bytes() == before
+    assert not (tmp_path / "test/checkpoints").exists()
+
+
+def test_resuming_a_finished_run_says_what_to_change(start: Callable[..., float], tmp_path: Path) -> None:
+    start(tmp_path / "fit")
+    with pytest.raises(UserError, match=r"trainer\.max_epochs"):
+        start(tmp_path / "again", f"ckpt={tmp_path / 'fit/checkpoints/last.ckpt'}")
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [("model.channels=6", r"model\.channels"), ("strategy=backprop", "strategy"), ("model=resnet", "model")],
+)
+def test_a_checkpoint_of_another_network_is_refused(
+    start: Callable[..., float], tmp_path: Path, change: str, key: str
+) -> None:
+    start(tmp_path / "fit")
+    with pytest.raises(UserError, match=key):
+        start(tmp_path / "again", change, f"ckpt={tmp_path / 'fit/checkpoints/last.ckpt'}", "trainer.max_epochs=9")
+
+
+def test_a_broken_checkpoint_is_named(start: Callable[..., float], tmp_path: Path) -> None:
+    broken = tmp_path / "broken.ckpt"
+    broken.write_bytes(b"PK\x03\x04 no checkpoint")
+    for mode in ("fit", "test"):
+        with pytest.raises(UserError, match=r"broken\.ckpt"):
+            start(tmp_path / mode, f"mode={mode}", f"ckpt={broken}")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "metrics.json"
+    experiment.write_atomically(path, "old")
+
+    def fail(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        experiment.write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_one_thread_for_small_steps(compose_config: Compose) -> None:
+    from sglight.networks import NetworkSpec
+
+    small = NetworkSpec((64,), 10, channels=64)
+    large = NetworkSpec((1, 28, 28), 10, kernel="conv", channels=16)
+    assert experiment.useful_threads(small, 64) == 1
+    assert experiment.useful_threads(large, 128) >= 1
+
+
+@pytest.mark.parametrize("strategy", ["backprop", "dni"])
+@pytest.mark.parametrize("preset", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
+def test_every_preset_takes_a_step(
+    compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str, strategy: str
+) -> None:
+    shapes = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+    cfg = compose_config(
+        f"experiment={preset}", f"strategy={strategy}", "trainer.max_epochs=1", "trainer.limit_train_batches=1",
+        "trainer.limit_val_batches=1", "trainer.limit_test_batches=1", "trainer.accelerator=cpu",
+        "callbacks.progress.enabled=false", "dataset.batch_size=8",
+    )  # fmt: skip
+    if (shape := shapes.get(cfg.dataset.name)) is not None:
+        # The presets' pictures may not be at hand; noise of their shape is.
+        monkeypatch.setattr(experiment, "build_datamodule", lambda plain: noise(tmp_path / "noise.h5", shape))
+    experiment.run(check(cfg), tmp_path / "run")
+    assert metrics(tmp_path / "run")["run/steps"] == 1
+
+
+def noise(path: Path, shape: tuple[int, ...]) -> HDF5Data:
+    """A data module of random pictures in ten classes."""
+    generator = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        file["x"] = generator.integers(0, 256, (200, *shape), dtype=np.uint8)
+        file["y"] = np.arange(200) % 10
+    datamodule = HDF5Data(path=str(path), batch_size=8, seed=1, layout="channels_first")
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    return datamodule
+
+
+@pytest.mark.slow
+def test_the_default_run_learns_the_digits(compose_config: Compose, tmp_path: Path) -> None:
+    experiment.run(check(compose_config("callbacks.progress.enabled=false")), tmp_path)
+    assert metrics(tmp_path)["test/acc"] >= 0.95
