@@ -10,6 +10,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -61,6 +62,7 @@ def run(cfg: DictConfig, folder: Path | None = None) -> float:
     folder = Path(HydraConfig.get().runtime.output_dir) if folder is None else folder
     plain = to_plain(cfg)
     set_up(plain)
+    _forget_peak()
     write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
     datamodule = build_datamodule(plain)
     module = build_module(plain, datamodule)
@@ -279,10 +281,21 @@ def _monitored(best: BestCheckpoint, metrics: dict[str, Any]) -> float:
     return float(metrics[str(best.monitor)])
 
 
+def _forget_peak() -> None:
+    """Begin to measure peak memory anew: the jobs of a sweep share a process."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):  # Linux only
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def _peak_bytes(trainer: pl.Trainer) -> int:
-    """Peak memory of the device: allocated by torch on CUDA, resident set of the process on the CPU."""
+    """Peak memory since `_forget_peak`: allocated by torch on CUDA, resident set of the process on the CPU."""
     device = trainer.strategy.root_device
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError):
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

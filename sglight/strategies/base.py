@@ -180,7 +180,7 @@ class StagedModule(pl.LightningModule):
     def is_logging(self) -> bool:
         """Whether Lightning writes what is logged in this batch (asked after the optimiser's step)."""
         trainer: Any = self.trainer  # Lightning does not declare the attribute
-        return self.global_step % trainer.log_every_n_steps == 0 or trainer.is_last_batch
+        return self.global_step % trainer.log_every_n_steps == 0
 
     @override
     def forward(self, x: Tensor) -> Tensor:

@@ -55,8 +55,8 @@ class DNI(StagedModule):
         stages: M, from 1 to the number of steps.
         lag: how many batches old the true gradient is from which an estimator learns.
         estimator: ``name, hidden, conditional, kernel_size, every_n_batches, optimizer``.
-        diagnose_every_n_batches: how often synthetic and true gradients are compared, at the cost of one locked
-            pass; 0 for never.
+        diagnose_every_n_batches: least number of batches between two comparisons of synthetic and true gradients,
+            each at the cost of one locked pass; 0 for never.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class DNI(StagedModule):
         self.clocks = [StageClock() for _ in range(stages)]
         self.is_timed = False
         self.losses: dict[int, Tensor] = {}
+        self._next_diagnosis = 0
 
     @override
     def extra_cost(self) -> ExtraCost:
@@ -132,7 +133,7 @@ class DNI(StagedModule):
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         x, labels = batch
-        if self.diagnose_every_n_batches and batch_idx % self.diagnose_every_n_batches == 0:
+        if self._is_diagnosis_due():
             self.diagnose(x, labels)
         self.is_timed = batch_idx % TIMED_EVERY == 0
         state = x
@@ -186,6 +187,16 @@ class DNI(StagedModule):
         for i, boundary in enumerate(self.boundaries):
             while boundary.due(0):
                 self.learn(i)
+
+    def _is_diagnosis_due(self) -> bool:
+        """Whether to compare gradients now: in a batch whose metrics Lightning writes, and long enough after the last."""
+        trainer: Any = self.trainer
+        writes = (self.global_step + 1) % trainer.log_every_n_steps == 0
+        every = self.diagnose_every_n_batches
+        if not (every and writes and self.global_step >= self._next_diagnosis):
+            return False
+        self._next_diagnosis = self.global_step + every
+        return True
 
     def diagnose(self, x: Tensor, labels: Tensor) -> None:
         """Log how well each estimator predicts the true gradient of this batch, before anything is updated."""

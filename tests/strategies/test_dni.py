@@ -22,7 +22,7 @@ ESTIMATOR = {"name": "mlp", "hidden": [9], "optimizer": {"name": "adam", "lr": 3
 
 
 def dni(network: dict[str, Any] = NETWORK, **options: Any) -> DNI:
-    return DNI(network, ADAM, **{"estimator": ESTIMATOR, "diagnose_every_n_batches": 4, **options})
+    return DNI(network, ADAM, **{"estimator": ESTIMATOR, "diagnose_every_n_batches": 1, **options})
 
 
 def reference(
@@ -130,7 +130,7 @@ def test_with_an_oracle_equals_backprop_bit_for_bit(dynamics: str, kernel: str, 
 
 def test_the_oracle_is_diagnosed_as_exact() -> None:
     module = OracleDNI(NETWORK, ADAM, stages=3, diagnose_every_n_batches=1)
-    trainer = fit(module, batches(3))
+    trainer = fit(module, batches(3), log_every_n_steps=1)
     for i in range(2):
         assert trainer.callback_metrics[f"estimator_{i}/cosine"] == pytest.approx(1, abs=1e-5)
         assert trainer.callback_metrics[f"estimator_{i}/relative_error"] == 0
@@ -142,7 +142,7 @@ def test_diagnosis_leaves_no_trace() -> None:
     states = []
     for every in (0, 1):
         module = dni(network, diagnose_every_n_batches=every)
-        fit(module, data)
+        fit(module, data, log_every_n_steps=1)
         states.append(module.state_dict())
     assert_equal(*states)
 
