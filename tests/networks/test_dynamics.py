@@ -56,7 +56,7 @@ def test_one_step_by_hand() -> None:
 
 @pytest.mark.parametrize("name", ["euler", "antisymmetric"])
 def test_no_inverse_is_said(name: str) -> None:
-    with pytest.raises(ValueError, match=f"'{name}' has no inverse.*model=hamiltonian"):
+    with pytest.raises(ValueError, match=rf"'{name}' has no inverse.*model=hamiltonian"):
         DYNAMICS[name].inverse((torch.zeros(1, 2),), matrix_step()[1])
 
 
