@@ -39,8 +39,8 @@ OWN_TRAINER_KEYS = ("threads",)
 WORK_FOR_THREADS = 3e7
 # Warnings that the user can do nothing about.
 NOISE = (
-    r"isinstance\(treespec, LeafSpec\)",  # Lightning's use of torch
-    r"Detected call of `lr_scheduler\.step\(\)` before",  # an estimator first learns `lag` batches later
+    r".*treespec, LeafSpec",  # Lightning's use of torch
+    r"Detected call of `lr_scheduler.step",  # an estimator first learns `lag` batches later
 )
 HYPERPARAMETERS = (
     "seed", "dataset.name", "dataset.batch_size", "model.dynamics", "model.kernel", "model.steps", "model.horizon",

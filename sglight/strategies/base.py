@@ -64,6 +64,16 @@ class StagedModule(pl.LightningModule):
         """What a stage spends besides its own forward pass, for the balance of the cuts."""
         return 0.0
 
+    def describe(self) -> str:
+        """The strategy in a line, for the summary of a run."""
+        o, schedule = self.optimizer_config, self.scheduler_config["name"]
+        rate = f"{o['lr']:g}" + (f" ({schedule})" if schedule != "none" else "")
+        return f"{type(self).__name__.lower()}, {o['name']}, rate {rate}"
+
+    def estimator_parameters(self, i: int) -> int:
+        """How many parameters the estimator behind stage i has; 0 without one."""
+        return 0
+
     @override
     def configure_model(self) -> None:
         # Lightning may call this more than once.

@@ -106,6 +106,16 @@ class DNI(StagedModule):
             if i < self.last and str(i) not in self.estimators:
                 self.estimators[str(i)] = self.make_estimator(i)
 
+    @override
+    def describe(self) -> str:
+        c = self.estimator_config
+        kind = f"{c['name']} estimators" + (" that see the label" if c["conditional"] else "")
+        return f"{super().describe()}; {len(self.cuts) - 1} stages, lag {self.lag}, {kind}"
+
+    @override
+    def estimator_parameters(self, i: int) -> int:
+        return sum(p.numel() for p in self.estimator(i).parameters()) if str(i) in self.estimators else 0
+
     @property
     def last(self) -> int:
         """Number of the last stage."""

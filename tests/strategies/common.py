@@ -35,8 +35,8 @@ def fit(
 ) -> pl.Trainer:
     """Train ``module`` on the given batches."""
     trainer = pl.Trainer(
-        accelerator="cpu", max_epochs=epochs, enable_progress_bar=False, enable_model_summary=False,
-        **{"logger": False, "enable_checkpointing": False, **options},
+        max_epochs=epochs, enable_progress_bar=False, enable_model_summary=False,
+        **{"accelerator": "cpu", "logger": False, "enable_checkpointing": False, **options},
     )  # fmt: skip
     # Whole batches: a bare list would be taken for a list of loaders.
     trainer.fit(module, DataLoader(data, batch_size=None), ckpt_path=ckpt)

@@ -1,0 +1,155 @@
+"""The two checkpoints of a run: of its best epoch and of its last one; both are whole at any moment."""
+
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from typing_extensions import override
+
+from sglight.errors import UserError
+
+BEST, LAST = "best.ckpt", "last.ckpt"
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps ``best.ckpt``, the epoch with the best value of a metric, over all epochs of a run and its resumptions.
+
+    A run that goes on from a checkpoint of another folder copies the best one until then into its own.
+
+    Args:
+        folder: of the checkpoint.
+        monitor: name of the metric. mode: ``max`` if more is better, otherwise ``min``.
+    """
+
+    def __init__(self, folder: Path, monitor: str = "val/acc", mode: str = "max") -> None:
+        super().__init__(
+            folder, Path(BEST).stem, monitor, mode=mode, enable_version_counter=False, save_on_train_epoch_end=True
+        )
+        self._earlier: dict[str, Any] | None = None
+
+    @property
+    @override
+    def state_key(self) -> str:
+        # The same whatever is monitored: a checkpoint may be gone on from with another metric.
+        return type(self).__qualname__
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        with warnings.catch_warnings():
+            # "Checkpoint directory exists and is not empty": so it is when a run goes on in its own folder.
+            warnings.simplefilter("ignore")
+            super().setup(trainer, pl_module, stage)
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Lightning loads states for a test as well; only a training takes it over.
+        self._earlier = state_dict
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        earlier, self._earlier = self._earlier, None
+        if earlier is None or earlier["best_model_score"] is None:
+            return
+        if (earlier["monitor"], earlier.get("mode")) != (self.monitor, self.mode):
+            return
+        if trainer.strategy.broadcast(trainer.is_global_zero and self._adopt(earlier, trainer.ckpt_path)):
+            path, score = str(self.path), earlier["best_model_score"]
+            self.best_model_path = self.kth_best_model_path = path
+            self.best_model_score = self.kth_value = self.current_score = score
+            self.best_k_models = {path: score}
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.monitor in trainer.callback_metrics:
+            super().on_train_epoch_end(trainer, pl_module)
+        elif trainer.current_epoch + 1 >= (trainer.check_val_every_n_epoch or 1):
+            raise UserError(
+                f"callbacks.checkpoint.monitor={self.monitor} is not a metric of this run; choose one of "
+                f"{', '.join(sorted(trainer.callback_metrics))}"
+            )
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"mode": self.mode}
+
+    @property
+    def path(self) -> Path:
+        """Where the checkpoint is."""
+        return Path(str(self.dirpath)) / BEST
+
+    def _adopt(self, earlier: dict[str, Any], resumed_from: Any) -> bool:
+        """Copy the file that ``earlier`` speaks of into this folder; whether it was found.
+
+        It may have moved together with the checkpoint that the run goes on from; and it may be of a later epoch than
+        that, which is none of this run's.
+        """
+        beside = [Path(resumed_from).parent / BEST] if resumed_from else []
+        for path in [*beside, Path(earlier["best_model_path"])]:
+            if path.is_file() and self._score(path) == float(earlier["best_model_score"]):
+                if not self.path.exists() or not path.samefile(self.path):
+                    copy_whole(path, self.path)
+                return True
+        return False
+
+    def _score(self, path: Path) -> float | None:
+        """The score with which a checkpoint was the best one."""
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            return float(checkpoint["callbacks"][self.state_key]["best_model_score"])
+        except Exception:
+            # Torn, foreign or of another version: no earlier best then.
+            return None
+
+    @override
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, _temporary(filepath))
+        _put_in_place(trainer, filepath)
+        self._last_checkpoint_saved = filepath
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps ``last.ckpt``, to go on from: written at the end of every n-th epoch and of the last one.
+
+    Give it to the Trainer behind `BestCheckpoint`, so that it knows the best one up to its own epoch.
+
+    Args:
+        folder: of the checkpoint.
+        every_n_epochs: n.
+    """
+
+    def __init__(self, folder: Path, every_n_epochs: int = 1) -> None:
+        self.path = folder / LAST
+        self.every_n_epochs = every_n_epochs
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.fast_dev_run:
+            return
+        done = trainer.current_epoch + 1
+        if done % self.every_n_epochs == 0 or done == trainer.max_epochs or trainer.should_stop:
+            trainer.save_checkpoint(_temporary(self.path))
+            _put_in_place(trainer, self.path)
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a file such that the target is never half of it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, _temporary(target))
+    os.replace(_temporary(target), target)
+
+
+def _temporary(path: Path | str) -> str:
+    return f"{path}.tmp"
+
+
+def _put_in_place(trainer: pl.Trainer, path: Path | str) -> None:
+    """Give a checkpoint, once it is whole, its own name."""
+    if trainer.is_global_zero:
+        os.replace(_temporary(path), path)
+    trainer.strategy.barrier()

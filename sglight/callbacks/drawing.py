@@ -1,0 +1,188 @@
+"""The figures of planar data: arrays in, a matplotlib Figure out, nothing global touched."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
+from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+Array = np.ndarray[Any, Any]
+
+# Okabe & Ito 2008: told apart with any colour vision; the markers tell the classes apart without colours.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+FULL_SHADE = 0.6  # how much of a class's colour a certain decision has; the rest is white
+INK = "#333333"
+
+
+def colour(label: int) -> str:
+    """Of a class."""
+    return COLOURS[label % len(COLOURS)]
+
+
+def marker(label: int) -> str:
+    """Of a class."""
+    return MARKERS[label % len(MARKERS)]
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Labelled points in the plane: x [N, 2], y [N], names of the K classes."""
+
+    x: Array
+    y: Array
+    names: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Class probabilities [rows, columns, K] on a grid over ``extent`` (left, right, bottom, top)."""
+
+    probabilities: Array
+    extent: tuple[float, float, float, float]
+
+    @staticmethod
+    def around(x: Array, cells: int, margin: float = 0.08) -> tuple[Array, tuple[int, int], Any]:
+        """Grid points [rows * columns, 2] in square cells around points [N, 2], the grid's shape and its extent."""
+        low, high = x.min(0), x.max(0)
+        edge = max(margin * float((high - low).max()), 1e-6)
+        low, high = low - edge, high + edge
+        cell = float((high - low).max()) / cells
+        columns, rows = (max(int(np.ceil(side / cell)), 2) for side in high - low)
+        a = low[0] + cell * (np.arange(columns) + 0.5)
+        b = low[1] + cell * (np.arange(rows) + 0.5)
+        points = np.stack(np.meshgrid(a, b), -1).reshape(-1, 2)
+        return points, (rows, columns), (low[0], low[0] + cell * columns, low[1], low[1] + cell * rows)
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where points are at successive times: positions [T + 1, N, 2], times [T + 1], labels [N].
+
+    ``axes`` says what the two coordinates are.
+    """
+
+    positions: Array
+    times: Array
+    y: Array
+    names: Sequence[str]
+    axes: tuple[str, str]
+
+
+def draw_decision(cloud: Cloud, regions: Regions, predicted: Array, title: str) -> Figure:
+    """The class that is chosen at each place of the plane, shaded by its probability, and the points over it."""
+    figure = _figure(7.0, 5.6)
+    axes = figure.add_subplot()
+    axes.imshow(_shade(regions.probabilities), extent=regions.extent, origin="lower", interpolation="bilinear")
+    _draw_borders(axes, regions)
+    wrong = predicted != cloud.y
+    _scatter(axes, cloud.x, cloud.y, len(cloud.names), size=_point_size(len(cloud.y)))
+    axes.scatter(*cloud.x[wrong].T, s=90, marker="o", facecolors="none", edgecolors="black", linewidths=1.3, zorder=4)
+    axes.set(title=title, xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
+    axes.set_xlim(regions.extent[:2])
+    axes.set_ylim(regions.extent[2:])
+    handles = _legend_handles(cloud.names)
+    if wrong.any():
+        ring = Line2D([], [], linestyle="", marker="o", markersize=9, markerfacecolor="none", markeredgecolor="black")
+        ring.set_label(f"wrong ({wrong.sum()} of {len(wrong)})")
+        handles.append(ring)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False)
+    _add_probability_bar(figure, axes, regions.probabilities.shape[-1])
+    return figure
+
+
+def draw_trajectories(paths: Paths, title: str, snapshots: int = 4) -> Figure:
+    """The points' ways through the layers, and below them the cloud at a few moments."""
+    figure = _figure(8.0, 8.2)
+    figure.suptitle(title)
+    grid = figure.add_gridspec(2, snapshots, height_ratios=(2.6, 1.0))
+    main = figure.add_subplot(grid[0, :])
+    _draw_paths(main, paths)
+    chosen = np.linspace(0, len(paths.times) - 1, snapshots).round().astype(int)
+    for k, j in enumerate(chosen):
+        axes = figure.add_subplot(grid[1, k])
+        _scatter(axes, paths.positions[j], paths.y, len(paths.names), size=9)
+        axes.set_title(f"$t$ = {paths.times[j]:.3g}", fontsize=10)
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.tick_params(labelsize=7)
+        axes.margins(0.1)
+    figure.legend(handles=_legend_handles(paths.names), loc="outside lower center", ncols=5, frameon=False)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _shade(probabilities: Array) -> Array:
+    """RGB [rows, columns, 3]: the likeliest class's colour, fading to white where all are as likely."""
+    classes = probabilities.shape[-1]
+    palette = np.array([to_rgb(colour(k)) for k in range(classes)])
+    certainty = (probabilities.max(-1, keepdims=True) - 1 / classes) / (1 - 1 / classes)
+    return 1 - FULL_SHADE * certainty * (1 - palette[probabilities.argmax(-1)])
+
+
+def _draw_borders(axes: Axes, regions: Regions) -> None:
+    """A line where the likeliest class changes: where p_k is as large as the largest of the others."""
+    rows, columns, classes = regions.probabilities.shape
+    left, right, bottom, top = regions.extent
+    a = left + (right - left) * (np.arange(columns) + 0.5) / columns
+    b = bottom + (top - bottom) * (np.arange(rows) + 0.5) / rows
+    for k in range(classes if classes > 2 else 1):
+        others = np.delete(regions.probabilities, k, -1).max(-1)
+        lead = regions.probabilities[..., k] - others
+        if lead.min() < 0 < lead.max():
+            axes.contour(a, b, lead, levels=[0.0], colors=INK, linewidths=1.2)
+
+
+def _draw_paths(axes: Axes, paths: Paths) -> None:
+    """Each point's way as a line in its class's colour, from a hollow to a filled mark."""
+    ways = paths.positions.transpose(1, 0, 2)
+    alpha = float(np.clip(40 / len(ways), 0.15, 0.6))
+    colours = [colour(label) for label in paths.y]
+    axes.add_collection(LineCollection(list(ways), colors=colours, linewidths=0.7, alpha=alpha, zorder=1))
+    for k in range(len(paths.names)):
+        mine = paths.positions[:, paths.y == k]
+        axes.scatter(*mine[0].T, s=16, marker=marker(k), facecolors="white", edgecolors=colour(k), linewidths=0.8, zorder=2)
+    _scatter(axes, paths.positions[-1], paths.y, len(paths.names), size=26)
+    axes.set(xlabel=paths.axes[0], ylabel=paths.axes[1])
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.margins(0.06)
+    start = Line2D([], [], linestyle="", marker="o", markerfacecolor="white", markeredgecolor=INK, label="start")
+    end = Line2D([], [], linestyle="", marker="o", markerfacecolor=INK, markeredgecolor="white", label="end")
+    axes.legend(handles=[start, end], loc="best", fontsize=9)
+
+
+def _scatter(axes: Axes, x: Array, y: Array, classes: int, size: float) -> None:
+    for k in range(classes):
+        axes.scatter(
+            *x[y == k].T, s=size, marker=marker(k), color=colour(k), edgecolors="white", linewidths=0.4, zorder=3
+        )
+
+
+def _legend_handles(names: Sequence[str]) -> list[Line2D]:
+    return [
+        Line2D([], [], linestyle="", marker=marker(k), color=colour(k), markeredgecolor="white", label=name)
+        for k, name in enumerate(names)
+    ]
+
+
+def _add_probability_bar(figure: Figure, axes: Axes, classes: int) -> None:
+    """What the depth of the shade means, in grey for all classes."""
+    scale = LinearSegmentedColormap.from_list("certainty", ["white", (1 - FULL_SHADE,) * 3])
+    bar = figure.colorbar(ScalarMappable(Normalize(1 / classes, 1), scale), ax=axes, shrink=0.6, aspect=25)
+    bar.set_label("probability of the class chosen")
+    bar.outline.set_linewidth(0.4)  # type: ignore[operator]
+
+
+def _point_size(count: int) -> float:
+    return float(np.clip(6000 / max(count, 1), 10, 36))

@@ -1,0 +1,45 @@
+"""What must hold on a CUDA device as well; skipped where there is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from sglight.networks import StableNet
+from sglight.strategies.backprop import Backprop
+from sglight.strategies.base import StagedModule
+from sglight.strategies.dni import DNI
+from tests.strategies.common import ADAM, IMAGES, NETWORK, assert_equal, batches, fit
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.mark.parametrize("dynamics", ["euler", "antisymmetric", "hamiltonian", "leapfrog"])
+@pytest.mark.parametrize("network", [NETWORK, IMAGES], ids=["dense", "conv"])
+def test_outputs_and_gradients_agree_with_the_cpu(dynamics: str, network: dict[str, Any]) -> None:
+    net = StableNet(**{**network, "dynamics": dynamics}).double()
+    x = torch.randn(5, *network["shape"], dtype=torch.float64)
+    out = net(x)
+    gradients = torch.autograd.grad(out.square().sum(), list(net.parameters()))
+    net.cuda()
+    on_gpu = net(x.cuda())
+    torch.testing.assert_close(on_gpu.cpu(), out, rtol=1e-9, atol=1e-12)
+    others = torch.autograd.grad(on_gpu.square().sum(), list(net.parameters()))
+    for a, b in zip(gradients, others, strict=True):
+        torch.testing.assert_close(b.cpu(), a, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("strategy", [Backprop, DNI])
+def test_equal_seeds_give_equal_runs(strategy: type[StagedModule], precision: Any) -> None:
+    states = []
+    for _ in range(2):
+        module = strategy(IMAGES, ADAM)
+        fit(module, batches(6, shape=(1, 6, 6)), accelerator="gpu", precision=precision)
+        states.append(module.state_dict())
+    assert_equal(*states)
