@@ -19,10 +19,10 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from sglight.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
 from sglight.callbacks.console import print_results, print_summary
@@ -189,7 +189,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def useful_threads(spec: NetworkSpec, batch_size: int) -> int:
-    """All cores for steps that keep them busy, otherwise one: threads that wait for each other cost more than they give.
+    """All cores for steps that keep them busy, otherwise one: threads that wait for each other cost more.
 
     The more so when the machine has other work: a thread that is not scheduled holds up all.
     """

@@ -107,7 +107,7 @@ class EstimatorConfig:
     """What predicts a gradient at a boundary."""
 
     name: EstimatorName = EstimatorName.mlp
-    hidden: list[int] = field(default_factory=lambda: [128])
+    hidden: list[int] = field(default_factory=lambda: [64])
     conditional: bool = True
     kernel_size: int = 3
     every_n_batches: int = 1

@@ -56,7 +56,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_a_run_leaves_what_is_promised(start: Callable[..., float], tmp_path: Path, strategy: str) -> None:
     value = start(tmp_path, f"strategy={strategy}", "trainer.max_epochs=3", "trainer.log_every_n_steps=1")
     found = metrics(tmp_path)
-    assert PROMISED <= found.keys()
+    assert found.keys() >= PROMISED
     assert ("speedup/theoretical" in found) == (strategy == "dni")
     assert value == found["val/acc"]
     assert found["run/steps"] == 3 * 2  # batches, whatever the number of optimisers
@@ -66,13 +66,17 @@ def test_a_run_leaves_what_is_promised(start: Callable[..., float], tmp_path: Pa
     assert not list(tmp_path.rglob("*.tmp"))
     events = EventAccumulator(str(tmp_path)).Reload()
     tags = events.Tags()
-    assert {"train/loss", "train/acc", "val/loss", "val/acc", "test/acc", "lr/stage_0"} <= set(tags["scalars"])
+    assert {"train/loss", "train/acc", "val/loss", "val/acc", "test/acc", "lr/stage_0"} <= set(
+        tags["scalars"]
+    )
     assert [event.step for event in events.Scalars("train/loss")] == [0, 1, 2, 3, 4, 5]
     assert any(tag.startswith("_hparams_") for tag in events.summary_metadata)
     assert tags["images"]
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(start: Callable[..., float], tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(
+    start: Callable[..., float], tmp_path: Path
+) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         start(tmp_path / name, f"seed={seed}")
     a, b, c = (weights(tmp_path / name) for name in "abc")
@@ -119,7 +123,12 @@ def test_a_checkpoint_of_another_network_is_refused(
 ) -> None:
     start(tmp_path / "fit")
     with pytest.raises(UserError, match=key):
-        start(tmp_path / "again", change, f"ckpt={tmp_path / 'fit/checkpoints/last.ckpt'}", "trainer.max_epochs=9")
+        start(
+            tmp_path / "again",
+            change,
+            f"ckpt={tmp_path / 'fit/checkpoints/last.ckpt'}",
+            "trainer.max_epochs=9",
+        )
 
 
 def test_a_broken_checkpoint_is_named(start: Callable[..., float], tmp_path: Path) -> None:

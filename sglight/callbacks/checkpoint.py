@@ -28,7 +28,12 @@ class BestCheckpoint(ModelCheckpoint):
 
     def __init__(self, folder: Path, monitor: str = "val/acc", mode: str = "max") -> None:
         super().__init__(
-            folder, Path(BEST).stem, monitor, mode=mode, enable_version_counter=False, save_on_train_epoch_end=True
+            folder,
+            Path(BEST).stem,
+            monitor,
+            mode=mode,
+            enable_version_counter=False,
+            save_on_train_epoch_end=True,
         )
         self._earlier: dict[str, Any] | None = None
 
@@ -129,7 +134,7 @@ class LastCheckpoint(Checkpoint):
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.fast_dev_run:
+        if getattr(trainer, "fast_dev_run", False):
             return
         done = trainer.current_epoch + 1
         if done % self.every_n_epochs == 0 or done == trainer.max_epochs or trainer.should_stop:

@@ -73,7 +73,8 @@ def _facts(module: StagedModule, datamodule: Any, trainer: pl.Trainer, folder: P
     sizes = f"{datamodule.train_size} training, {datamodule.val_size} validation, {datamodule.test_size} test samples"
     shape = " x ".join(map(str, spec.shape))
     return {
-        "data": f"{datamodule.name}: {sizes} of shape {shape}, {spec.classes} classes, batches of {datamodule.batch_size}",
+        "data": f"{datamodule.name}: {sizes} of shape {shape}, {spec.classes} classes, "
+        f"batches of {datamodule.batch_size}",
         "network": _network(spec),
         "strategy": module.describe(),
         "device": f"{name}, {torch.get_num_threads()} thread(s), precision {trainer.precision}",
@@ -98,7 +99,7 @@ def _stage_table(module: StagedModule) -> Table:
     for header in ("steps", "h", "parameters", "mult. / sample", "share", "estimator's parameters"):
         table.add_column(header, justify="right")
     for i, stage in module.own_stages():
-        sizes = sorted({f"{s.step_size:.3g}" for s in stage.segments.values()})  # type: ignore[union-attr]
+        sizes = sorted({f"{s.step_size:.3g}" for s in stage.segments.values()})
         cost = sum(costs[stage.start : stage.stop])
         table.add_row(
             str(i),
@@ -111,7 +112,9 @@ def _stage_table(module: StagedModule) -> Table:
         )
     if len(module.cuts) > 2:
         total = sum(p.numel() for p in module.stages.parameters())
-        table.add_row("all", str(spec.total_steps), "", count(total), count(sum(costs)), "100%", "", style="bold")
+        table.add_row(
+            "all", str(spec.total_steps), "", count(total), count(sum(costs)), "100%", "", style="bold"
+        )
     return table
 
 

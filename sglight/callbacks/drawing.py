@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
-from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
+from matplotlib.colors import LinearSegmentedColormap, Normalize, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -80,17 +80,30 @@ def draw_decision(cloud: Cloud, regions: Regions, predicted: Array, title: str) 
     """The class that is chosen at each place of the plane, shaded by its probability, and the points over it."""
     figure = _figure(7.0, 5.6)
     axes = figure.add_subplot()
-    axes.imshow(_shade(regions.probabilities), extent=regions.extent, origin="lower", interpolation="bilinear")
+    axes.imshow(
+        _shade(regions.probabilities), extent=regions.extent, origin="lower", interpolation="bilinear"
+    )
     _draw_borders(axes, regions)
     wrong = predicted != cloud.y
     _scatter(axes, cloud.x, cloud.y, len(cloud.names), size=_point_size(len(cloud.y)))
-    axes.scatter(*cloud.x[wrong].T, s=90, marker="o", facecolors="none", edgecolors="black", linewidths=1.3, zorder=4)
+    axes.scatter(
+        cloud.x[wrong, 0],
+        cloud.x[wrong, 1],
+        s=90,
+        marker="o",
+        facecolors="none",
+        edgecolors="black",
+        linewidths=1.3,
+        zorder=4,
+    )
     axes.set(title=title, xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
     axes.set_xlim(regions.extent[:2])
     axes.set_ylim(regions.extent[2:])
     handles = _legend_handles(cloud.names)
     if wrong.any():
-        ring = Line2D([], [], linestyle="", marker="o", markersize=9, markerfacecolor="none", markeredgecolor="black")
+        ring = Line2D(
+            [], [], linestyle="", marker="o", markersize=9, markerfacecolor="none", markeredgecolor="black"
+        )
         ring.set_label(f"wrong ({wrong.sum()} of {len(wrong)})")
         handles.append(ring)
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False)
@@ -152,12 +165,23 @@ def _draw_paths(axes: Axes, paths: Paths) -> None:
     axes.add_collection(LineCollection(list(ways), colors=colours, linewidths=0.7, alpha=alpha, zorder=1))
     for k in range(len(paths.names)):
         mine = paths.positions[:, paths.y == k]
-        axes.scatter(*mine[0].T, s=16, marker=marker(k), facecolors="white", edgecolors=colour(k), linewidths=0.8, zorder=2)
+        axes.scatter(
+            mine[0, :, 0],
+            mine[0, :, 1],
+            s=16,
+            marker=marker(k),
+            facecolors="white",
+            edgecolors=colour(k),
+            linewidths=0.8,
+            zorder=2,
+        )
     _scatter(axes, paths.positions[-1], paths.y, len(paths.names), size=26)
     axes.set(xlabel=paths.axes[0], ylabel=paths.axes[1])
     axes.set_aspect("equal", adjustable="datalim")
     axes.margins(0.06)
-    start = Line2D([], [], linestyle="", marker="o", markerfacecolor="white", markeredgecolor=INK, label="start")
+    start = Line2D(
+        [], [], linestyle="", marker="o", markerfacecolor="white", markeredgecolor=INK, label="start"
+    )
     end = Line2D([], [], linestyle="", marker="o", markerfacecolor=INK, markeredgecolor="white", label="end")
     axes.legend(handles=[start, end], loc="best", fontsize=9)
 
@@ -165,7 +189,14 @@ def _draw_paths(axes: Axes, paths: Paths) -> None:
 def _scatter(axes: Axes, x: Array, y: Array, classes: int, size: float) -> None:
     for k in range(classes):
         axes.scatter(
-            *x[y == k].T, s=size, marker=marker(k), color=colour(k), edgecolors="white", linewidths=0.4, zorder=3
+            x[y == k, 0],
+            x[y == k, 1],
+            s=size,
+            marker=marker(k),
+            color=colour(k),
+            edgecolors="white",
+            linewidths=0.4,
+            zorder=3,
         )
 
 
@@ -178,10 +209,10 @@ def _legend_handles(names: Sequence[str]) -> list[Line2D]:
 
 def _add_probability_bar(figure: Figure, axes: Axes, classes: int) -> None:
     """What the depth of the shade means, in grey for all classes."""
-    scale = LinearSegmentedColormap.from_list("certainty", ["white", (1 - FULL_SHADE,) * 3])
+    scale = LinearSegmentedColormap.from_list("certainty", ["white", to_hex((1 - FULL_SHADE,) * 3)])
     bar = figure.colorbar(ScalarMappable(Normalize(1 / classes, 1), scale), ax=axes, shrink=0.6, aspect=25)
     bar.set_label("probability of the class chosen")
-    bar.outline.set_linewidth(0.4)  # type: ignore[operator]
+    bar.outline.set_linewidth(0.4)
 
 
 def _point_size(count: int) -> float:

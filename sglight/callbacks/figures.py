@@ -58,7 +58,7 @@ class PlanarFigures(Callback):
 
     def _draw(self, trainer: pl.Trainer, module: pl.LightningModule, epochs: int) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if trainer.fast_dev_run or not trainer.is_global_zero:
+        if getattr(trainer, "fast_dev_run", False) or not trainer.is_global_zero:
             return
         if not isinstance(data, PlanarData) or not isinstance(module, StagedModule) or not holds_all(module):
             return
@@ -107,7 +107,8 @@ def trajectory_figure(module: StagedModule, data: PlanarData, epochs: int, limit
     if not finite.all():
         title += f" ({int((~finite).sum())} points left to infinity)"
     return draw_trajectories(
-        Paths(plane[:, chosen].numpy(), times.numpy(), y[finite][chosen].numpy(), data.class_names, axes), title
+        Paths(plane[:, chosen].numpy(), times.numpy(), y[finite][chosen].numpy(), data.class_names, axes),
+        title,
     )
 
 
@@ -136,7 +137,7 @@ def normalised(x: Tensor, data: PlanarData) -> Tensor:
 
 
 def probabilities(module: StagedModule, x: Tensor) -> Tensor:
-    """Class probabilities [N, K] of inputs [N, 2], in float64 on the CPU; equal ones where the logits are not finite."""
+    """Class probabilities [N, K] of inputs [N, 2], float64 on the CPU; equal ones where logits are not finite."""
     like = next(module.stages.parameters())
     logits = torch.cat([module(part.to(like)).cpu().double() for part in x.split(CHUNK)])
     chances = logits.softmax(1)
@@ -148,16 +149,22 @@ def trajectories(module: StagedModule, x: Tensor) -> tuple[Tensor, Tensor]:
 
     Segments narrower than the widest are filled with zeros, as the connector ``pad`` does it.
     """
-    times, fields = [0.0], []
+    times, fields = [0.0], list[Tensor]()
     state = x.to(next(module.stages.parameters()))
     for _, stage in module.own_stages():
         states = stage.trajectory(state)
         # A stage begins with the state that ended the one before it.
-        fields += [s.chunk(module.spec.rule.fields, 1)[0].cpu().double() for s in states[1 if fields else 0 :]]
+        fields += [
+            s.chunk(module.spec.rule.fields, 1)[0].cpu().double() for s in states[1 if fields else 0 :]
+        ]
         state = states[-1]
         for part in stage.flow():
             now = times[-1]
-            times += [now + part.step_size * (j + 1) for j in range(part.steps)] if isinstance(part, Segment) else [now]
+            times += (
+                [now + part.step_size * (j + 1) for j in range(part.steps)]
+                if isinstance(part, Segment)
+                else [now]
+            )
     width = max(2, *(y.shape[1] for y in fields))
     padded = [nn.functional.pad(y, (0, width - y.shape[1])) for y in fields]
     return torch.tensor(times, dtype=torch.float64), torch.stack(padded)

@@ -22,6 +22,8 @@ class EpochTimer(Callback):
         self.epoch_s: list[float] = []
         self.epoch_samples: list[int] = []
         self._before_s = 0.0
+        self._samples = 0
+        self._epoch_started = self._last_batch = 0.0
         self._earlier: dict[str, Any] | None = None
         self._started: float | None = None
         self._ended: float | None = None

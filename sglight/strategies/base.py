@@ -157,7 +157,9 @@ class StagedModule(pl.LightningModule):
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree on with the module that loads it, by the keys that set it."""
-        network = {f"model.{name}": plain(value) for name, value in vars(self.spec).items() if name not in FREE}
+        network = {
+            f"model.{name}": plain(value) for name, value in vars(self.spec).items() if name not in FREE
+        }
         return {"strategy": type(self).__name__.lower(), "strategy.stages": len(self.cuts) - 1, **network}
 
     @override

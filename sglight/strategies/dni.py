@@ -199,7 +199,7 @@ class DNI(StagedModule):
                 self.learn(i)
 
     def _is_diagnosis_due(self) -> bool:
-        """Whether to compare gradients now: in a batch whose metrics Lightning writes, and long enough after the last."""
+        """Whether to compare gradients now: in a batch that Lightning logs, and long enough after the last."""
         trainer: Any = self.trainer
         writes = (self.global_step + 1) % trainer.log_every_n_steps == 0
         every = self.diagnose_every_n_batches
@@ -254,7 +254,7 @@ class DNI(StagedModule):
 _SHAPING = ("name", "hidden", "conditional", "kernel_size")
 _ESTIMATOR: dict[str, Any] = {
     "name": "mlp",
-    "hidden": [128],
+    "hidden": [64],
     "conditional": True,
     "kernel_size": 3,
     "every_n_batches": 1,
