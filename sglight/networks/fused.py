@@ -84,9 +84,9 @@ class EulerScheme:
         return (weight,)
 
     def forward(self, x: Fields, w: Weights, b: Biases, c: Setting, tape: list[Entry] | None) -> Fields:
-        (y,) = x
+        (y,), apply, into = x, c.kernel.apply, c.activation.into
         for W, bias in zip(w[0], b[0], strict=True):
-            s = c.activation.into(c.kernel.apply(y, W, bias))
+            s = into(apply(y, W, bias))
             if tape is not None:
                 tape.append((y, s))
             y = torch.add(y, s, alpha=c.h)
@@ -127,22 +127,22 @@ class HamiltonianScheme:
         return weight, kernel.adjoint(weight)
 
     def forward(self, x: Fields, w: Weights, b: Biases, c: Setting, tape: list[Entry] | None) -> Fields:
-        y, z = x
+        (y, z), apply, into = x, c.kernel.apply, c.activation.into
         for W, V, b_z, b_y in zip(*w, *b, strict=True):
-            s_z = c.activation.into(c.kernel.apply(y, V, b_z))
+            s_z = into(apply(y, V, b_z))
             z = torch.add(z, s_z, alpha=-c.h)
-            s_y = c.activation.into(c.kernel.apply(z, W, b_y))
+            s_y = into(apply(z, W, b_y))
             if tape is not None:
                 tape.append((y, s_z, z, s_y))
             y = torch.add(y, s_y, alpha=c.h)
         return y, z
 
     def rebuild(self, x: Fields, w: Weights, b: Biases, c: Setting) -> Iterator[Entry]:
-        y, z = x
+        (y, z), apply, into = x, c.kernel.apply, c.activation.into
         for W, V, b_z, b_y in zip(*map(reversed, w), *map(reversed, b), strict=True):
-            s_y = c.activation.into(c.kernel.apply(z, W, b_y))
+            s_y = into(apply(z, W, b_y))
             y = torch.sub(y, s_y, alpha=c.h)
-            s_z = c.activation.into(c.kernel.apply(y, V, b_z))
+            s_z = into(apply(y, V, b_z))
             yield y, s_z, z, s_y
             z = torch.add(z, s_z, alpha=c.h)
 
@@ -232,7 +232,7 @@ def _steps(
     if tape is None:
         biases: Biases = [bias.unbind(0)] * count
     else:
-        biases = [setting.kernel.biases(bias, fields[0]) for _ in range(count)]
+        biases = setting.kernel.biases(bias, fields[0], count)
     return setting.scheme.forward(fields, operators, biases, setting, tape)
 
 

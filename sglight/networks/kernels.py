@@ -50,8 +50,8 @@ class Kernel(Protocol):
         """Weights, one step's or a stack, in the form that `apply` takes."""
         ...
 
-    def biases(self, bias: Tensor, x: Tensor) -> Sequence[Tensor]:
-        """One bias a step for states like ``x``, for `apply` to write its result into if that is faster."""
+    def biases(self, bias: Tensor, x: Tensor, count: int) -> Sequence[Sequence[Tensor]]:
+        """``count`` times one bias a step, for `apply` to write its result for states like ``x`` into if it wants."""
         ...
 
     def apply(self, x: Tensor, operator: Tensor, bias: Tensor | None) -> Tensor:
@@ -136,8 +136,10 @@ class Dense:
     def operator(self, weight: Tensor) -> Tensor:
         return weight.mT
 
-    def biases(self, bias: Tensor, x: Tensor) -> Sequence[Tensor]:
-        return on_lines(bias[:, None].repeat(1, len(x), 1)).unbind(0)
+    def biases(self, bias: Tensor, x: Tensor, count: int) -> Sequence[Sequence[Tensor]]:
+        steps, room = len(bias), bias.new_empty(count, len(bias), *x.shape)
+        rows = on_lines(room.copy_(bias[:, None]).flatten(0, 1)).unbind(0)
+        return [rows[i * steps : (i + 1) * steps] for i in range(count)]
 
     def apply(self, x: Tensor, operator: Tensor, bias: Tensor | None) -> Tensor:
         if x.dtype != operator.dtype:
@@ -224,8 +226,8 @@ class Conv:
     def operator(self, weight: Tensor) -> Tensor:
         return weight
 
-    def biases(self, bias: Tensor, x: Tensor) -> Sequence[Tensor]:
-        return bias.unbind(0)
+    def biases(self, bias: Tensor, x: Tensor, count: int) -> Sequence[Sequence[Tensor]]:
+        return [bias.unbind(0)] * count
 
     def apply(self, x: Tensor, operator: Tensor, bias: Tensor | None) -> Tensor:
         if x.dtype != operator.dtype:
