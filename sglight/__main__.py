@@ -61,6 +61,9 @@ def main() -> None:
 
 def _run(cfg: DictConfig) -> float:
     cfg = check(cfg)
+    # Waiting threads sleep: spinning ones slow each other down manyfold on a machine with other work. Read by OpenMP
+    # when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from sglight.experiment import run
 
     return run(cfg)

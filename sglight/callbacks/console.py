@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from rich import box
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
@@ -26,11 +27,12 @@ def print_summary(module: StagedModule, datamodule: Any, trainer: pl.Trainer, fo
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column(overflow="fold")
-    for name, text in _facts(module, datamodule, trainer, folder).items():
+    for name, text in _facts(module, datamodule, trainer).items():
         facts.add_row(name, escape(text))
     console = Console()
     console.print(facts)
     console.print(_stage_table(module))
+    _print_line(console, "folder", str(folder))
 
 
 def print_results(metrics: Mapping[str, Any], folder: Path, tensorboard: bool) -> None:
@@ -43,13 +45,9 @@ def print_results(metrics: Mapping[str, Any], folder: Path, tensorboard: bool) -
             table.add_row(name, show(metrics[key]))
     console = Console()
     console.print(table)
-    # Not wrapped: these lines are there to be copied.
-    console.print(f"folder       {folder}", soft_wrap=True, highlight=False, markup=False)
+    _print_line(console, "folder", str(folder))
     if tensorboard:
-        console.print(
-            f"TensorBoard  tensorboard --logdir {shlex.quote(str(folder))}",
-            soft_wrap=True, highlight=False, markup=False,
-        )  # fmt: skip
+        _print_line(console, "TensorBoard", f"tensorboard --logdir {shlex.quote(str(folder))}")
 
 
 def count(number: float) -> str:
@@ -67,7 +65,12 @@ def seconds(time: float) -> str:
     return f"{time:.3g} s" if time < 120 else f"{time / 60:.3g} min"
 
 
-def _facts(module: StagedModule, datamodule: Any, trainer: pl.Trainer, folder: Path) -> dict[str, str]:
+def _print_line(console: Console, name: str, text: str) -> None:
+    """A line that is there to be copied: it is not wrapped."""
+    console.print(f"{name:<12} {text}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _facts(module: StagedModule, datamodule: Any, trainer: pl.Trainer) -> dict[str, str]:
     spec, device = module.spec, trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     sizes = f"{datamodule.train_size} training, {datamodule.val_size} validation, {datamodule.test_size} test samples"
@@ -78,7 +81,6 @@ def _facts(module: StagedModule, datamodule: Any, trainer: pl.Trainer, folder: P
         "network": _network(spec),
         "strategy": module.describe(),
         "device": f"{name}, {torch.get_num_threads()} thread(s), precision {trainer.precision}",
-        "folder": str(folder),
     }
 
 
@@ -126,6 +128,6 @@ _RESULTS = {
     "time/epoch_s": ("an epoch", seconds),
     "throughput/samples_per_s": ("samples a second", count),
     "speedup/theoretical": ("theoretical speed-up, a worker a stage", "{:.2f}".format),
-    "memory/peak_bytes": ("peak memory", lambda value: f"{count(value)}B"),
+    "memory/peak_bytes": ("peak memory", lambda value: decimal(int(value))),
     "model/parameters": ("parameters", count),
 }

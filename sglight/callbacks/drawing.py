@@ -78,7 +78,8 @@ class Paths:
 
 def draw_decision(cloud: Cloud, regions: Regions, predicted: Array, title: str) -> Figure:
     """The class that is chosen at each place of the plane, shaded by its probability, and the points over it."""
-    figure = _figure(7.0, 5.6)
+    left, right, bottom, top = regions.extent
+    figure = _figure(7.0, float(np.clip(5.4 * (top - bottom) / (right - left), 2.5, 8.0)) + 1.2)
     axes = figure.add_subplot()
     axes.imshow(
         _shade(regions.probabilities), extent=regions.extent, origin="lower", interpolation="bilinear"
@@ -97,8 +98,8 @@ def draw_decision(cloud: Cloud, regions: Regions, predicted: Array, title: str) 
         zorder=4,
     )
     axes.set(title=title, xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
-    axes.set_xlim(regions.extent[:2])
-    axes.set_ylim(regions.extent[2:])
+    axes.set_xlim(left, right)
+    axes.set_ylim(bottom, top)
     handles = _legend_handles(cloud.names)
     if wrong.any():
         ring = Line2D(

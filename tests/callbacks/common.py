@@ -1,0 +1,33 @@
+"""A small run on planar data for the tests of callbacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+from sglight.data.planar import PlanarData
+from sglight.strategies.dni import DNI
+
+NETWORK = {"shape": (2,), "classes": 2, "channels": 4, "steps": 4, "horizon": 2.0, "seed": 3}
+
+
+def data() -> PlanarData:
+    """Few points of the ellipse."""
+    return PlanarData("ellipse", train_points=120, val_points=60, test_points=20, batch_size=40)
+
+
+def fit(
+    callbacks: list[Callback], folder: Path, epochs: int = 2, ckpt: Path | None = None, **network: Any
+) -> pl.Trainer:
+    """Train a network of two stages."""
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=epochs, callbacks=callbacks, logger=False, default_root_dir=folder,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=1,
+        enable_checkpointing=any("Checkpoint" in type(c).__name__ for c in callbacks),
+    )  # fmt: skip
+    module = DNI({**NETWORK, **network}, {"name": "adam", "lr": 1e-2})
+    trainer.fit(module, data(), ckpt_path=str(ckpt) if ckpt else None, weights_only=True)
+    return trainer

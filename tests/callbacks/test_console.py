@@ -1,0 +1,57 @@
+"""What a run prints fits into 80 columns, and its paths can be copied."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sglight.callbacks.console import count, print_results, print_summary, seconds
+from tests.callbacks.common import fit
+
+
+def test_the_summary_names_what_is_about_to_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    trainer = fit([], tmp_path, epochs=1)
+    capsys.readouterr()
+    print_summary(trainer.lightning_module, trainer.datamodule, trainer, tmp_path / "run")  # type: ignore[attr-defined, arg-type]
+    lines = capsys.readouterr().out.splitlines()
+    text = " ".join(" ".join(lines).split())
+    for part in (
+        "ellipse: 120 training",
+        "hamiltonian, dense",
+        "4 steps of size 0.5",
+        "2 stages, lag 1",
+        "cpu, 1 thread",
+    ):
+        assert part in text
+    assert any(line.endswith(str(tmp_path / "run")) for line in lines)
+    assert max(len(line) for line in lines if str(tmp_path) not in line) <= 80
+
+
+def test_results_are_shown_with_units_and_the_command(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "a run"
+    print_results({"test/acc": 0.98765, "time/fit_s": 300, "memory/peak_bytes": 2**30}, folder, True)
+    out = capsys.readouterr().out
+    assert "98.77%" in out
+    assert "5 min" in out
+    assert "1.1 GB" in out
+    assert f"tensorboard --logdir '{folder}'" in out
+    print_results({}, folder, False)
+    assert "tensorboard" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(950, "950"), (12_345, "12.3 k"), (2.5e6, "2.5 M"), (7e9, "7 G")]
+)
+def test_counts(number: float, text: str) -> None:
+    assert count(number) == text
+
+
+@pytest.mark.parametrize(("time", "text"), [(0.0123, "12.3 ms"), (1.5, "1.5 s"), (600, "10 min")])
+def test_seconds(time: float, text: str) -> None:
+    assert seconds(time) == text
