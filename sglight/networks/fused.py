@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sglight.networks.activations import Activation
-from sglight.networks.kernels import Kernel, Record
+from sglight.networks.kernels import Kernel, Ledger
 
 Fields = tuple[Tensor, ...]
 Entry = tuple[Tensor, ...]
@@ -69,7 +69,7 @@ class Scheme(Protocol):
 
     def backward(
         self, g: list[Tensor], entries: Iterable[Entry], w: Weights, c: Setting
-    ) -> tuple[Fields, list[tuple[list[Record], float]]]: ...
+    ) -> tuple[Fields, list[tuple[Ledger, float]]]: ...
 
 
 class EulerScheme:
@@ -97,9 +97,9 @@ class EulerScheme:
 
     def backward(
         self, g: list[Tensor], entries: Iterable[Entry], w: Weights, c: Setting
-    ) -> tuple[Fields, list[tuple[list[Record], float]]]:
+    ) -> tuple[Fields, list[tuple[Ledger, float]]]:
         (gy,) = g
-        records = []
+        records = c.kernel.ledger(w[0])
         for W, (y, s) in zip(reversed(w[0]), entries, strict=True):
             p = c.slope(gy, s)
             gy, record = c.kernel.pullback(gy, c.h, p, y, W)
@@ -148,9 +148,9 @@ class HamiltonianScheme:
 
     def backward(
         self, g: list[Tensor], entries: Iterable[Entry], w: Weights, c: Setting
-    ) -> tuple[Fields, list[tuple[list[Record], float]]]:
+    ) -> tuple[Fields, list[tuple[Ledger, float]]]:
         gy, gz = g
-        records_w, records_v = [], []
+        records_w, records_v = (c.kernel.ledger(weights) for weights in w)
         for W, V, (y, s_z, z, s_y) in zip(*map(reversed, w), entries, strict=True):
             p = c.slope(gy, s_y)
             gz, record = c.kernel.pullback(gz, c.h, p, z, W)
@@ -194,9 +194,9 @@ class LeapfrogScheme:
 
     def backward(
         self, g: list[Tensor], entries: Iterable[Entry], w: Weights, c: Setting
-    ) -> tuple[Fields, list[tuple[list[Record], float]]]:
+    ) -> tuple[Fields, list[tuple[Ledger, float]]]:
         gy, gprev = g
-        records_w, records_v = [], []
+        records_w, records_v = (c.kernel.ledger(weights) for weights in w)
         for W, V, (y, u, s) in zip(*map(reversed, w), entries, strict=True):
             p = c.slope(gy, s)
             gu, record = c.kernel.pullback(None, 1.0, p, u, V)

@@ -16,6 +16,12 @@ from torch import Tensor
 Record = tuple[Tensor, Tensor]
 
 
+class Ledger(Protocol):
+    """Where the records of a backward pass go."""
+
+    def append(self, record: Record, /) -> None: ...
+
+
 class Kernel(Protocol):
     """What a segment needs of its linear map.
 
@@ -62,8 +68,12 @@ class Kernel(Protocol):
         """(into + scale * K^T grad, record for `collect`), without ``into`` K^T grad; ``into`` is overwritten."""
         ...
 
-    def collect(self, records: list[Record], scale: float) -> tuple[Tensor, Tensor]:
-        """Gradients of the stacked weights and biases from the records, last step first."""
+    def ledger(self, weights: Sequence[Tensor]) -> Ledger:
+        """An empty ledger for the records of all steps, last step first."""
+        ...
+
+    def collect(self, records: Any, scale: float) -> tuple[Tensor, Tensor]:
+        """Gradients of the stacked weights and biases from a full ledger, times ``scale``."""
         ...
 
 
@@ -159,7 +169,10 @@ class Dense:
             out = into.add_(torch.mm(grad, weight), alpha=scale)
         return out, (grad, x)
 
-    def collect(self, records: list[Record], scale: float) -> tuple[Tensor, Tensor]:
+    def ledger(self, weights: Sequence[Tensor]) -> Ledger:
+        return []
+
+    def collect(self, records: Any, scale: float) -> tuple[Tensor, Tensor]:
         grads = torch.stack([grad for grad, _ in reversed(records)])
         biases = grads.sum(1).mul_(scale)
         if grads.shape[2] % 2:
@@ -177,7 +190,7 @@ def _product(grad: Tensor, x: Tensor) -> Tensor:
 
 
 class FrugalDense(Dense):
-    """`Dense` with weight gradients taken step by step: slower, but the states can be forgotten."""
+    """`Dense` with weight gradients taken step by step: slower for small states, which then can be forgotten."""
 
     def pullback(
         self, into: Tensor | None, scale: float, grad: Tensor, x: Tensor, weight: Tensor
@@ -185,14 +198,31 @@ class FrugalDense(Dense):
         out, _ = super().pullback(into, scale, grad, x, weight)
         return out, (_product(grad, x), grad.sum(0))
 
-    def collect(self, records: list[Record], scale: float) -> tuple[Tensor, Tensor]:
-        return _stacked(records, scale)
+    def ledger(self, weights: Sequence[Tensor]) -> Stacks:
+        return Stacks(weights)
+
+    def collect(self, records: Any, scale: float) -> tuple[Tensor, Tensor]:
+        return records.scaled(scale)
 
 
-def _stacked(records: list[Record], scale: float) -> tuple[Tensor, Tensor]:
-    weights = torch.stack([weight for weight, _ in reversed(records)])
-    biases = torch.stack([bias for _, bias in reversed(records)])
-    return weights.mul_(scale), biases.mul_(scale)
+class Stacks:
+    """A ledger that puts each step's weight and bias gradient in its place at once, last step first.
+
+    Small tensors that stay, between large ones that go, would fragment the memory.
+    """
+
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        weight = weights[0]
+        self.weight = weight.new_empty(len(weights), *weight.shape)
+        self.bias = weight.new_empty(len(weights), weight.shape[0])
+        self._places = list(zip(self.weight.unbind(0), self.bias.unbind(0), strict=True))
+
+    def append(self, record: Record) -> None:
+        for place, grad in zip(self._places.pop(), record, strict=True):
+            place.copy_(grad)
+
+    def scaled(self, scale: float) -> tuple[Tensor, Tensor]:
+        return self.weight.mul_(scale), self.bias.mul_(scale)
 
 
 class Conv:
@@ -254,8 +284,11 @@ class Conv:
         out = grad_x if into is None else into.add_(grad_x, alpha=scale)
         return out, (grad_weight, grad_bias)
 
-    def collect(self, records: list[Record], scale: float) -> tuple[Tensor, Tensor]:
-        return _stacked(records, scale)
+    def ledger(self, weights: Sequence[Tensor]) -> Stacks:
+        return Stacks(weights)
+
+    def collect(self, records: Any, scale: float) -> tuple[Tensor, Tensor]:
+        return records.scaled(scale)
 
 
 _FRUGAL_DENSE = FrugalDense()

@@ -43,9 +43,11 @@ class _Rebuilt(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         fields, parameters = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
         slices = list(zip(*(p.unbind(0) for p in parameters), strict=True))
-        collected = []
+        # In place from the start: small tensors that stay, left between large ones that go, fragment the memory.
+        stacks = [torch.empty_like(p) for p in parameters]
         device, lower, enabled = ctx.autocast
-        for now in reversed(slices):
+        for j in reversed(range(len(slices))):
+            now = slices[j]
             # In the precision of the forward pass, or another path would be rebuilt.
             with torch.autocast(device, lower, enabled):
                 fields = ctx.inverse(fields, now)
@@ -54,6 +56,6 @@ class _Rebuilt(torch.autograd.Function):
                 out = ctx.step(tuple(leaves[: ctx.count]), tuple(leaves[ctx.count :]))
             pulled = torch.autograd.grad(out, leaves, grads, materialize_grads=True)
             grads = pulled[: ctx.count]
-            collected.append(pulled[ctx.count :])
-        stacked = (torch.stack(each) for each in zip(*reversed(collected), strict=True))
-        return None, None, None, *grads, *stacked
+            for stack, grad in zip(stacks, pulled[ctx.count :], strict=True):
+                stack[j].copy_(grad)
+        return None, None, None, *grads, *stacks

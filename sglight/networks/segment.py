@@ -206,7 +206,9 @@ class Segment(nn.Module):
         self._check(state)
         if self._has_fused:
             scheme = fused.SCHEMES[self.spec.dynamics]
-            kernel = self.kernel.frugal if self.spec.reversible else self.kernel
+            # For large states one batched product over the steps costs more, in copies, than it saves.
+            frugal = self.spec.reversible or state.numel() >= 1 << 15
+            kernel = self.kernel.frugal if frugal else self.kernel
             setting = fused.Setting(scheme, kernel, self.activation, self.step_size, self.spec.reversible)
             return fused.run(state, self.bias, scheme.stacks(self.weight, self.kernel, self.gamma), setting)
         fields = self._fields(state)

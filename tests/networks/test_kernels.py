@@ -81,7 +81,7 @@ def test_pullback_and_collect(kernel: str, frugal: bool, width: int) -> None:
     bias = torch.zeros(3, width, dtype=torch.float64)
     leaves = [t.clone().requires_grad_() for t in (weight, bias, x)]
     total = 0
-    records = []
+    records = k.ledger(weight.unbind(0))
     for j in reversed(range(3)):
         b = leaves[1][j] if kernel == "dense" else leaves[1][j][:, None, None]
         total = total + ((reference.K(leaves[0][j], (j + 1) * leaves[2]) + b) * g).sum()
