@@ -80,7 +80,7 @@ def _facts(module: StagedModule, datamodule: Any, trainer: pl.Trainer) -> dict[s
         f"batches of {datamodule.batch_size}",
         "network": _network(spec),
         "strategy": module.describe(),
-        "device": f"{name}, {torch.get_num_threads()} thread(s), precision {trainer.precision}",
+        "device": f"{name}, {torch.get_num_threads()} thread(s), precision {trainer.precision}, seed {spec.seed}",
     }
 
 

@@ -119,8 +119,8 @@ def draw_trajectories(paths: Paths, title: str, snapshots: int = 4) -> Figure:
     grid = figure.add_gridspec(2, snapshots, height_ratios=(2.6, 1.0))
     main = figure.add_subplot(grid[0, :])
     _draw_paths(main, paths)
-    chosen = np.linspace(0, len(paths.times) - 1, snapshots).round().astype(int)
-    for k, j in enumerate(chosen):
+    for k, moment in enumerate(np.linspace(0, paths.times[-1], snapshots)):
+        j = int(np.abs(paths.times - moment).argmin())
         axes = figure.add_subplot(grid[1, k])
         _scatter(axes, paths.positions[j], paths.y, len(paths.names), size=9)
         axes.set_title(f"$t$ = {paths.times[j]:.3g}", fontsize=10)
@@ -161,7 +161,7 @@ def _draw_borders(axes: Axes, regions: Regions) -> None:
 def _draw_paths(axes: Axes, paths: Paths) -> None:
     """Each point's way as a line in its class's colour, from a hollow to a filled mark."""
     ways = paths.positions.transpose(1, 0, 2)
-    alpha = float(np.clip(40 / len(ways), 0.15, 0.6))
+    alpha = float(np.clip(30 / max(len(ways), 1), 0.15, 0.6))
     colours = [colour(label) for label in paths.y]
     axes.add_collection(LineCollection(list(ways), colors=colours, linewidths=0.7, alpha=alpha, zorder=1))
     for k in range(len(paths.names)):

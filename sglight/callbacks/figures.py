@@ -105,7 +105,7 @@ def trajectory_figure(module: StagedModule, data: PlanarData, epochs: int, limit
     chosen = spread(int(finite.sum()), limit)
     title = f"{data.name}, {_epochs(epochs)}: trajectories through {module.spec.total_steps} steps"
     if not finite.all():
-        title += f" ({int((~finite).sum())} points left to infinity)"
+        title += f" ({int((~finite).sum())} points, not finite, are left out)"
     return draw_trajectories(
         Paths(plane[:, chosen].numpy(), times.numpy(), y[finite][chosen].numpy(), data.class_names, axes),
         title,

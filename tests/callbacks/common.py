@@ -20,11 +20,16 @@ def data() -> PlanarData:
 
 
 def fit(
-    callbacks: list[Callback], folder: Path, epochs: int = 2, ckpt: Path | None = None, **network: Any
+    callbacks: list[Callback],
+    folder: Path,
+    epochs: int = 2,
+    ckpt: Path | None = None,
+    logger: Any = False,
+    **network: Any,
 ) -> pl.Trainer:
     """Train a network of two stages."""
     trainer = pl.Trainer(
-        accelerator="cpu", max_epochs=epochs, callbacks=callbacks, logger=False, default_root_dir=folder,
+        accelerator="cpu", max_epochs=epochs, callbacks=callbacks, logger=logger, default_root_dir=folder,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=1,
         enable_checkpointing=any("Checkpoint" in type(c).__name__ for c in callbacks),
     )  # fmt: skip

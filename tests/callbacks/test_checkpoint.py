@@ -61,6 +61,62 @@ def test_a_resumed_run_knows_the_best_of_all_epochs(tmp_path: Path) -> None:
     assert epoch(second / "last.ckpt") == 4
 
 
+class Near(Callback):
+    """Logs a metric that is largest in one epoch."""
+
+    def __init__(self, peak: int) -> None:
+        self.peak = peak
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        pl_module.log("run/near", -abs(float(trainer.current_epoch) - self.peak))
+
+
+def test_the_best_of_a_folder_that_moved_is_found(tmp_path: Path) -> None:
+    fit([Near(1), *checkpoints(tmp_path / "first", "run/near")], tmp_path, epochs=3)
+    (tmp_path / "first").rename(tmp_path / "moved")
+    callbacks = checkpoints(tmp_path / "second", "run/near")
+    fit([Near(1), *callbacks], tmp_path, epochs=4, ckpt=tmp_path / "moved" / "last.ckpt")
+    assert epoch(tmp_path / "second" / "best.ckpt") == 1
+    assert callbacks[0].best_model_score == 0  # type: ignore[union-attr]
+
+
+def test_a_best_of_later_epochs_is_none_of_a_run_that_goes_back(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    fit([Near(3), *checkpoints(first, "run/near")], tmp_path, epochs=2)
+    (first / "last.ckpt").rename(first / "early.ckpt")
+    fit([Near(3), *checkpoints(first, "run/near")], tmp_path, epochs=4, ckpt=first / "early.ckpt")
+    fit([Near(9), *checkpoints(second, "run/near")], tmp_path, epochs=3, ckpt=first / "early.ckpt")
+    assert epoch(second / "best.ckpt") == 2
+
+
+def test_a_test_after_the_training_leaves_the_best_alone(tmp_path: Path) -> None:
+    callbacks = checkpoints(tmp_path / "first", "run/near")
+    trainer = fit([Near(1), *callbacks], tmp_path, epochs=2)
+    trainer.test(trainer.lightning_module, trainer.datamodule, str(callbacks[0].path), verbose=False)  # type: ignore[attr-defined]
+    assert callbacks[0].best_model_path == str(callbacks[0].path)  # type: ignore[union-attr]
+
+
+def test_an_interrupted_write_leaves_the_checkpoint_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(checkpoints(tmp_path), tmp_path, epochs=1)
+    before = (tmp_path / "last.ckpt").read_bytes()
+
+    def torn(trainer: pl.Trainer, path: str, *_: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", torn)
+    with pytest.raises(OSError, match="full"):
+        fit([LastCheckpoint(tmp_path)], tmp_path, epochs=2, ckpt=tmp_path / "last.ckpt")
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+
+
+def test_the_last_epoch_is_always_written(tmp_path: Path) -> None:
+    fit([LastCheckpoint(tmp_path, every_n_epochs=2)], tmp_path, epochs=3)
+    assert epoch(tmp_path / "last.ckpt") == 2
+
+
 def test_an_unknown_metric_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"callbacks\.checkpoint\.monitor=val/f1 .*val/acc"):
         fit(checkpoints(tmp_path, "val/f1"), tmp_path)

@@ -25,6 +25,7 @@ def test_the_summary_names_what_is_about_to_run(
         "4 steps of size 0.5",
         "2 stages, lag 1",
         "cpu, 1 thread",
+        "seed 3",
     ):
         assert part in text
     assert any(line.endswith(str(tmp_path / "run")) for line in lines)

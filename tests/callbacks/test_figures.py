@@ -7,8 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 from matplotlib.image import imread
+from pytorch_lightning.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sglight.callbacks.figures import PlanarFigures, project, spread, trajectories, undisturbed
+from sglight.callbacks.figures import (
+    PlanarFigures,
+    decision_figure,
+    project,
+    save_figure,
+    spread,
+    trajectories,
+    trajectory_figure,
+    undisturbed,
+)
 from sglight.strategies.dni import DNI
 from tests.callbacks.common import NETWORK, data, fit
 from tests.strategies.common import assert_equal
@@ -23,6 +34,27 @@ def test_both_figures_are_written_as_whole_pictures(tmp_path: Path, channels: in
         pixels = imread(file)
         assert min(pixels.shape[:2]) > 500
         assert pixels[..., :3].std() > 0.05  # not a blank page
+
+
+def test_tensorboard_has_both_figures_once_a_drawing(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, name=None, version="")
+    fit([PlanarFigures(tmp_path / "figures", every_n_epochs=2)], tmp_path, epochs=4, logger=logger)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    for tag in ("figures/decision", "figures/trajectories"):
+        assert [event.step for event in events.Images(tag)] == [6, 12]
+
+
+def test_an_exploded_network_is_drawn_as_far_as_it_is_finite(tmp_path: Path) -> None:
+    module = DNI({**NETWORK, "dynamics": "euler", "activation": "relu"}, {"name": "adam", "lr": 1e-2})
+    module.configure_model()
+    planar = data()
+    planar.setup("fit")
+    for scale in (1e12, float("inf")):
+        with undisturbed(module):
+            for parameter in module.parameters():
+                parameter.mul_(scale)
+            for figure in (decision_figure(module, planar, 1, 50), trajectory_figure(module, planar, 1, 50)):
+                save_figure(figure, tmp_path / "figure.png")
 
 
 def test_drawing_does_not_change_the_training(tmp_path: Path) -> None:
