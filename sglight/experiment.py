@@ -25,7 +25,7 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMon
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from sglight.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
-from sglight.callbacks.console import print_results, print_summary
+from sglight.callbacks.console import Summary, print_results
 from sglight.callbacks.figures import PlanarFigures
 from sglight.callbacks.timing import EpochTimer
 from sglight.config import to_plain
@@ -71,11 +71,9 @@ def run(cfg: DictConfig, folder: Path | None = None) -> float:
     timer = EpochTimer()
     interval = min(plain["trainer"]["log_every_n_steps"], len(datamodule.train_dataloader()))
     plain["trainer"]["log_every_n_steps"] = interval
-    trainer = build_trainer(plain, folder, [*callbacks, timer])
+    trainer = build_trainer(plain, folder, [Summary(folder), *callbacks, timer])
     for logger in trainer.loggers:
         logger.log_hyperparams(_hyperparameters(cfg, plain), *_metric_columns(logger))
-    print_summary(module, datamodule, trainer, folder)
-
     ckpt, testing = plain["ckpt"], plain["mode"] == "test"
     if ckpt is not None:
         _check_checkpoint(ckpt, module, None if testing else plain["trainer"]["max_epochs"])
@@ -170,7 +168,8 @@ def build_trainer(plain: Mapping[str, Any], folder: Path, callbacks: list[Callba
         trainer = plain["trainer"]
         raise UserError(
             f"trainer.accelerator={trainer['accelerator']}, trainer.devices={trainer['devices']}, "
-            f"trainer.precision={trainer['precision']}: {' '.join(str(error).split())}"
+            f"trainer.precision={trainer['precision']}: {' '.join(str(error).split())} "
+            "trainer.accelerator=auto takes the device that is there"
         ) from error
 
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Callback
 from rich import box
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
+from typing_extensions import override
 
 from sglight.networks import NetworkSpec
 from sglight.strategies.base import StagedModule
@@ -21,9 +23,34 @@ from sglight.strategies.base import StagedModule
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
+class Summary(Callback):
+    """Prints `print_summary` once, when the network is built and before it is trained or tested.
+
+    Args:
+        folder: the run's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._printed = False
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._print(trainer, pl_module)
+
+    @override
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._print(trainer, pl_module)
+
+    def _print(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if not self._printed and trainer.is_global_zero:
+            assert isinstance(module, StagedModule)
+            print_summary(module, trainer.datamodule, trainer, self.folder)  # type: ignore[attr-defined]
+        self._printed = True
+
+
 def print_summary(module: StagedModule, datamodule: Any, trainer: pl.Trainer, folder: Path) -> None:
     """Before the run: data, network, stages, training, device, folder."""
-    module.configure_model()
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column(overflow="fold")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sglight.callbacks.console import count, print_results, print_summary, seconds
+from sglight.callbacks.console import Summary, count, print_results, print_summary, seconds
 from tests.callbacks.common import fit
 
 
@@ -30,6 +30,14 @@ def test_the_summary_names_what_is_about_to_run(
         assert part in text
     assert any(line.endswith(str(tmp_path / "run")) for line in lines)
     assert max(len(line) for line in lines if str(tmp_path) not in line) <= 80
+
+
+def test_a_run_is_announced_once_its_network_is_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = fit([Summary(tmp_path / "run")], tmp_path, epochs=1)
+    trainer.test(trainer.lightning_module, trainer.datamodule, verbose=False)  # type: ignore[attr-defined]
+    assert capsys.readouterr().out.count(str(tmp_path / "run")) == 1
 
 
 def test_results_are_shown_with_units_and_the_command(
