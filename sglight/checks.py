@@ -46,8 +46,8 @@ def check_values(cfg: DictConfig) -> None:
     _each(
         cfg,
         PARTS,
-        lambda v: v >= 0 if isinstance(v, int) else 0 <= v <= 1,
-        "it must be a number of batches (a whole number) or a part of them from 0.0 to 1.0",
+        lambda v: v >= 1 if isinstance(v, int) else 0 < v <= 1,
+        "it must be a number of batches (a whole number, at least 1) or a part of them above 0.0, up to 1.0",
     )
     for key in ("strategy.optimizer.betas", "strategy.estimator.optimizer.betas"):
         betas = OmegaConf.select(cfg, key)
@@ -112,6 +112,17 @@ def check_strategy(cfg: DictConfig) -> None:
         raise UserError(
             f"strategy.stages={stages} is more than the network's {total} time steps; "
             f"use at most {total} stages or raise model.steps"
+        )
+    scheduler = OmegaConf.select(cfg, "strategy.scheduler")
+    if scheduler is not None and scheduler.name == "plateau" and scheduler.warmup_epochs:
+        raise UserError(
+            f"strategy.scheduler.warmup_epochs={scheduler.warmup_epochs} does not go with name=plateau; set it to 0"
+        )
+    images = cfg.model.kernel == "conv" and cfg.model.head == "flatten"
+    if OmegaConf.select(cfg, "strategy.regularisation.classifier_smoothness") and not images:
+        raise UserError(
+            "strategy.regularisation.classifier_smoothness needs a classifier that sees images: model.kernel=conv and "
+            "model.head=flatten; set it to 0"
         )
     if OmegaConf.select(cfg, "strategy.estimator.name") == "conv":
         if cfg.model.kernel != "conv":

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import resource
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -69,30 +70,42 @@ def run(cfg: DictConfig, folder: Path | None = None) -> float:
     torch.set_num_threads(plain["trainer"]["threads"] or useful_threads(module.spec, datamodule.batch_size))
     best, callbacks = build_callbacks(plain["callbacks"], folder)
     timer = EpochTimer()
-    interval = min(plain["trainer"]["log_every_n_steps"], len(datamodule.train_dataloader()))
-    plain["trainer"]["log_every_n_steps"] = interval
+    batches = _train_batches(plain["trainer"], len(datamodule.train_dataloader()))
+    plain["trainer"]["log_every_n_steps"] = min(plain["trainer"]["log_every_n_steps"], batches)
     trainer = build_trainer(plain, folder, [Summary(folder), *callbacks, timer])
     for logger in trainer.loggers:
-        logger.log_hyperparams(_hyperparameters(cfg, plain), *_metric_columns(logger))
+        logger.log_hyperparams(_hyperparameters(plain), *_metric_columns(logger))
     ckpt, testing = plain["ckpt"], plain["mode"] == "test"
     if ckpt is not None:
         _check_checkpoint(ckpt, module, None if testing else plain["trainer"]["max_epochs"])
-    if testing:
-        trainer.test(module, datamodule, ckpt_path=ckpt, verbose=False, weights_only=True)
-        metrics = _metrics(trainer, module)
-        monitored = metrics["test/acc"]
-    else:
-        trainer.fit(module, datamodule, ckpt_path=ckpt, weights_only=True)
-        metrics = _metrics(trainer, module) | timer.metrics()
-        monitored = _monitored(best, metrics)
-        metrics |= _test(trainer, module, datamodule, best)
+    with _explained():
+        if testing:
+            trainer.test(module, datamodule, ckpt_path=ckpt, verbose=False, weights_only=True)
+            metrics = _metrics(trainer, module)
+            monitored = metrics["test/acc"]
+        else:
+            trainer.fit(module, datamodule, ckpt_path=ckpt, weights_only=True)
+            metrics = _metrics(trainer, module) | timer.metrics()
+            if best.monitor not in metrics:  # stopped before the first validation
+                trainer.validate(module, datamodule, verbose=False)
+                metrics |= _metrics(trainer, module)
+            metrics |= {f"{name}_last": metrics[name] for name in best.best_metrics}
+            metrics |= best.best_metrics
+            monitored = float(metrics.get(str(best.monitor), math.nan))
+            if best.best_model_score is not None:
+                monitored = float(best.best_model_score)
+            metrics |= _test(trainer, module, datamodule, best)
     metrics |= {
         "run/seed": plain["seed"],
         "run/status": "finished",
         "memory/peak_bytes": _peak_bytes(trainer),
     }
+    # Not a number is no JSON either.
+    metrics = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
     if not plain["trainer"]["fast_dev_run"] and trainer.is_global_zero:
-        write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2, sort_keys=True) + "\n")
+        write_atomically(
+            folder / "metrics.json", json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n"
+        )
     print_results(metrics, folder, any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers))
     return monitored
 
@@ -149,6 +162,8 @@ def build_trainer(plain: Mapping[str, Any], folder: Path, callbacks: list[Callba
     config["enable_progress_bar"] = config["enable_progress_bar"] and bar
     if not config["enable_progress_bar"]:
         callbacks = [callback for callback in callbacks if not isinstance(callback, RichProgressBar)]
+    if plain["logger"]["name"] == "none":
+        callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     if config.get("fast_dev_run"):
         # A dev run writes nothing.
         callbacks = [
@@ -193,12 +208,19 @@ def useful_threads(spec: NetworkSpec, batch_size: int) -> int:
     The more so when the machine has other work: a thread that is not scheduled holds up all.
     """
     busy = max(spec.step_costs()) * batch_size > WORK_FOR_THREADS
-    return len(os.sched_getaffinity(0)) if busy else 1
+    return _cores() if busy else 1
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def set_up(plain: Mapping[str, Any]) -> None:
     """Seed, and silence from Lightning about what the user cannot change."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.getLogger("pytorch_lightning.profilers").setLevel(logging.INFO)  # its table, if asked for
     for message in NOISE:
         warnings.filterwarnings("ignore", message=message)
     if not torch.cuda.is_available():
@@ -215,7 +237,7 @@ def _logger(name: str, folder: Path) -> Logger | bool:
     return False
 
 
-def _hyperparameters(cfg: DictConfig, plain: Mapping[str, Any]) -> dict[str, Any]:
+def _hyperparameters(plain: Mapping[str, Any]) -> dict[str, Any]:
     """The chosen keys of the config, flat, for TensorBoard's HParams page."""
     values = {key: OmegaConf.select(OmegaConf.create(dict(plain)), key) for key in HYPERPARAMETERS}
     values["strategy"] = plain["strategy"]["_target_"].rpartition(".")[2].lower()
@@ -236,7 +258,7 @@ def _check_checkpoint(path: str, module: StagedModule, max_epochs: int | None) -
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         saved = checkpoint["sglight"]
-    except (KeyError, OSError, EOFError, RuntimeError, UnpicklingError) as error:
+    except (LookupError, TypeError, OSError, EOFError, RuntimeError, UnpicklingError) as error:
         raise UserError(
             f"ckpt={path} is not a checkpoint of sglight, or is damaged; give another, such as the run's best.ckpt"
         ) from error
@@ -271,13 +293,27 @@ def _metrics(trainer: pl.Trainer, module: StagedModule) -> dict[str, Any]:
     }
 
 
-def _monitored(best: BestCheckpoint, metrics: dict[str, Any]) -> float:
-    """The monitored metric at its best; the plain value where no checkpoint was written (a dev run)."""
-    score = best.best_model_score
-    if score is not None:
-        metrics[f"{best.monitor}_last"] = metrics[str(best.monitor)]
-        metrics[str(best.monitor)] = float(score)
-    return float(metrics[str(best.monitor)])
+def _train_batches(config: Mapping[str, Any], available: int) -> int:
+    """Training batches in an epoch: ``limit_train_batches`` is a number of them or a part."""
+    limit = config["limit_train_batches"]
+    if limit is None:
+        return available
+    return max(1, min(available, limit) if isinstance(limit, int) else int(available * limit))
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What Lightning finds wrong with settings while it runs, as a sentence."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise UserError(
+            f"Lightning refuses the settings of trainer: {' '.join(str(error).split())}"
+        ) from error
+    except RuntimeError as error:
+        if "Early stopping conditioned on metric" not in str(error):
+            raise
+        raise UserError(f"callbacks.early_stopping.monitor: {' '.join(str(error).split())}") from error
 
 
 def _forget_peak() -> None:

@@ -18,6 +18,7 @@ from sglight import experiment
 from sglight.config import CONF, check
 from sglight.data.arrays import HDF5Data
 from sglight.errors import UserError
+from sglight.strategies.dni import DNI
 
 Compose = Callable[..., DictConfig]
 SMALL = (
@@ -133,8 +134,11 @@ def test_a_checkpoint_of_another_network_is_refused(
 
 def test_a_broken_checkpoint_is_named(start: Callable[..., float], tmp_path: Path) -> None:
     broken = tmp_path / "broken.ckpt"
-    broken.write_bytes(b"PK\x03\x04 no checkpoint")
     for mode in ("fit", "test"):
+        if mode == "fit":
+            broken.write_bytes(b"PK\x03\x04 no checkpoint")
+        else:
+            torch.save([1, 2], broken)
         with pytest.raises(UserError, match=r"broken\.ckpt"):
             start(tmp_path / mode, f"mode={mode}", f"ckpt={broken}")
 
@@ -190,6 +194,77 @@ def noise(path: Path, shape: tuple[int, ...]) -> HDF5Data:
     datamodule.prepare_data()
     datamodule.setup("fit")
     return datamodule
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "csv", "none"])
+def test_every_logger(start: Callable[..., float], tmp_path: Path, name: str) -> None:
+    start(tmp_path, f"logger={name}")
+    assert metrics(tmp_path)["run/epochs"] == 2
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in (CONF / "debug").glob("*.yaml")))
+def test_every_debug_preset(start: Callable[..., float], tmp_path: Path, preset: str) -> None:
+    short = ["trainer.max_epochs=2"] if preset == "overfit" else []
+    start(tmp_path, f"debug={preset}", "callbacks.progress.enabled=false", *short, small=())
+    assert (tmp_path / "metrics.json").is_file() == (preset != "fast")
+
+
+def test_without_a_validation_the_network_is_validated_at_the_end(
+    start: Callable[..., float], tmp_path: Path
+) -> None:
+    value = start(tmp_path, "trainer.check_val_every_n_epoch=5")
+    assert value == metrics(tmp_path)["val/acc"]
+    assert "test/acc" in metrics(tmp_path)
+
+
+def test_val_metrics_are_all_of_the_best_epoch(start: Callable[..., float], tmp_path: Path) -> None:
+    value = start(
+        tmp_path, "trainer.max_epochs=6", "callbacks.checkpoint.monitor=val/loss", "callbacks.checkpoint.mode=min",
+        "strategy.optimizer.lr=0.3",
+    )  # fmt: skip
+    found = metrics(tmp_path)
+    assert value == found["val/loss"] <= found["val/loss_last"]
+    saved = torch.load(tmp_path / "checkpoints/best.ckpt", weights_only=True)["callbacks"]["BestCheckpoint"]
+    assert saved["best_metrics"] == {"val/acc": found["val/acc"], "val/loss": found["val/loss"]}
+
+
+def test_a_last_batch_of_one_sample(start: Callable[..., float], tmp_path: Path) -> None:
+    start(tmp_path, "dataset.train_points=65", "model.normalisation=batch", "strategy.lag=3")
+    assert metrics(tmp_path)["run/steps"] == 4
+
+
+def test_divergence_is_null_in_the_metrics(
+    start: Callable[..., float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start(tmp_path, "strategy.optimizer.name=sgd", "strategy.optimizer.lr=1e30", "model.activation=relu")
+    assert metrics(tmp_path)["test/loss"] is None
+    assert "not finite" in capsys.readouterr().out
+
+
+def test_an_unknown_metric_to_stop_by_is_one_sentence(start: Callable[..., float], tmp_path: Path) -> None:
+    stop = ("callbacks.early_stopping.enabled=true", "callbacks.early_stopping.monitor=val/accuracy")
+    with pytest.raises(UserError, match=r"callbacks\.early_stopping\.monitor"):
+        start(tmp_path, *stop)
+
+
+def test_a_run_stopped_in_mid_epoch_repeats_it(
+    start: Callable[..., float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = ("trainer.max_epochs=3", "dataset.train_points=300")
+    start(tmp_path / "straight", *common)
+    step = DNI.training_step
+
+    def stopped(self: DNI, batch: Any, batch_idx: int) -> None:
+        step(self, batch, batch_idx)
+        if self.current_epoch == 1 and batch_idx == 2:
+            self.trainer.should_stop = True
+
+    monkeypatch.setattr(DNI, "training_step", stopped)
+    start(tmp_path / "first", *common)
+    monkeypatch.setattr(DNI, "training_step", step)
+    start(tmp_path / "second", *common, f"ckpt={tmp_path / 'first/checkpoints/last.ckpt'}")
+    straight, second = weights(tmp_path / "straight"), weights(tmp_path / "second")
+    assert all(torch.equal(straight[name], second[name]) for name in straight)
 
 
 @pytest.mark.slow

@@ -36,6 +36,7 @@ class BestCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True,
         )
         self._earlier: dict[str, Any] | None = None
+        self.best_metrics: dict[str, float] = {}
 
     @property
     @override
@@ -68,6 +69,7 @@ class BestCheckpoint(ModelCheckpoint):
             self.best_model_path = self.kth_best_model_path = path
             self.best_model_score = self.kth_value = self.current_score = score
             self.best_k_models = {path: score}
+            self.best_metrics = earlier.get("best_metrics", {})
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -81,7 +83,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"mode": self.mode}
+        return super().state_dict() | {"mode": self.mode, "best_metrics": self.best_metrics}
 
     @property
     def path(self) -> Path:
@@ -113,6 +115,9 @@ class BestCheckpoint(ModelCheckpoint):
 
     @override
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        self.best_metrics = {
+            name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
+        }
         super()._save_checkpoint(trainer, _temporary(filepath))
         _put_in_place(trainer, filepath)
         self._last_checkpoint_saved = filepath
@@ -137,6 +142,9 @@ class LastCheckpoint(Checkpoint):
         if getattr(trainer, "fast_dev_run", False):
             return
         done = trainer.current_epoch + 1
+        if not trainer.is_last_batch:
+            # Stopped in mid-epoch (max_time): the checkpoint before lets a resumed run repeat the epoch, bit for bit.
+            return
         if done % self.every_n_epochs == 0 or done == trainer.max_epochs or trainer.should_stop:
             trainer.save_checkpoint(_temporary(self.path))
             _put_in_place(trainer, self.path)

@@ -68,10 +68,14 @@ def print_results(metrics: Mapping[str, Any], folder: Path, tensorboard: bool) -
     table.add_column("result")
     table.add_column("", justify="right")
     for key, (name, show) in _RESULTS.items():
-        if key in metrics:
+        if metrics.get(key) is not None:
             table.add_row(name, show(metrics[key]))
     console = Console()
     console.print(table)
+    if "test/loss" in metrics and metrics["test/loss"] is None:
+        console.print(
+            "the loss is not finite: lower strategy.optimizer.lr or model.horizon", style="bold red"
+        )
     _print_line(console, "folder", str(folder))
     if tensorboard:
         _print_line(console, "TensorBoard", f"tensorboard --logdir {shlex.quote(str(folder))}")
@@ -150,7 +154,7 @@ def _stage_table(module: StagedModule) -> Table:
 _RESULTS = {
     "test/acc": ("test accuracy", "{:.2%}".format),
     "test/loss": ("test loss", "{:.4f}".format),
-    "val/acc": ("best validation accuracy", "{:.2%}".format),
+    "val/acc": ("validation accuracy, best epoch", "{:.2%}".format),
     "time/fit_s": ("training", seconds),
     "time/epoch_s": ("an epoch", seconds),
     "throughput/samples_per_s": ("samples a second", count),

@@ -60,6 +60,8 @@ class SyntheticGradient(Estimator):
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+        # Autocast keeps lower-precision copies of weights until its context ends; these are of the old ones.
+        torch.clear_autocast_cache()
         return loss.detach()
 
 

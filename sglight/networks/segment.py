@@ -325,8 +325,10 @@ class Segment(nn.Module):
     def _normalise(self, p: Tensor, weight: Tensor, bias: Tensor, j: int, i: int) -> Tensor:
         match self.spec.normalisation:
             case "batch":
+                # A single value has no variance: the last batch of an epoch may be one sample.
+                training = self.training and p.numel() > p.shape[1]
                 return F.batch_norm(
-                    p, self.running_mean[j, i], self.running_var[j, i], weight, bias, self.training
+                    p, self.running_mean[j, i], self.running_var[j, i], weight, bias, training
                 )
             case "group":
                 return F.group_norm(p, self.spec.groups, weight, bias)

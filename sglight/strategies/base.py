@@ -31,6 +31,8 @@ class StagedModule(pl.LightningModule):
     they meet the parameters: the mean loss is minimised, and what crosses a boundary does not depend on the
     batch size.
 
+    Callbacks see ``on_before_optimizer_step`` once a batch, for the first stage here, and no ``on_after_backward``.
+
     Args:
         network: the fields of `NetworkSpec`, as plain containers.
         optimizer, scheduler: see `optim.py`; every stage has its own.

@@ -28,8 +28,8 @@ from sglight.strategies.base import Batch, StagedModule
 from sglight.strategies.optim import make_optimizer
 from sglight.strategies.schedule import StageClock, speedup
 
-# Batches between two whose phases are timed.
-TIMED_EVERY = 10
+# Of so many batches the phases of the first are timed.
+TIMED_EVERY = 5
 
 
 class Boundary:
@@ -145,7 +145,8 @@ class DNI(StagedModule):
         x, labels = batch
         if self._is_diagnosis_due():
             self.diagnose(x, labels)
-        self.is_timed = batch_idx % TIMED_EVERY == 0
+        # As many batches in a row as there are to a lesson, so that one of them has it whatever the lag.
+        self.is_timed = batch_idx % TIMED_EVERY < self.estimator_config["every_n_batches"]
         state = x
         for i, stage in self.own_stages():
             state = self.train_stage(i, stage, state, labels, batch_idx)
@@ -187,10 +188,10 @@ class DNI(StagedModule):
     def learn(self, i: int) -> None:
         """Train the estimator behind stage i on the oldest gradient that waits there."""
         batch_idx, state, labels, target = self.boundaries[i].take()
-        self.clocks[i].start(self.is_timed, state)
         if batch_idx % self.estimator_config["every_n_batches"] == 0:
+            self.clocks[i].start(self.is_timed, state)
             self.losses[i] = self.estimator(i).learn(state, labels, target, self.time(i))
-        self.clocks[i].lap("learn")
+            self.clocks[i].lap("learn")
 
     def drain(self) -> None:
         """Learn from all gradients that still wait, oldest first."""
@@ -228,11 +229,17 @@ class DNI(StagedModule):
     def on_train_epoch_end(self) -> None:
         # A run may end in mid-epoch (max_time, an early stop).
         self.drain()
-        self.log("speedup/theoretical", speedup([clock.typical() for clock in self.clocks], self.lag))
-        for i, clock in enumerate(self.clocks):
-            for phase, seconds in vars(clock.typical()).items():
-                self.log(f"time/stage_{i}/{phase}_s", seconds)
+        times = [clock.typical() for clock in self.clocks]
+        for clock in self.clocks:
             clock.clear()
+        if not all(stage.total for stage in times):
+            return  # resumed behind the last batch that is timed
+        for stage in times:
+            stage.learn /= self.estimator_config["every_n_batches"]
+        self.log("speedup/theoretical", speedup(times, self.lag))
+        for i, stage in enumerate(times):
+            for phase, seconds in vars(stage).items():
+                self.log(f"time/stage_{i}/{phase}_s", seconds)
 
     @override
     def identity(self) -> dict[str, Any]:
@@ -276,6 +283,8 @@ def compare(estimate: Tensor, true: Tensor) -> dict[str, Tensor]:
 def unchanged_statistics(module: nn.Module) -> Iterator[None]:
     """Run forward passes in training mode without a trace in the running statistics."""
     kept = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    yield
-    for name, buffer in module.named_buffers():
-        buffer.copy_(kept[name])
+    try:
+        yield
+    finally:
+        for name, buffer in module.named_buffers():
+            buffer.copy_(kept[name])

@@ -90,3 +90,19 @@ def test_conv_on_vectors_and_unknown_names_are_refused() -> None:
         make("conv", shape=(6,))
     with pytest.raises(ValueError, match=r"strategy\.estimator\.name=rnn"):
         make("rnn", shape=(6,))
+
+
+def test_lessons_in_one_autocast_context_build_on_each_other() -> None:
+    state, labels = sample("mlp")
+    losses = []
+    for together in (True, False):
+        estimator = make("mlp")
+        estimator.optimizer = torch.optim.SGD(estimator.parameters(), lr=0.05)
+        found = []
+        with torch.autocast("cpu", torch.bfloat16, enabled=together):
+            for _ in range(4):
+                with torch.autocast("cpu", torch.bfloat16):
+                    found.append(float(estimator.learn(state, labels, torch.ones_like(state), 0.5)))
+        losses.append(found)
+    assert losses[0] == losses[1]
+    assert losses[0][3] < losses[0][0]
