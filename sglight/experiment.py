@@ -8,7 +8,6 @@ import math
 import os
 import resource
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -31,6 +30,7 @@ from sglight.callbacks.figures import PlanarFigures
 from sglight.callbacks.timing import EpochTimer
 from sglight.config import to_plain
 from sglight.errors import UserError
+from sglight.files import replacing
 from sglight.networks import NetworkSpec
 from sglight.strategies.base import StagedModule
 
@@ -85,15 +85,9 @@ def run(cfg: DictConfig, folder: Path | None = None) -> float:
             monitored = metrics["test/acc"]
         else:
             trainer.fit(module, datamodule, ckpt_path=ckpt, weights_only=True)
-            metrics = _metrics(trainer, module) | timer.metrics()
-            if best.monitor not in metrics:  # stopped before the first validation
-                trainer.validate(module, datamodule, verbose=False)
-                metrics |= _metrics(trainer, module)
-            metrics |= {f"{name}_last": metrics[name] for name in best.best_metrics}
-            metrics |= best.best_metrics
-            monitored = float(metrics.get(str(best.monitor), math.nan))
-            if best.best_model_score is not None:
-                monitored = float(best.best_model_score)
+            metrics = _validated(trainer, module, datamodule, best) | timer.metrics()
+            score = best.best_model_score
+            monitored = float(metrics.get(str(best.monitor), math.nan) if score is None else score)
             metrics |= _test(trainer, module, datamodule, best)
     metrics |= {
         "run/seed": plain["seed"],
@@ -190,16 +184,8 @@ def build_trainer(plain: Mapping[str, Any], folder: Path, callbacks: list[Callba
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a file such that it is either whole or as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(path) as temporary:
+        temporary.write_text(text)
 
 
 def useful_threads(spec: NetworkSpec, batch_size: int) -> int:
@@ -274,6 +260,18 @@ def _check_checkpoint(path: str, module: StagedModule, max_epochs: int | None) -
             f"ckpt={path} has trained {checkpoint['epoch'] + 1} epochs already; set trainer.max_epochs above that to "
             "go on, or mode=test to evaluate it"
         )
+
+
+def _validated(
+    trainer: pl.Trainer, module: StagedModule, datamodule: Any, best: BestCheckpoint
+) -> dict[str, Any]:
+    """Metrics of a training, those of the validation at its best epoch, and at its last as ``val/*_last``."""
+    metrics = _metrics(trainer, module)
+    if best.monitor not in metrics:  # stopped before the first validation
+        trainer.validate(module, datamodule, verbose=False)
+        metrics |= _metrics(trainer, module)
+    last = {f"{name}_last": metrics[name] for name in best.best_metrics}
+    return metrics | last | best.best_metrics
 
 
 def _test(trainer: pl.Trainer, module: StagedModule, datamodule: Any, best: BestCheckpoint) -> dict[str, Any]:

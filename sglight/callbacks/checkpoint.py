@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from typing_extensions import override
 
 from sglight.errors import UserError
+from sglight.files import replacing
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 
@@ -152,9 +153,8 @@ class LastCheckpoint(Checkpoint):
 
 def copy_whole(source: Path, target: Path) -> None:
     """Copy a file such that the target is never half of it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, _temporary(target))
-    os.replace(_temporary(target), target)
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def _temporary(path: Path | str) -> str:

@@ -1,6 +1,5 @@
 """Pictures of a network on planar data: its decision regions, and the ways of the points through its layers."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from sglight.data.planar import PlanarData
+from sglight.files import replacing
 from sglight.networks import Segment
 from sglight.strategies.base import StagedModule
 
@@ -198,10 +198,8 @@ def spread(count: int, limit: int) -> Tensor:
 
 def save_figure(figure: "Figure", path: Path) -> None:
     """Write a PNG such that it is either whole or as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=150)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
 
 
 def _epochs(count: int) -> str:
