@@ -1,0 +1,159 @@
+"""What crosses a boundary between stages, and what workers tell each other; here for one process alone.
+
+A strategy sees a `Placement`: which stages live in its process, and a `Channel` in each direction of each boundary
+that it touches. Its training step is the same whether the other end of a channel is in this process (`LocalChannel`)
+or in another (`sglight.parallel.remote`, `sglight.parallel.shared`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+class PeerLost(RuntimeError):
+    """The worker at the other end has gone or does not answer: a consequence, its own failure is the cause."""
+
+
+class Channel(ABC):
+    """One direction of a boundary: tensors come out in the order in which they went in.
+
+    A process has the sending end, the receiving end, or both (`LocalChannel`).
+    """
+
+    @abstractmethod
+    def send(self, tensor: Tensor) -> None:
+        """Hand ``tensor`` on, which nobody changes afterwards.
+
+        Returns before it has arrived, but waits while as many tensors as the channel holds are still on their way.
+
+        Raises:
+            PeerLost: if the other end has gone.
+        """
+
+    @abstractmethod
+    def receive(self, shape: Sequence[int]) -> Tensor:
+        """The next tensor, of that shape; it is valid until the next call.
+
+        Raises:
+            PeerLost: if the other end has gone, or sent something of another shape.
+        """
+
+    def close(self) -> None:
+        """Release what the channel holds; what is on its way is lost."""
+
+
+class LocalChannel(Channel):
+    """Both ends in one process: a queue."""
+
+    def __init__(self) -> None:
+        self._queue: deque[Tensor] = deque()
+
+    def send(self, tensor: Tensor) -> None:
+        self._queue.append(tensor)
+
+    def receive(self, shape: Sequence[int]) -> Tensor:
+        return self._queue.popleft()
+
+
+class Pending(ABC):
+    """A result that is still on its way."""
+
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether `result` returns at once."""
+
+    @abstractmethod
+    def result(self) -> list[float]:
+        """Wait for it."""
+
+
+class Peers(ABC):
+    """All workers of a run, this one among them. Every worker makes the same calls in the same order.
+
+    Attributes:
+        rank: of this worker, from 0. size: W.
+    """
+
+    rank: int
+    size: int
+
+    @abstractmethod
+    def total(self, values: Sequence[float]) -> Pending:
+        """The sums over all workers, entry by entry in float64; does not wait."""
+
+    @abstractmethod
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all workers by rank, at worker 0; an empty list elsewhere. Tensors arrive on the CPU."""
+
+    @abstractmethod
+    def broadcast(self, value: Any, source: int = 0) -> Any:
+        """The value of worker ``source``."""
+
+    @abstractmethod
+    def barrier(self) -> None:
+        """Wait until all workers are here."""
+
+    def close(self) -> None:
+        """Leave."""
+
+
+class Alone(Peers):
+    """One process that has all stages."""
+
+    rank, size = 0, 1
+
+    def total(self, values: Sequence[float]) -> Pending:
+        return Known(list(values))
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def broadcast(self, value: Any, source: int = 0) -> Any:
+        return value
+
+    def barrier(self) -> None:
+        pass
+
+
+class Known(Pending):
+    """A result that is there."""
+
+    def __init__(self, values: list[float]) -> None:
+        self._values = values
+
+    def ready(self) -> bool:
+        return True
+
+    def result(self) -> list[float]:
+        return self._values
+
+
+@dataclass
+class Placement:
+    """Which of M stages live in this process, and what leads to their neighbours.
+
+    Attributes:
+        own: numbers of the stages here, neighbours in order.
+        states, gradients: for each boundary with an end here (behind stage i: key i) the channel down to stage i + 1,
+            and that up from it.
+        peers: the workers.
+    """
+
+    own: range
+    states: dict[int, Channel]
+    gradients: dict[int, Channel]
+    peers: Peers
+
+
+def alone(stages: int) -> Placement:
+    """All stages in this process."""
+    boundaries = range(stages - 1)
+    return Placement(
+        range(stages), {i: LocalChannel() for i in boundaries}, {i: LocalChannel() for i in boundaries}, Alone()
+    )
