@@ -6,9 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Span(NamedTuple):
+    """What a worker did from ``start`` to ``end``, in seconds of `perf_counter`.
+
+    The clock is common to the processes of one machine. ``phase`` is ``forward``, ``estimate``, ``backward``,
+    ``learn``, ``send``, or ``wait`` for what another worker sends.
+    """
+
+    phase: str
+    stage: int
+    batch: int
+    start: float
+    end: float
 
 
 @dataclass
