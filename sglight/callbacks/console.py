@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,14 @@ class Summary(Callback):
 
     Args:
         folder: the run's.
+
+    Attributes:
+        parameters: how many each part of the network has, at worker 0.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.parameters: dict[str, int] = {}
         self._printed = False
 
     @override
@@ -43,14 +48,27 @@ class Summary(Callback):
         self._print(trainer, pl_module)
 
     def _print(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if not self._printed and trainer.is_global_zero:
+        if not self._printed:
             assert isinstance(module, StagedModule)
-            print_summary(module, trainer.datamodule, trainer, self.folder)  # type: ignore[attr-defined]
+            self.parameters = all_parameter_counts(module)
+            if trainer.is_global_zero:
+                data = trainer.datamodule  # type: ignore[attr-defined]
+                print_summary(module, self.parameters, data, trainer, self.folder)
         self._printed = True
 
 
-def print_summary(module: StagedModule, datamodule: Any, trainer: pl.Trainer, folder: Path) -> None:
-    """Before the run: data, network, stages, training, device, folder."""
+def all_parameter_counts(module: StagedModule) -> dict[str, int]:
+    """`StagedModule.parameter_counts` of all workers, at worker 0; every worker must ask."""
+    counts: dict[str, int] = {}
+    for own in module.placement.peers.gather(module.parameter_counts()):
+        counts |= own
+    return counts
+
+
+def print_summary(
+    module: StagedModule, parameters: Mapping[str, int], datamodule: Any, trainer: pl.Trainer, folder: Path
+) -> None:
+    """Before the run: data, network, stages, training, device, folder; ``parameters`` by part."""
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column(overflow="fold")
@@ -58,7 +76,7 @@ def print_summary(module: StagedModule, datamodule: Any, trainer: pl.Trainer, fo
         facts.add_row(name, escape(text))
     console = Console()
     console.print(facts)
-    console.print(_stage_table(module))
+    console.print(_stage_table(module, parameters, trainer.world_size))
     _print_line(console, "folder", str(folder))
 
 
@@ -125,28 +143,46 @@ def _network(spec: NetworkSpec) -> str:
     return f"{spec.dynamics}, {spec.kernel}, {spec.activation}: {', '.join([segments, *extras])}"
 
 
-def _stage_table(module: StagedModule) -> Table:
+def _stage_table(module: StagedModule, parameters: Mapping[str, int], workers: int) -> Table:
     spec, costs = module.spec, module.spec.step_costs()
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("stage", justify="right")
-    for header in ("steps", "h", "parameters", "mult. / sample", "share", "estimator's parameters"):
+    headers = (
+        "stage",
+        "worker",
+        "steps",
+        "h",
+        "parameters",
+        "mult. / sample",
+        "share",
+        "estimator's parameters",
+    )
+    for header in headers:
         table.add_column(header, justify="right")
-    for i, stage in module.own_stages():
-        sizes = sorted({f"{s.step_size:.3g}" for s in stage.segments.values()})
-        cost = sum(costs[stage.start : stage.stop])
+    worker_of = {i: rank for rank, group in enumerate(module.groups(workers)) for i in group}
+    for i, (start, stop) in enumerate(pairwise(module.cuts)):
+        cost = sum(costs[start:stop])
         table.add_row(
             str(i),
-            f"{stage.start + 1}-{stage.stop}",
-            ", ".join(sizes),
-            count(sum(p.numel() for p in stage.parameters())),
+            str(worker_of[i]),
+            f"{start + 1}-{stop}",
+            ", ".join(sorted({f"{h:.3g}" for h in spec.step_sizes()[start:stop]})),
+            count(parameters[f"stage_{i}"]),
             count(cost),
             f"{cost / sum(costs):.0%}",
-            count(module.estimator_parameters(i)) if module.estimator_parameters(i) else "-",
+            count(parameters[f"estimator_{i}"]) if f"estimator_{i}" in parameters else "-",
         )
     if len(module.cuts) > 2:
-        total = sum(p.numel() for p in module.stages.parameters())
+        total = sum(number for name, number in parameters.items() if name.startswith("stage_"))
         table.add_row(
-            "all", str(spec.total_steps), "", count(total), count(sum(costs)), "100%", "", style="bold"
+            "all",
+            str(workers),
+            str(spec.total_steps),
+            "",
+            count(total),
+            count(sum(costs)),
+            "100%",
+            "",
+            style="bold",
         )
     return table
 

@@ -158,6 +158,10 @@ class NetworkSpec:
         """Network time after ``position`` of all time steps, in [0, 1]."""
         return position / self.total_steps
 
+    def step_sizes(self) -> list[float]:
+        """h of each time step, in order."""
+        return [segment.step_size for segment in self.segments for _ in range(segment.steps)]
+
     def step_costs(self) -> list[float]:
         """Multiplications per sample of each time step, in order; the opening's are with the first step, a
         connector's with the step before it, the classifier's with the last (forward pass)."""
@@ -192,10 +196,17 @@ class NetworkSpec:
                 f"strategy.stages={stages} must be from 1 to the number of time steps, {self.total_steps} "
                 "(model.steps, over all segments)"
             )
+        return balanced(self.step_costs(), stages, self._extra_costs(extra_cost))
+
+    def stage_costs(self, cuts: Sequence[int], extra_cost: ExtraCost = 0.0) -> list[float]:
+        """Multiplications per sample of the stages between ``cuts``; arguments as in `cuts`."""
+        steps, extra = self.step_costs(), [*self._extra_costs(extra_cost), 0.0]
+        return [sum(steps[a:b]) + extra[b] for a, b in pairwise(cuts)]
+
+    def _extra_costs(self, extra_cost: ExtraCost) -> list[float]:
+        """What a stage that ends before step p spends besides, for every p."""
         extra = extra_cost if callable(extra_cost) else lambda _shape: extra_cost
-        return _balance(
-            self.step_costs(), stages, [extra(self.state_shape(p)) for p in range(self.total_steps)]
-        )
+        return [extra(self.state_shape(p)) for p in range(self.total_steps)]
 
     def _segment_after(self, position: int) -> int:
         """The segment of the step that follows ``position`` (the last at the end)."""
@@ -216,11 +227,12 @@ _OPTIONS = {
 }
 
 
-def _balance(costs: Sequence[float], stages: int, extra: Sequence[float]) -> list[int]:
-    """Cuts of ``costs`` into contiguous stages, the dearest as cheap as possible (linear partitioning).
+def balanced(costs: Sequence[float], parts: int, extra: Sequence[float] | None = None) -> list[int]:
+    """Cuts of ``costs`` into contiguous parts, the dearest as cheap as possible (linear partitioning).
 
-    ``extra[p]`` is added to a stage that ends before step p, p > 0; the last stage has none.
+    ``extra[p]`` is added to a part that ends before step p, p > 0; the last part has none.
     """
+    extra = [0.0] * len(costs) if extra is None else extra
     steps = len(costs)
     prefix = [0.0, *accumulate(costs)]
 
@@ -229,7 +241,7 @@ def _balance(costs: Sequence[float], stages: int, extra: Sequence[float]) -> lis
 
     # best[b]: (cost of the dearest stage, cuts) for the first b steps in m stages.
     best: dict[int, tuple[float, list[int]]] = {b: (cost(0, b), [0, b]) for b in range(1, steps + 1)}
-    for m in range(2, stages + 1):
+    for m in range(2, parts + 1):
         best = {b: _best_last_cut(best, b, m - 1, cost) for b in range(m, steps + 1)}
     return best[steps][1]
 

@@ -27,7 +27,12 @@ class Backprop(StagedModule):
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         x, labels = batch
-        logits = self.stage(0)(x)
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        self.descend(0, loss, None, len(labels))
+        self.recorder.begin(batch_idx, timed=False, cuda=labels.is_cuda)
+        with self.recorder.phase("forward", 0):
+            logits = self.stage(0)(x)
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+        with self.recorder.phase("backward", 0):
+            loss.backward()
+            self.update(0, len(labels))
         self.record(loss, logits, labels)
+        self.report()

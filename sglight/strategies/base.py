@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytorch_lightning as pl
@@ -14,11 +16,15 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from typing_extensions import override
 
 from sglight.networks import NetworkSpec, Stage
-from sglight.networks.network import ExtraCost
+from sglight.networks.network import ExtraCost, balanced
 from sglight.networks.regularisers import penalty
+from sglight.parallel.link import Placement, alone
+from sglight.strategies.curves import Curves
 from sglight.strategies.optim import make_optimizer, make_scheduler
+from sglight.strategies.recorder import Recorder
 
-Batch = tuple[Tensor, Tensor]
+# Inputs and labels; inputs are None where the first stage does not live.
+Batch = tuple[Tensor | None, Tensor]
 
 # Fields of a network that may change between a checkpoint and its resumption: they shape no parameter and no state.
 FREE = ("seed", "reversible", "init", "init_scale")
@@ -30,6 +36,9 @@ class StagedModule(pl.LightningModule):
     Gradients are those of the summed loss on their way through the network, and divided by the batch size where
     they meet the parameters: the mean loss is minimised, and what crosses a boundary does not depend on the
     batch size.
+
+    The stages may live in several processes: `place` says which are here. All processes see the same batches in the
+    same order, and what is learnt does not depend on the placement.
 
     Callbacks see ``on_before_optimizer_step`` once a batch, for the first stage here, and no ``on_after_backward``.
 
@@ -59,8 +68,13 @@ class StagedModule(pl.LightningModule):
         self.regularisation = dict(regularisation or {})
         self.cuts = self.spec.cuts(stages, self.extra_cost())
         self.stages = nn.ModuleDict()
+        self.placement = alone(stages)
+        self.recorder = Recorder()
+        self.curves = Curves()
         self._sums: Tensor | None = None
         self._seen = 0
+        self._evaluated: list[Tensor] = []
+        self._evaluated_samples = 0
 
     def extra_cost(self) -> ExtraCost:
         """What a stage spends besides its own forward pass, for the balance of the cuts."""
@@ -72,15 +86,45 @@ class StagedModule(pl.LightningModule):
         rate = f"{o['lr']:g}" + (f" ({schedule})" if schedule != "none" else "")
         return f"{type(self).__name__.lower()}, {o['name']}, rate {rate}"
 
-    def estimator_parameters(self, i: int) -> int:
-        """How many parameters the estimator behind stage i has; 0 without one."""
-        return 0
+    @property
+    def last(self) -> int:
+        """Number of the last stage."""
+        return len(self.cuts) - 2
+
+    def groups(self, workers: int) -> list[range]:
+        """The stages of each of ``workers`` processes: neighbours, of nearly equal cost.
+
+        Raises:
+            ValueError: if there are fewer stages than workers.
+        """
+        if workers > self.last + 1:
+            raise ValueError(
+                f"{workers} workers for {self.last + 1} stage(s): raise strategy.stages, or lower trainer.devices"
+            )
+        bounds = balanced(self.spec.stage_costs(self.cuts, self.extra_cost()), workers)
+        return [range(a, b) for a, b in pairwise(bounds)]
+
+    @property
+    def in_flight(self) -> int:
+        """How many tensors a channel must hold so that no worker waits where the algorithm does not."""
+        return 2
+
+    def place(self, placement: Placement) -> None:
+        """Say which stages live here, and what leads to the others; parts that live elsewhere are dropped."""
+        self.placement = placement
+        for part in self.parts():
+            for key in [key for key in part if int(key) not in placement.own]:
+                del part[key]
+
+    def parts(self) -> list[nn.ModuleDict]:
+        """What lives with its stage, by stage number."""
+        return [self.stages]
 
     @override
     def configure_model(self) -> None:
         # Lightning may call this more than once.
-        if not self.stages:
-            for i in range(len(self.cuts) - 1):
+        for i in self.placement.own:
+            if str(i) not in self.stages:
                 self.stages[str(i)] = Stage(self.spec, self.cuts[i], self.cuts[i + 1])
 
     def stage(self, i: int) -> Stage:
@@ -93,6 +137,10 @@ class StagedModule(pl.LightningModule):
         """The stages that live here, in order."""
         for key in self.stages:
             yield int(key), self.stage(int(key))
+
+    def parameter_counts(self) -> dict[str, int]:
+        """How many parameters each part here has, by name: ``stage_0`` and, where there are any, ``estimator_0``."""
+        return {f"stage_{i}": sum(p.numel() for p in stage.parameters()) for i, stage in self.own_stages()}
 
     @override
     def configure_optimizers(self) -> Any:
@@ -114,13 +162,35 @@ class StagedModule(pl.LightningModule):
             for i, stage in self.own_stages()
         ]
 
-    def descend(self, i: int, output: Tensor, gradient: Tensor | None, count: int) -> None:
-        """Backpropagate through stage i from ``gradient`` at ``output`` (None: a loss), and update the stage.
+    def optimizer_names(self) -> list[str]:
+        """The names of `make_optimizers`, in order."""
+        return [f"stage_{i}" for i in self.placement.own]
 
-        ``count`` is the batch size B by which the summed gradient is divided.
-        """
+    def enter(self, i: int, x: Tensor | None, count: int) -> Tensor:
+        """What stage i of ``count`` samples begins with: the inputs, or the state from the stage before it."""
+        if i == 0:
+            assert x is not None
+            return x
+        with self.recorder.phase("wait", i):
+            return self.placement.states[i - 1].receive(self.boundary_shape(i - 1, count)).detach()
+
+    def hand_on(self, i: int, state: Tensor) -> None:
+        """Send the state behind stage i down to the next."""
+        with self.recorder.phase("send", i):
+            self.placement.states[i].send(state)
+
+    def hand_back(self, i: int, gradient: Tensor) -> None:
+        """Send the gradient at the beginning of stage i up to the stage before it."""
+        with self.recorder.phase("send", i):
+            self.placement.gradients[i - 1].send(gradient)
+
+    def boundary_shape(self, i: int, count: int) -> tuple[int, ...]:
+        """Shape of a state of ``count`` samples behind stage i."""
+        return (count, *self.spec.state_shape(self.cuts[i + 1]))
+
+    def update(self, i: int, count: int) -> None:
+        """Update stage i with the gradients that its parameters have; these are of a sum over ``count`` samples."""
         stage = self.stage(i)
-        output.backward(gradient)
         parameters = [p for p in stage.parameters() if p.grad is not None]
         torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1 / count)
         extra = penalty([stage], **self.regularisation)
@@ -156,6 +226,16 @@ class StagedModule(pl.LightningModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["sglight"] = self.identity()
+        # By name: who goes on from here may have other stages in its process.
+        for key in BY_OPTIMIZER & checkpoint.keys():
+            checkpoint[key] = dict(zip(self.optimizer_names(), checkpoint[key], strict=True))
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        own = self.state_dict()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in own}
+        for key in BY_OPTIMIZER & checkpoint.keys():
+            checkpoint[key] = [checkpoint[key][name] for name in self.optimizer_names()]
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree on with the module that loads it, by the keys that set it."""
@@ -170,52 +250,114 @@ class StagedModule(pl.LightningModule):
             if isinstance(scheduler, LRScheduler) and not isinstance(scheduler, ReduceLROnPlateau):
                 scheduler.step()
 
-    @override
-    def on_validation_epoch_end(self) -> None:
-        if self.trainer.sanity_checking:
-            return
-        for scheduler in self.schedulers():
-            if isinstance(scheduler, ReduceLROnPlateau):
-                scheduler.step(self.trainer.callback_metrics["val/acc"])
-
     def record(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch's summed loss and hits to the running means, and log these every ``log_every_n_steps``."""
-        hits = (logits.detach().argmax(1) == labels).sum()
-        now = torch.stack([loss.detach().float(), hits.float()])
+        """Add a batch's summed loss and hits to the running means; where the last stage lives."""
+        now = torch.stack([loss.detach().float(), hits(logits.detach(), labels).float()])
         self._sums = now if self._sums is None else self._sums + now
         self._seen += len(labels)
+
+    def report(self, known: Mapping[str, float | Tensor] | None = None) -> None:
+        """End a batch: log the means since the last report, and what else is ``known`` here, of ``curve_names``."""
         if self.is_logging:
-            mean_loss, accuracy = (self._sums / self._seen).tolist()
-            self.log("train/loss", mean_loss, prog_bar=True)
-            self.log("train/acc", accuracy, prog_bar=True)
-            self._sums, self._seen = None, 0
+            known = dict(known or {})
+            if self._sums is not None:
+                known["train/loss"], known["train/acc"] = (self._sums / self._seen).unbind()
+                self._sums, self._seen = None, 0
+            step = self.global_step - 1
+            self.curves.report(self.placement.peers, step, self.current_epoch, self.curve_names(), known)
+        self.curves.write(self, wait=self.trainer.is_last_batch)
+
+    def curve_names(self) -> list[str]:
+        """All names that `report` may get, on whichever worker."""
+        return ["train/loss", "train/acc"]
 
     @property
     def is_logging(self) -> bool:
-        """Whether Lightning writes what is logged in this batch (asked after the optimiser's step)."""
+        """Whether what happens in this batch is logged (asked after the optimiser's step)."""
         trainer: Any = self.trainer  # Lightning does not declare the attribute
         return self.global_step % trainer.log_every_n_steps == 0
 
+    def log_everywhere(self, names: Sequence[str], known: Mapping[str, float]) -> None:
+        """Log values of which each is known to one worker, on all of them; every worker waits for the others."""
+        values = self.placement.peers.total([known.get(name, 0.0) for name in names]).result()
+        self.log_dict(dict(zip(names, values, strict=True)))
+
+    @override
+    def on_train_epoch_start(self) -> None:
+        self.recorder.clear(self.placement)
+
+    @override
+    def on_train_epoch_end(self) -> None:
+        # A run may end in mid-epoch (max_time, an early stop).
+        self.curves.write(self, wait=True)
+        workers = range(self.placement.peers.size)
+        names = [f"worker_{r}/{kind}_s" for r in workers for kind in WORKER_TIMES]
+        times = self.recorder.shares(self.placement)
+        rank = self.placement.peers.rank
+        self.log_everywhere(names, {f"worker_{rank}/{kind}_s": s for kind, s in times.items()})
+
     @override
     def forward(self, x: Tensor) -> Tensor:
+        assert len(self.stages) == self.last + 1, "not all stages live here"
         for _, stage in self.own_stages():
             x = stage(x)
         return x
 
-    def _evaluate(self, batch: Batch, prefix: str) -> None:
+    def _evaluate(self, batch: Batch) -> None:
+        """Let a batch stream through the stages here; the worker of the last keeps its loss and hits."""
         x, labels = batch
-        logits = self(x)
-        accuracy = (logits.argmax(1) == labels).float().mean()
-        self.log(f"{prefix}/loss", F.cross_entropy(logits, labels), batch_size=len(labels))
-        self.log(f"{prefix}/acc", accuracy, batch_size=len(labels), prog_bar=prefix == "val")
+        for i, stage in self.own_stages():
+            output = stage(self.enter(i, x, len(labels)))
+            if i < self.last:
+                self.hand_on(i, output)
+            else:
+                loss = F.cross_entropy(output, labels, reduction="sum")
+                self._evaluated.append(torch.stack([loss, hits(output, labels).to(loss.dtype)]))
+        self._evaluated_samples += len(labels)
+
+    def _log_evaluation(self, prefix: str) -> dict[str, float]:
+        """Mean loss and accuracy over all batches since the last call, logged on every worker."""
+        sums = torch.stack(self._evaluated).double().cpu().tolist() if self._evaluated else [[0.0, 0.0]]
+        columns = [math.fsum(column) for column in zip(*sums, strict=True)]
+        loss, right = self.placement.peers.total(columns).result()
+        means = {
+            f"{prefix}/{name}": v / self._evaluated_samples for name, v in (("loss", loss), ("acc", right))
+        }
+        self._evaluated, self._evaluated_samples = [], 0
+        for name, value in means.items():
+            self.log(name, value, prog_bar=name == "val/acc")
+        return means
 
     @override
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, "val")
+        self._evaluate(batch)
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        accuracy = self._log_evaluation("val")["val/acc"]
+        if self.trainer.sanity_checking:
+            return
+        for scheduler in self.schedulers():
+            if isinstance(scheduler, ReduceLROnPlateau):
+                scheduler.step(accuracy)
 
     @override
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, "test")
+        self._evaluate(batch)
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self._log_evaluation("test")
+
+
+# Lists in Lightning's checkpoints with an entry for each optimiser.
+BY_OPTIMIZER = {"optimizer_states", "lr_schedulers"}
+WORKER_TIMES = ("busy", "waiting", "communicating")
+
+
+def hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many are right."""
+    return (logits.argmax(1) == labels).sum()
 
 
 def plain(value: Any) -> Any:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -22,30 +23,16 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from sglight.estimators import Estimator, SyntheticGradient, prediction_cost, synthetic_gradient
-from sglight.networks import Stage
 from sglight.networks.network import ExtraCost
 from sglight.strategies.base import Batch, StagedModule
 from sglight.strategies.optim import make_optimizer
-from sglight.strategies.schedule import StageClock, speedup
+from sglight.strategies.schedule import StageTimes, speedup
 
 # Of so many batches the phases of the first are timed.
 TIMED_EVERY = 5
 
-
-class Boundary:
-    """What waits at a boundary: states whose true gradient is still to come, and gradients not yet learnt from."""
-
-    def __init__(self) -> None:
-        self.states: deque[tuple[int, Tensor, Tensor]] = deque()
-        self.gradients: deque[Tensor] = deque()
-
-    def due(self, lag: int) -> bool:
-        """Whether there is a gradient more than the lag allows to wait."""
-        return len(self.gradients) > lag
-
-    def take(self) -> tuple[int, Tensor, Tensor, Tensor]:
-        """The oldest batch index, state, labels and true gradient."""
-        return *self.states.popleft(), self.gradients.popleft()
+# A batch number, and its state and labels, whose true gradient is still to come.
+Waiting = tuple[int, Tensor, Tensor]
 
 
 class DNI(StagedModule):
@@ -78,9 +65,9 @@ class DNI(StagedModule):
         self.lag = lag
         self.diagnose_every_n_batches = diagnose_every_n_batches
         self.estimators = nn.ModuleDict()
-        self.boundaries = [Boundary() for _ in range(stages - 1)]
-        self.clocks = [StageClock() for _ in range(stages)]
-        self.is_timed = False
+        # By boundary, oldest first: states to learn from, and of these the gradients that have been received already.
+        self.waiting: dict[int, deque[Waiting]] = {i: deque() for i in range(self.last)}
+        self.received: dict[int, deque[Tensor]] = {i: deque() for i in range(self.last)}
         self.losses: dict[int, Tensor] = {}
         self._next_diagnosis = 0
 
@@ -102,9 +89,13 @@ class DNI(StagedModule):
     @override
     def configure_model(self) -> None:
         super().configure_model()
-        for i, _ in self.own_stages():
-            if i < self.last and str(i) not in self.estimators:
+        for i in self.boundaries:
+            if str(i) not in self.estimators:
                 self.estimators[str(i)] = self.make_estimator(i)
+
+    @override
+    def parts(self) -> list[nn.ModuleDict]:
+        return [*super().parts(), self.estimators]
 
     @override
     def describe(self) -> str:
@@ -113,13 +104,22 @@ class DNI(StagedModule):
         return f"{super().describe()}; {len(self.cuts) - 1} stages, lag {self.lag}, {kind}"
 
     @override
-    def estimator_parameters(self, i: int) -> int:
-        return sum(p.numel() for p in self.estimator(i).parameters()) if str(i) in self.estimators else 0
+    def parameter_counts(self) -> dict[str, int]:
+        counts = {
+            f"estimator_{k}": sum(p.numel() for p in e.parameters()) for k, e in self.estimators.items()
+        }
+        return {**super().parameter_counts(), **counts}
 
     @property
-    def last(self) -> int:
-        """Number of the last stage."""
-        return len(self.cuts) - 2
+    def boundaries(self) -> list[int]:
+        """The boundaries whose estimators live here: with the stage before them."""
+        return [i for i in self.placement.own if i < self.last]
+
+    @property
+    @override
+    def in_flight(self) -> int:
+        # A stage is at most lag + 1 batches ahead of the next, which may hold one tensor more.
+        return self.lag + 2
 
     def estimator(self, i: int) -> Estimator:
         """The estimator behind stage i."""
@@ -141,63 +141,88 @@ class DNI(StagedModule):
         return optimizers
 
     @override
+    def optimizer_names(self) -> list[str]:
+        learning = [k for k, e in self.estimators.items() if isinstance(e, SyntheticGradient)]
+        return [*super().optimizer_names(), *(f"estimator_{k}" for k in learning)]
+
+    @override
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         x, labels = batch
-        if self._is_diagnosis_due():
-            self.diagnose(x, labels)
-        # As many batches in a row as there are to a lesson, so that one of them has it whatever the lag.
-        self.is_timed = batch_idx % TIMED_EVERY < self.estimator_config["every_n_batches"]
-        state = x
-        for i, stage in self.own_stages():
-            state = self.train_stage(i, stage, state, labels, batch_idx)
-        for i, boundary in enumerate(self.boundaries):
-            if boundary.due(self.lag):
-                self.learn(i)
+        # As many batches in a row are timed as there are to a lesson, so that one of them has it whatever the lag.
+        timed = batch_idx % TIMED_EVERY < self.estimator_config["every_n_batches"]
+        diagnosis = self.diagnose(x, labels) if self._is_diagnosis_due() else {}
+        self.recorder.begin(batch_idx, timed, labels.is_cuda)
+        for i in self.placement.own:
+            self.train_stage(i, x, labels, batch_idx)
+        self.learn(batch_idx - self.lag)
         if self.trainer.is_last_batch:
             self.drain()
-        if self.is_logging:
-            for i, loss in self.losses.items():
-                self.log(f"estimator_{i}/loss", loss)
+        self.report({**diagnosis, **{f"estimator_{i}/loss": loss for i, loss in self.losses.items()}})
 
-    def train_stage(self, i: int, stage: Stage, state: Tensor, labels: Tensor, batch_idx: int) -> Tensor:
-        """Forward, estimate, backward and update of one stage; returns the detached output."""
-        clock = self.clocks[i]
-        clock.start(self.is_timed, state)
-        if i > 0:
-            state = state.requires_grad_()
-        output = stage(state)
-        handed_on = output.detach()
-        clock.lap("forward")
-        gradient = None
-        if i == self.last:
-            output = F.cross_entropy(output, labels, reduction="sum")
-        else:
-            gradient = self.estimator(i).estimate(handed_on, labels, self.time(i))
-            self.boundaries[i].states.append((batch_idx, handed_on, labels))
-            clock.lap("estimate")
-        self.descend(i, output, gradient, len(labels))
-        if i > 0:
+    def is_lesson(self, batch_idx: int) -> bool:
+        """Whether the estimators learn from this batch."""
+        return bool(batch_idx % self.estimator_config["every_n_batches"] == 0)
+
+    def train_stage(self, i: int, x: Tensor | None, labels: Tensor, batch_idx: int) -> None:
+        """Forward, estimate, backward and update of one stage."""
+        lesson, phase = self.is_lesson(batch_idx), self.recorder.phase
+        state = self.enter(i, x, len(labels))
+        if i > 0 and lesson:
+            state.requires_grad_()
+        with phase("forward", i):
+            output = self.stage(i)(state)
+        handed_on, gradient = output.detach(), None
+        if i < self.last:
+            self.hand_on(i, handed_on)
+            with phase("estimate", i):
+                gradient = self.estimator(i).estimate(handed_on, labels, self.time(i))
+            if lesson:
+                self.waiting[i].append((batch_idx, handed_on, labels))
+        with phase("backward", i):
+            if i == self.last:
+                output = F.cross_entropy(output, labels, reduction="sum")
+                self.record(output, handed_on, labels)
+            output.backward(gradient)
+        if i > 0 and lesson:
             assert state.grad is not None
-            self.boundaries[i - 1].gradients.append(state.grad)
-        clock.lap("backward")
-        if i == self.last:
-            self.record(output, handed_on, labels)
-        # A tensor of its own: the next stage asks for its gradient.
-        return handed_on.detach()
+            self.hand_back(i, state.grad)
+        with phase("backward", i):
+            self.update(i, len(labels))
 
-    def learn(self, i: int) -> None:
-        """Train the estimator behind stage i on the oldest gradient that waits there."""
-        batch_idx, state, labels, target = self.boundaries[i].take()
-        if batch_idx % self.estimator_config["every_n_batches"] == 0:
-            self.clocks[i].start(self.is_timed, state)
-            self.losses[i] = self.estimator(i).learn(state, labels, target, self.time(i))
-            self.clocks[i].lap("learn")
+    def learn(self, until: int) -> None:
+        """Train the estimators here on the gradients of all batches up to ``until`` that they have not seen yet."""
+        for i in self.boundaries:
+            while self.waiting[i] and self.waiting[i][0][0] <= until:
+                _, state, labels = self.waiting[i].popleft()
+                target = (
+                    self.received[i].popleft() if self.received[i] else self.true_gradient(i, len(labels))
+                )
+                with self.recorder.phase("learn", i):
+                    self.losses[i] = self.estimator(i).learn(state, labels, target, self.time(i))
+
+    def true_gradient(self, i: int, count: int) -> Tensor:
+        """The next gradient that comes up through the boundary behind stage i."""
+        with self.recorder.phase("wait", i):
+            return self.placement.gradients[i].receive(self.boundary_shape(i, count))
 
     def drain(self) -> None:
-        """Learn from all gradients that still wait, oldest first."""
-        for i, boundary in enumerate(self.boundaries):
-            while boundary.due(0):
-                self.learn(i)
+        """Learn from all gradients that are still to come, oldest first."""
+        for until in sorted({batch_idx for states in self.waiting.values() for batch_idx, *_ in states}):
+            self.learn(until)
+
+    def collect(self) -> None:
+        """Receive all gradients that are on their way, without learning from them yet."""
+        for i in self.boundaries:
+            for _, _, labels in list(self.waiting[i])[len(self.received[i]) :]:
+                self.received[i].append(self.true_gradient(i, len(labels)).clone())
+
+    @override
+    def curve_names(self) -> list[str]:
+        kinds = ("loss", *COMPARED)
+        return [
+            *super().curve_names(),
+            *(f"estimator_{i}/{kind}" for i in range(self.last) for kind in kinds),
+        ]
 
     def _is_diagnosis_due(self) -> bool:
         """Whether to compare gradients now: in a batch that Lightning logs, and long enough after the last."""
@@ -209,37 +234,49 @@ class DNI(StagedModule):
         self._next_diagnosis = self.global_step + every
         return True
 
-    def diagnose(self, x: Tensor, labels: Tensor) -> None:
-        """Log how well each estimator predicts the true gradient of this batch, before anything is updated."""
+    def diagnose(self, x: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
+        """How well each estimator here predicts the true gradient of this batch, before anything is updated."""
+        self.collect()
+        known = {}
         with unchanged_statistics(self):
-            inputs, outputs = [], []
-            for _, stage in self.own_stages():
-                inputs.append(x.detach().requires_grad_())
-                x = stage(inputs[-1])
-                outputs.append(x)
-            gradient = None
-            outputs[-1] = F.cross_entropy(x, labels, reduction="sum")
-            for i in reversed(range(self.last)):
-                (gradient,) = torch.autograd.grad(outputs[i + 1], inputs[i + 1], gradient)
-                estimate = self.estimator(i).estimate(inputs[i + 1].detach(), labels, self.time(i))
-                for name, value in compare(estimate, gradient).items():
-                    self.log(f"estimator_{i}/{name}", value)
+            inputs, outputs = {}, {}
+            for i, stage in self.own_stages():
+                inputs[i] = self.enter(i, x, len(labels)).detach().requires_grad_()
+                outputs[i] = stage(inputs[i])
+                if i < self.last:
+                    self.hand_on(i, outputs[i].detach())
+            for i in reversed(self.placement.own):
+                if i == self.last:
+                    gradient, outputs[i] = None, F.cross_entropy(outputs[i], labels, reduction="sum")
+                else:
+                    gradient = self.true_gradient(i, len(labels))
+                    estimate = self.estimator(i).estimate(outputs[i].detach(), labels, self.time(i))
+                    known |= {f"estimator_{i}/{k}": v for k, v in compare(estimate, gradient).items()}
+                if i > 0:
+                    self.hand_back(i, torch.autograd.grad(outputs[i], inputs[i], gradient)[0])
+        return known
 
     @override
     def on_train_epoch_end(self) -> None:
         # A run may end in mid-epoch (max_time, an early stop).
         self.drain()
-        times = [clock.typical() for clock in self.clocks]
-        for clock in self.clocks:
-            clock.clear()
+        super().on_train_epoch_end()
+        self._log_times()
+
+    def _log_times(self) -> None:
+        """Log the phases of all stages, and what a worker for each of them would gain."""
+        stages, phases = range(self.last + 1), [field.name for field in fields(StageTimes)]
+        own = {i: vars(self.recorder.typical(i)) for i in self.placement.own}
+        known = [own[i][phase] if i in own else 0.0 for i in stages for phase in phases]
+        seconds = iter(self.placement.peers.total(known).result())
+        times = [StageTimes(*(next(seconds) for _ in phases)) for _ in stages]
         if not all(stage.total for stage in times):
             return  # resumed behind the last batch that is timed
         for stage in times:
             stage.learn /= self.estimator_config["every_n_batches"]
         self.log("speedup/theoretical", speedup(times, self.lag))
         for i, stage in enumerate(times):
-            for phase, seconds in vars(stage).items():
-                self.log(f"time/stage_{i}/{phase}_s", seconds)
+            self.log_dict({f"time/stage_{i}/{phase}_s": s for phase, s in vars(stage).items()})
 
     @override
     def identity(self) -> dict[str, Any]:
@@ -249,12 +286,17 @@ class DNI(StagedModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["waiting"] = [(list(b.states), list(b.gradients)) for b in self.boundaries]
+        self.collect()
+        checkpoint["waiting"] = {
+            f"estimator_{i}": (list(self.waiting[i]), list(self.received[i])) for i in self.boundaries
+        }
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        for boundary, (states, gradients) in zip(self.boundaries, checkpoint["waiting"], strict=True):
-            boundary.states, boundary.gradients = deque(map(tuple, states)), deque(gradients)
+        super().on_load_checkpoint(checkpoint)
+        for i in self.boundaries:
+            waiting, received = checkpoint["waiting"][f"estimator_{i}"]
+            self.waiting[i], self.received[i] = deque(map(tuple, waiting)), deque(received)
 
 
 # What shapes an estimator's parameters.
@@ -269,14 +311,14 @@ _ESTIMATOR: dict[str, Any] = {
 }
 
 
+COMPARED = ("cosine", "relative_error", "norm_ratio")
+
+
 def compare(estimate: Tensor, true: Tensor) -> dict[str, Tensor]:
     """Mean cosine over the batch, relative error of the whole, and ratio of the norms of two gradients ``[B, ...]``."""
     e, t = estimate.flatten(1), true.flatten(1)
-    return {
-        "cosine": F.cosine_similarity(e, t, dim=1).mean(),
-        "relative_error": (e - t).norm() / t.norm(),
-        "norm_ratio": e.norm() / t.norm(),
-    }
+    cosine = F.cosine_similarity(e, t, dim=1).mean()
+    return dict(zip(COMPARED, (cosine, (e - t).norm() / t.norm(), e.norm() / t.norm()), strict=True))
 
 
 @contextmanager

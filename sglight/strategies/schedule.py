@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
-from time import perf_counter
 from typing import NamedTuple
-
-import torch
-from torch import Tensor
 
 
 class Span(NamedTuple):
@@ -39,40 +34,6 @@ class StageTimes:
     def total(self) -> float:
         """All phases in turn."""
         return self.forward + self.estimate + self.backward + self.learn
-
-
-class StageClock:
-    """Measures the phases of a stage in the batches that are timed; on CUDA it waits for the device then."""
-
-    def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget all measurements."""
-        self._laps: dict[str, list[float]] = {}
-        self._running = False
-
-    def start(self, running: bool, on: Tensor) -> None:
-        """Begin a phase, of work on the device of ``on``; a clock that is not running costs nothing."""
-        self._running, self._cuda = running, on.is_cuda
-        if running:
-            self._since = self._now()
-
-    def lap(self, phase: str) -> None:
-        """End a phase and begin the next."""
-        if self._running:
-            now = self._now()
-            self._laps.setdefault(phase, []).append(now - self._since)
-            self._since = now
-
-    def typical(self) -> StageTimes:
-        """Median seconds of each phase."""
-        return StageTimes(**{phase: median(laps) for phase, laps in self._laps.items()})
-
-    def _now(self) -> float:
-        if self._cuda:
-            torch.cuda.synchronize()
-        return perf_counter()
 
 
 def period(stages: Sequence[StageTimes], lag: int, batches: int = 64) -> float:

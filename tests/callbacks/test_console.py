@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sglight.callbacks.console import Summary, count, print_results, print_summary, seconds
+from sglight.callbacks.console import Summary, all_parameter_counts, count, print_results, print_summary, seconds
 from tests.callbacks.common import fit
 
 
@@ -16,7 +17,9 @@ def test_the_summary_names_what_is_about_to_run(
     monkeypatch.setenv("COLUMNS", "80")
     trainer = fit([], tmp_path, epochs=1)
     capsys.readouterr()
-    print_summary(trainer.lightning_module, trainer.datamodule, trainer, tmp_path / "run")  # type: ignore[attr-defined, arg-type]
+    module: Any = trainer.lightning_module
+    counts = all_parameter_counts(module)
+    print_summary(module, counts, trainer.datamodule, trainer, tmp_path / "run")  # type: ignore[attr-defined]
     lines = capsys.readouterr().out.splitlines()
     text = " ".join(" ".join(lines).split())
     for part in (

@@ -169,7 +169,7 @@ def test_lag_is_part_of_the_algorithm_and_the_epoch_drains_it() -> None:
     runs = {lag: dni(lag=lag) for lag in (0, 1, 3, 50)}
     for module in runs.values():
         fit(module, data, epochs=2)
-        assert not any(b.states or b.gradients for b in module.boundaries)
+        assert not any(module.waiting.values()) and not any(module.received.values())
     weights = {lag: whole(module)["segments.0.weight"] for lag, module in runs.items()}
     assert not torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[1], weights[3])
@@ -221,10 +221,11 @@ def test_a_checkpoint_in_mid_epoch_keeps_what_waits(tmp_path: Path) -> None:
     module = dni(lag=2)
     fit(module, batches(5), callbacks=[saver], enable_checkpointing=True)
     waiting = torch.load(tmp_path / "step=3.ckpt", weights_only=True)["waiting"]
-    assert [len(states) for states, _ in waiting] == [2]
-    again = dni(lag=2)
-    again.on_load_checkpoint({"waiting": waiting})
-    assert [entry[0] for entry in again.boundaries[0].states] == [1, 2]
+    assert [len(states) for states, _ in waiting.values()] == [2]
+    again = dni_built(dni(lag=2))
+    again.on_load_checkpoint(torch.load(tmp_path / "step=3.ckpt", weights_only=True))
+    assert [batch_idx for batch_idx, *_ in again.waiting[0]] == [1, 2]
+    assert len(again.received[0]) == 2
 
 
 def test_speedup_and_estimator_metrics_are_logged() -> None:

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from sglight.strategies.schedule import StageClock, StageTimes, period, speedup
+from sglight.strategies.schedule import StageTimes, period, speedup
 
 STAGE = StageTimes(forward=1, estimate=0, backward=2, learn=0)
 
@@ -42,15 +42,3 @@ def test_more_lag_never_slows_down() -> None:
         slowest = max(s.total for s in stages)
         assert all(a >= b - 1e-9 for a, b in pairwise(periods))
         assert periods[0] >= slowest - stages[-1].learn - 1e-9
-
-
-def test_the_clock_measures_only_when_it_runs() -> None:
-    clock, x = StageClock(), torch.zeros(1)
-    clock.start(False, x)
-    clock.lap("forward")
-    assert clock.typical() == StageTimes()
-    clock.start(True, x)
-    clock.lap("forward")
-    clock.lap("backward")
-    assert clock.typical().forward > 0
-    assert clock.typical().backward > 0

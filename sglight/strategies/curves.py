@@ -1,0 +1,58 @@
+"""Values of single batches on their way to the log, from all workers to the first, without a lock."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pytorch_lightning as pl
+from torch import Tensor
+
+from sglight.parallel.link import Peers, Pending
+
+SHOWN = ("train/loss", "train/acc")  # beside the progress bar
+
+
+@dataclass
+class _Report:
+    """What all workers say of one batch: the sums of values, and of flags that tell which are known."""
+
+    step: int
+    epoch: int
+    names: Sequence[str]
+    sums: Pending
+
+    def values(self) -> dict[str, float]:
+        numbers = self.sums.result()
+        known = numbers[len(self.names) :]
+        return {name: value for name, value, flag in zip(self.names, numbers, known, strict=False) if flag}
+
+
+class Curves:
+    """Curves over batches whose values are known to different workers.
+
+    Nobody waits for a report, since that would lock the workers to each other: it is written when it has arrived,
+    under the number of the batch that it is of.
+    """
+
+    def __init__(self) -> None:
+        self._reports: deque[_Report] = deque()
+
+    def report(
+        self, peers: Peers, step: int, epoch: int, names: Sequence[str], known: Mapping[str, float | Tensor]
+    ) -> None:
+        """Say what is known here of a batch; all workers name the same ``names``."""
+        numbers = [float(known.get(name, 0.0)) for name in names] + [float(name in known) for name in names]
+        self._reports.append(_Report(step, epoch, names, peers.total(numbers)))
+
+    def write(self, module: pl.LightningModule, wait: bool = False) -> None:
+        """Log the reports that have arrived, or (``wait``) all of them."""
+        while self._reports and (wait or self._reports[0].sums.ready()):
+            report = self._reports.popleft()
+            values = report.values()
+            for logger in module.trainer.loggers:
+                logger.log_metrics({"epoch": float(report.epoch), **values}, report.step)
+            for name, value in values.items():
+                # For callbacks and the bar; the loggers have it already, at the right step.
+                module.log(name, value, prog_bar=name in SHOWN, logger=False)

@@ -1,0 +1,100 @@
+"""What a worker spends its time on: computing, waiting for others, moving tensors."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from statistics import median
+from time import perf_counter
+from types import TracebackType
+
+import torch
+
+from sglight.parallel.link import Placement
+from sglight.strategies.schedule import Span, StageTimes
+
+COMPUTING = ("forward", "estimate", "backward", "learn")
+
+
+class Recorder:
+    """Times the phases of the stages that live here.
+
+    On CUDA these are times of the host, which runs ahead, but for the batches that are ``timed``: in these it waits
+    for the device at the end of each phase.
+
+    Attributes:
+        spans: all phases of the first ``kept`` batches.
+    """
+
+    def __init__(self, kept: int = 16) -> None:
+        self.kept = kept
+        self.spans: list[Span] = []
+        self.batch = 0
+        self._batches = 0
+        self._timed = self._cuda = False
+        self._busy = 0.0
+        self._channels = (0.0, 0.0)
+        # By stage and phase: seconds in each of the timed batches.
+        self._laps: dict[tuple[int, str], dict[int, float]] = defaultdict(lambda: defaultdict(float))
+
+    def clear(self, placement: Placement) -> None:
+        """Begin an epoch."""
+        self._busy = 0.0
+        self._channels = _counters(placement)
+        self._laps.clear()
+
+    def begin(self, batch: int, timed: bool, cuda: bool) -> None:
+        """Begin a batch."""
+        self.batch, self._timed, self._cuda = batch, timed, cuda
+        self._batches += 1
+
+    def phase(self, name: str, stage: int) -> Phase:
+        """A context that is timed."""
+        return Phase(self, name, stage)
+
+    def now(self) -> float:
+        """The time, when the device has done what it was told if that matters."""
+        if self._timed and self._cuda:
+            torch.cuda.synchronize()
+        return perf_counter()
+
+    def add(self, name: str, stage: int, start: float, end: float) -> None:
+        """What `phase` measured."""
+        if name in COMPUTING:
+            self._busy += end - start
+        if self._timed:
+            self._laps[stage, name][self.batch] += end - start
+        if self._batches <= self.kept:
+            self.spans.append(Span(name, stage, self.batch, start, end))
+
+    def typical(self, stage: int) -> StageTimes:
+        """Median seconds of each phase of a stage over the timed batches."""
+        laps = {name: self._laps[stage, name].values() for name in COMPUTING}
+        return StageTimes(**{name: median(seconds) for name, seconds in laps.items() if seconds})
+
+    def shares(self, placement: Placement) -> dict[str, float]:
+        """Seconds since `clear` in which this worker was busy, waiting for others, and communicating."""
+        waited, moved = (a - b for a, b in zip(_counters(placement), self._channels, strict=True))
+        return {"busy": self._busy, "waiting": waited, "communicating": moved}
+
+
+class Phase:
+    """A context manager that tells a recorder how long it was open."""
+
+    __slots__ = ("_name", "_recorder", "_stage", "_start")
+
+    def __init__(self, recorder: Recorder, name: str, stage: int) -> None:
+        self._recorder, self._name, self._stage = recorder, name, stage
+
+    def __enter__(self) -> None:
+        self._start = self._recorder.now()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._recorder.add(self._name, self._stage, self._start, self._recorder.now())
+
+
+def _counters(placement: Placement) -> tuple[float, float]:
+    """Seconds that the channels here have waited and moved since they were made."""
+    channels = [*placement.states.values(), *placement.gradients.values()]
+    return sum(c.waited_s for c in channels), sum(c.moved_s for c in channels)
