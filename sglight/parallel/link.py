@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 from torch import Tensor
@@ -20,11 +22,41 @@ class PeerLost(RuntimeError):
     """The worker at the other end has gone or does not answer: a consequence, its own failure is the cause."""
 
 
-class Channel(ABC):
+Waiting = Callable[[], AbstractContextManager[Any]]
+
+
+class Waits:
+    """Something that may have to wait for another worker.
+
+    Attributes:
+        waiting: entered whenever it waits, so that a supervisor can tell waiting from hanging.
+        waited_s: seconds spent so.
+    """
+
+    waiting: Waiting = nullcontext
+    waited_s = 0.0
+
+    @contextmanager
+    def blocked(self) -> Iterator[None]:
+        """While this worker waits for another one."""
+        start = perf_counter()
+        try:
+            with self.waiting():
+                yield
+        finally:
+            self.waited_s += perf_counter() - start
+
+
+class Channel(Waits, ABC):
     """One direction of a boundary: tensors come out in the order in which they went in.
 
     A process has the sending end, the receiving end, or both (`LocalChannel`).
+
+    Attributes:
+        waited_s: seconds spent waiting for the other end. moved_s: seconds spent copying.
     """
+
+    moved_s = 0.0
 
     @abstractmethod
     def send(self, tensor: Tensor) -> None:
@@ -46,6 +78,20 @@ class Channel(ABC):
 
     def close(self) -> None:
         """Release what the channel holds; what is on its way is lost."""
+
+
+class Sender(Channel):
+    """The end at which tensors go in."""
+
+    def receive(self, shape: Sequence[int]) -> Tensor:
+        raise AssertionError("they come out in another process")
+
+
+class Receiver(Channel):
+    """The end at which tensors come out."""
+
+    def send(self, tensor: Tensor) -> None:
+        raise AssertionError("they go in in another process")
 
 
 class LocalChannel(Channel):
@@ -73,7 +119,7 @@ class Pending(ABC):
         """Wait for it."""
 
 
-class Peers(ABC):
+class Peers(Waits, ABC):
     """All workers of a run, this one among them. Every worker makes the same calls in the same order.
 
     Attributes:
@@ -155,5 +201,8 @@ def alone(stages: int) -> Placement:
     """All stages in this process."""
     boundaries = range(stages - 1)
     return Placement(
-        range(stages), {i: LocalChannel() for i in boundaries}, {i: LocalChannel() for i in boundaries}, Alone()
+        range(stages),
+        {i: LocalChannel() for i in boundaries},
+        {i: LocalChannel() for i in boundaries},
+        Alone(),
     )

@@ -1,0 +1,206 @@
+"""Workers that talk by torch.distributed: all of them to each other, and neighbours that share no memory.
+
+The process groups are our own: with `init_process_group` Lightning would take over and keep the workers in step.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import FileStore, PrefixStore, Store, Work, rendezvous  # type: ignore[attr-defined]
+
+from sglight.parallel.link import PeerLost, Peers, Pending, Waiting
+
+Group = Any  # a torch.distributed.Backend, whose stubs lack what it can do
+
+MEET_S = 120.0  # for all workers to come
+ANSWER_S = (
+    24 * 3600.0
+)  # for a transfer: a worker that has gone is noticed at once, one that is busy is waited for
+
+
+def rendezvous_file(folder: Path, rank: int, size: int) -> Store:
+    """Where the workers of one machine meet: a file in a folder of their own."""
+    return FileStore(str(folder / "rendezvous"), size)
+
+
+@cache  # one server on the port of this process
+def rendezvous_env() -> tuple[Store, int, int]:
+    """Store, rank and size by the environment's variables, which torchrun and cluster launchers set."""
+    return next(rendezvous("env://"))
+
+
+def gloo(store: Store, rank: int, size: int, name: str, local: bool) -> Group:
+    """A group of processes that all call this with the same name.
+
+    Args:
+        local: all on this machine: nothing is then open to the network.
+
+    Raises:
+        PeerLost: if some do not come in time.
+    """
+    store = PrefixStore(name, store)
+    _meet(store, size)
+    with noticing():
+        return (_loopback if local else _anywhere)(store, rank, size)
+
+
+def _anywhere(store: Store, rank: int, size: int) -> Group:
+    """On the interface of the host's name, or those of GLOO_SOCKET_IFNAME."""
+    return dist.ProcessGroupGloo(store, rank, size, timeout=timedelta(seconds=ANSWER_S))
+
+
+def _loopback(store: Store, rank: int, size: int) -> Group:
+    backend: Any = dist.ProcessGroupGloo
+    options = backend._Options()
+    options._timeout = timedelta(seconds=ANSWER_S)
+    options._devices = [backend.create_device(hostname="127.0.0.1")]
+    return backend(store, rank, size, options)
+
+
+def _meet(store: Store, size: int) -> None:
+    """Until all have come: gloo itself would wait deaf to signals."""
+    deadline = monotonic() + MEET_S
+    here = store.add("here", 1)
+    while here < size:
+        if monotonic() > deadline:
+            raise PeerLost(f"only {here} of {size} workers came within {MEET_S:g} s")
+        sleep(0.01)
+        here = store.add("here", 0)
+
+
+@contextmanager
+def noticing(what: str = "a worker") -> Iterator[None]:
+    """Whatever gloo complains of, a lost connection is at the bottom."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerLost(f"{what} has gone: {str(error).splitlines()[0]}") from error
+
+
+def hang_up(group: Group) -> None:
+    """End whatever is under way in a group: a transfer that takes too long makes gloo close the connection."""
+    for peer in range(group.size()):
+        if peer != group.rank():
+            with suppress(RuntimeError):
+                group.recv([torch.empty(1)], peer, 1).wait(timedelta(milliseconds=1))
+
+
+class GroupPending(Pending):
+    """The result of a reduction."""
+
+    def __init__(self, peers: GroupPeers, work: Work, values: Tensor) -> None:
+        self._peers, self._work, self._values = peers, work, values
+
+    def ready(self) -> bool:
+        return self._work.is_completed()
+
+    def result(self) -> list[float]:
+        self._peers.finish(self._work)
+        return self._values.tolist()
+
+
+class GroupPeers(Peers):
+    """All workers, in a gloo group.
+
+    Args:
+        store, rank, size: see `rendezvous_file` and `rendezvous_env`.
+        name: of this meeting in the store: another one for every run.
+        local: whether all workers are on this machine.
+        waiting: entered while this worker waits for others.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        rank: int,
+        size: int,
+        name: str = "peers",
+        local: bool = True,
+        waiting: Waiting = nullcontext,
+    ) -> None:
+        self.rank, self.size, self.waiting = rank, size, waiting
+        self._under_way: list[Work] = []
+        with self.blocked():
+            self._group = gloo(store, rank, size, name, local)
+
+    def total(self, values: Sequence[float]) -> Pending:
+        sums = torch.tensor(values, dtype=torch.float64)
+        return GroupPending(self, self._start("allreduce", [sums]), sums)
+
+    def gather(self, value: Any) -> list[Any]:
+        message = as_bytes(packed(value))
+        sizes = torch.empty(self.size, dtype=torch.int64)
+        self._do("_allgather_base", sizes, torch.tensor([len(message)]))
+        here = sizes.tolist() if self.rank == 0 else [0] * self.size
+        messages = torch.empty(sum(here), dtype=torch.uint8)
+        there = [len(message)] + [0] * (self.size - 1)
+        self._do("alltoall_base", messages, message, here, there)
+        return [unpacked(io.BytesIO(part.numpy())) for part in messages.split(here) if self.rank == 0]
+
+    def broadcast(self, value: Any, source: int = 0) -> Any:
+        own = self.rank == source
+        message = packed(value) if own else io.BytesIO()
+        size = torch.tensor([len(message.getbuffer())])
+        self._do("broadcast", size, source)
+        if not own:
+            message.seek(int(size) - 1)
+            message.write(b"\0")
+        self._do("broadcast", as_bytes(message), source)
+        return value if own else unpacked(message)
+
+    def barrier(self) -> None:
+        self._do("barrier")
+
+    def close(self) -> None:
+        if not all(work.is_completed() for work in self._under_way):
+            hang_up(self._group)
+        del self._group
+
+    def finish(self, work: Work) -> None:
+        """Wait for a collective operation, but not as gloo does: deaf to signals."""
+        if not work.is_completed():
+            with self.blocked():
+                pause_s = 50e-6
+                while not work.is_completed():
+                    sleep(pause_s)
+                    pause_s = min(1.5 * pause_s, 1e-3)
+        with noticing():
+            work.wait()
+
+    def _start(self, operation: str, *arguments: Any) -> Work:
+        with noticing():
+            work = getattr(self._group, operation)(*arguments)
+        self._under_way = [*(work for work in self._under_way if not work.is_completed()), work]
+        return work
+
+    def _do(self, operation: str, *arguments: Any) -> None:
+        self.finish(self._start(operation, *arguments))
+
+
+def packed(value: Any) -> io.BytesIO:
+    """A value as bytes."""
+    message = io.BytesIO()
+    torch.save(value, message)
+    return message
+
+
+def unpacked(message: io.BytesIO) -> Any:
+    """The value, with tensors on the CPU."""
+    message.seek(0)
+    return torch.load(message, map_location="cpu", weights_only=False)
+
+
+def as_bytes(message: io.BytesIO) -> Tensor:
+    """A message's memory as a tensor."""
+    return torch.frombuffer(message.getbuffer(), dtype=torch.uint8)

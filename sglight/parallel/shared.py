@@ -1,0 +1,283 @@
+"""Channels between two processes on one Linux machine: tensors lie in memory that both have, a socket says where.
+
+The sender copies a tensor into a free slot and sends a header; the receiver uses the tensor where it lies and returns
+the slot, one byte, when it asks for the next. Slots are memfds: no limit of /dev/shm, no name, gone with the processes.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import select
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from time import monotonic, perf_counter, sleep
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, UntypedStorage
+
+from sglight.parallel.link import Channel, PeerLost, Receiver, Sender, Waiting
+
+SLICE_MS = 50  # a signal may hit another thread; Python's handler runs once the main thread stops waiting for a moment
+SLOTS = 64  # the headers of so many fit into a socket
+DIMS = 8
+FORMAT = struct.Struct(f"<BBBQ{DIMS}Q{DIMS}q")
+DTYPES = [
+    *(torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+]
+
+
+class Header(NamedTuple):
+    """What the socket carries for a tensor.
+
+    Attributes:
+        slot: where it lies.
+        capacity: bytes of the slot's new memory, whose descriptor comes along; 0 while it keeps the old one.
+        dtype, shape, strides: of the tensor, of up to 8 dimensions.
+    """
+
+    slot: int
+    capacity: int
+    dtype: torch.dtype
+    shape: Sequence[int]
+    strides: Sequence[int]
+
+    def packed(self) -> bytes:
+        rest = (0,) * (DIMS - len(self.shape))
+        numbers = (self.slot, DTYPES.index(self.dtype), len(self.shape), self.capacity)
+        return FORMAT.pack(*numbers, *self.shape, *rest, *self.strides, *rest)
+
+    @classmethod
+    def unpacked(cls, message: bytes) -> Header:
+        slot, dtype, dims, capacity, *sizes = FORMAT.unpack(message)
+        return cls(slot, capacity, DTYPES[dtype], sizes[:dims], sizes[DIMS : DIMS + dims])
+
+
+def dense_strides(tensor: Tensor) -> tuple[int, ...]:
+    """The strides of a tensor that fills its memory; of any other those of a copy that does."""
+    return torch.empty_like(tensor, device="meta").stride()
+
+
+def lying_in(storage: UntypedStorage, header: Header) -> Tensor:
+    """A new tensor, in autograd's eyes no view of another, at the beginning of the storage."""
+    return torch.empty(0, dtype=header.dtype).set_(storage, 0, tuple(header.shape), tuple(header.strides))
+
+
+def mapped(descriptor: int, capacity: int) -> UntypedStorage:
+    """Memory behind a descriptor, mapped as long as the storage or a tensor in it lives."""
+    return torch.frombuffer(mmap.mmap(descriptor, capacity), dtype=torch.uint8).untyped_storage()
+
+
+class End(Channel):
+    """One end of a channel.
+
+    Args:
+        sock: a connected unix stream socket, which belongs to this end from now on.
+        peer: what errors call the other worker.
+        waiting: entered while this end waits for the other.
+    """
+
+    def __init__(
+        self, sock: socket.socket, peer: str = "the other worker", waiting: Waiting = nullcontext
+    ) -> None:
+        self.waiting = waiting
+        self._sock, self._peer = sock, peer
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def _arrived(self, timeout_ms: int = 0) -> bool:
+        return bool(self._poll.poll(timeout_ms))
+
+    def _wait(self) -> None:
+        """Until there is something to read, or the other end has gone."""
+        if not self._arrived():
+            with self.blocked():
+                while not self._arrived(SLICE_MS):
+                    pass
+
+    @contextmanager
+    def _talking(self) -> Iterator[None]:
+        try:
+            yield
+        except (ConnectionError, EOFError) as error:
+            raise PeerLost(f"{self._peer} has gone") from error
+
+
+class SharedSender(End, Sender):
+    """The end that copies tensors into slots, which it makes and enlarges as needed.
+
+    Args:
+        slots: how many tensors may be on their way or in the receiver's hands, up to 64.
+        sock, peer, waiting: see `End`.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        slots: int = 4,
+        peer: str = "the other worker",
+        waiting: Waiting = nullcontext,
+    ) -> None:
+        assert 1 <= slots <= SLOTS
+        super().__init__(sock, peer, waiting)
+        self._limit = slots
+        self._slots: list[UntypedStorage] = []
+        self._free: list[int] = []
+
+    def send(self, tensor: Tensor) -> None:
+        size = tensor.numel() * tensor.element_size()
+        slot = self._take(size)
+        descriptors = self._grow(slot, size)
+        capacity = self._slots[slot].nbytes() if descriptors else 0
+        header = Header(slot, capacity, tensor.dtype, tensor.shape, dense_strides(tensor))
+        start = perf_counter()
+        lying_in(self._slots[slot], header).copy_(tensor.detach())
+        self.moved_s += perf_counter() - start
+        self._post(header, descriptors)
+
+    def close(self) -> None:
+        super().close()
+        self._slots.clear()
+
+    def _take(self, size: int) -> int:
+        """A free slot: the smallest with room for so many bytes, or else the largest."""
+        if self._arrived():
+            self._collect()
+        if not self._free and len(self._slots) < self._limit:
+            self._free.append(len(self._slots))
+            self._slots.append(UntypedStorage(0))
+        if not self._free:
+            self._wait()
+            self._collect()
+        room = {slot: self._slots[slot].nbytes() - size for slot in self._free}
+        slot = min(room, key=lambda slot: (room[slot] < 0, abs(room[slot])))
+        self._free.remove(slot)
+        return slot
+
+    def _collect(self) -> None:
+        """Take the slots that came back."""
+        with self._talking():
+            returned = self._sock.recv(SLOTS)
+            if not returned:
+                raise EOFError
+        self._free.extend(returned)
+
+    def _grow(self, slot: int, size: int) -> list[int]:
+        """Give a slot that is too small new memory, whose descriptor is returned in a list of one."""
+        if self._slots[slot].nbytes() >= max(size, 1):
+            return []
+        capacity = -(-max(size, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
+        descriptor = os.memfd_create("sglight")
+        os.ftruncate(descriptor, capacity)
+        self._slots[slot] = mapped(descriptor, capacity)
+        return [descriptor]
+
+    def _post(self, header: Header, descriptors: list[int]) -> None:
+        try:
+            with self._talking():
+                socket.send_fds(self._sock, [header.packed()], descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+
+class SharedReceiver(End, Receiver):
+    """The end whose tensors lie in the sender's slots; arguments: see `End`."""
+
+    def __init__(
+        self, sock: socket.socket, peer: str = "the other worker", waiting: Waiting = nullcontext
+    ) -> None:
+        super().__init__(sock, peer, waiting)
+        self._slots: dict[int, UntypedStorage] = {}
+        self._held = b""
+
+    def receive(self, shape: Sequence[int]) -> Tensor:
+        self._give_back()
+        self._wait()
+        header, descriptors = self._header()
+        for descriptor in descriptors:
+            self._slots[header.slot] = mapped(descriptor, header.capacity)
+            os.close(descriptor)
+        self._held = bytes([header.slot])
+        if list(header.shape) != list(shape):
+            sent, expected = list(header.shape), list(shape)
+            raise PeerLost(
+                f"{self._peer} sent {sent} where {expected} was expected: the workers are out of step"
+            )
+        return lying_in(self._slots[header.slot], header)
+
+    def close(self) -> None:
+        super().close()
+        self._slots.clear()
+
+    def _give_back(self) -> None:
+        """The tensor of the last call; a sender that has gone may have left others."""
+        with suppress(ConnectionError):
+            self._sock.send(self._held)
+        self._held = b""
+
+    def _header(self) -> tuple[Header, list[int]]:
+        with self._talking():
+            # A header goes into the socket whole, and is the only thing there: it comes out whole.
+            message, descriptors, _, _ = socket.recv_fds(self._sock, FORMAT.size, 1, socket.MSG_CMSG_CLOEXEC)
+            if not message:
+                raise EOFError
+        return Header.unpacked(message), descriptors
+
+
+def connect(folder: Path, name: str, listen: bool, timeout_s: float = 60.0) -> socket.socket:
+    """This process's end of a connection to another that calls this with the same name and the other ``listen``.
+
+    Args:
+        folder: private to the two; the socket's path in it is gone once they have met.
+
+    Raises:
+        PeerLost: if nobody comes in time.
+    """
+    deadline = monotonic() + timeout_s
+    descriptor = os.open(folder, os.O_DIRECTORY)
+    try:
+        path = f"/proc/self/fd/{descriptor}/{name}"  # a socket's path has 107 bytes at most
+        return _accept(path, deadline) if listen else _reach(path, deadline)
+    except TimeoutError as error:
+        raise PeerLost(f"nobody came to {folder / name} within {timeout_s:g} s") from error
+    finally:
+        os.close(descriptor)
+
+
+def _accept(path: str, deadline: float) -> socket.socket:
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(path)
+        try:
+            door.listen(1)
+            door.settimeout(SLICE_MS / 1000)
+            while True:
+                with suppress(TimeoutError):
+                    return door.accept()[0]
+                _check(deadline)
+        finally:
+            os.unlink(path)
+
+
+def _reach(path: str, deadline: float) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    while True:
+        try:
+            sock.connect(path)
+            return sock
+        except (FileNotFoundError, ConnectionRefusedError):
+            _check(deadline)
+            sleep(0.005)
+
+
+def _check(deadline: float) -> None:
+    if monotonic() > deadline:
+        raise TimeoutError
