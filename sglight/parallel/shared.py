@@ -20,16 +20,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, UntypedStorage
 
+from sglight.parallel.layout import FORMAT, Layout
 from sglight.parallel.link import Channel, PeerLost, Receiver, Sender, Waiting
 
 SLICE_MS = 50  # a signal may hit another thread; Python's handler runs once the main thread stops waiting for a moment
 SLOTS = 64  # the headers of so many fit into a socket
-DIMS = 8
-FORMAT = struct.Struct(f"<BBBQ{DIMS}Q{DIMS}q")
-DTYPES = [
-    *(torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128),
-    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
-]
+PREFIX = struct.Struct("<BQ")
+HEADER_SIZE = PREFIX.size + FORMAT.size
 
 
 class Header(NamedTuple):
@@ -38,34 +35,20 @@ class Header(NamedTuple):
     Attributes:
         slot: where it lies.
         capacity: bytes of the slot's new memory, whose descriptor comes along; 0 while it keeps the old one.
-        dtype, shape, strides: of the tensor, of up to 8 dimensions.
+        layout: how it lies there.
     """
 
     slot: int
     capacity: int
-    dtype: torch.dtype
-    shape: Sequence[int]
-    strides: Sequence[int]
+    layout: Layout
 
     def packed(self) -> bytes:
-        rest = (0,) * (DIMS - len(self.shape))
-        numbers = (self.slot, DTYPES.index(self.dtype), len(self.shape), self.capacity)
-        return FORMAT.pack(*numbers, *self.shape, *rest, *self.strides, *rest)
+        return PREFIX.pack(self.slot, self.capacity) + self.layout.packed()
 
     @classmethod
     def unpacked(cls, message: bytes) -> Header:
-        slot, dtype, dims, capacity, *sizes = FORMAT.unpack(message)
-        return cls(slot, capacity, DTYPES[dtype], sizes[:dims], sizes[DIMS : DIMS + dims])
-
-
-def dense_strides(tensor: Tensor) -> tuple[int, ...]:
-    """The strides of a tensor that fills its memory; of any other those of a copy that does."""
-    return torch.empty_like(tensor, device="meta").stride()
-
-
-def lying_in(storage: UntypedStorage, header: Header) -> Tensor:
-    """A new tensor, in autograd's eyes no view of another, at the beginning of the storage."""
-    return torch.empty(0, dtype=header.dtype).set_(storage, 0, tuple(header.shape), tuple(header.strides))
+        slot, capacity = PREFIX.unpack_from(message)
+        return cls(slot, capacity, Layout.unpacked(message[PREFIX.size :]))
 
 
 def mapped(descriptor: int, capacity: int) -> UntypedStorage:
@@ -133,15 +116,13 @@ class SharedSender(End, Sender):
         self._free: list[int] = []
 
     def send(self, tensor: Tensor) -> None:
-        size = tensor.numel() * tensor.element_size()
-        slot = self._take(size)
-        descriptors = self._grow(slot, size)
-        capacity = self._slots[slot].nbytes() if descriptors else 0
-        header = Header(slot, capacity, tensor.dtype, tensor.shape, dense_strides(tensor))
+        layout = Layout.of(tensor)
+        slot = self._take(layout.size)
+        descriptors = self._grow(slot, layout.size)
         start = perf_counter()
-        lying_in(self._slots[slot], header).copy_(tensor.detach())
+        layout.on(self._slots[slot]).copy_(tensor.detach())
         self.moved_s += perf_counter() - start
-        self._post(header, descriptors)
+        self._post(Header(slot, self._slots[slot].nbytes() if descriptors else 0, layout), descriptors)
 
     def close(self) -> None:
         super().close()
@@ -207,12 +188,8 @@ class SharedReceiver(End, Receiver):
             self._slots[header.slot] = mapped(descriptor, header.capacity)
             os.close(descriptor)
         self._held = bytes([header.slot])
-        if list(header.shape) != list(shape):
-            sent, expected = list(header.shape), list(shape)
-            raise PeerLost(
-                f"{self._peer} sent {sent} where {expected} was expected: the workers are out of step"
-            )
-        return lying_in(self._slots[header.slot], header)
+        header.layout.check(shape, self._peer)
+        return header.layout.on(self._slots[header.slot])
 
     def close(self) -> None:
         super().close()
@@ -227,7 +204,7 @@ class SharedReceiver(End, Receiver):
     def _header(self) -> tuple[Header, list[int]]:
         with self._talking():
             # A header goes into the socket whole, and is the only thing there: it comes out whole.
-            message, descriptors, _, _ = socket.recv_fds(self._sock, FORMAT.size, 1, socket.MSG_CMSG_CLOEXEC)
+            message, descriptors, _, _ = socket.recv_fds(self._sock, HEADER_SIZE, 1, socket.MSG_CMSG_CLOEXEC)
             if not message:
                 raise EOFError
         return Header.unpacked(message), descriptors
