@@ -175,7 +175,16 @@ def synthetic_gradient(
 
 def prediction_cost(name: str, shape: Shape, hidden: Sequence[int], kernel_size: int) -> float:
     """Multiplications per sample of one prediction by the `synthetic_gradient` of these arguments."""
-    size = shape[0] if name == "conv" else math.prod(shape)
-    widths = [size, *(() if name == "linear" else hidden), size]
     taps = kernel_size**2 * math.prod(shape[1:]) if name == "conv" else 1
-    return float(taps * sum(a * b for a, b in pairwise(widths)))
+    return float(taps * sum(a * b for a, b in pairwise(_widths(name, shape, hidden))))
+
+
+def prediction_values(name: str, shape: Shape, hidden: Sequence[int]) -> int:
+    """Values per sample that one prediction goes over: the outputs of all layers."""
+    pixels = math.prod(shape[1:]) if name == "conv" else 1
+    return pixels * sum(_widths(name, shape, hidden)[1:])
+
+
+def _widths(name: str, shape: Shape, hidden: Sequence[int]) -> list[int]:
+    size = shape[0] if name == "conv" else math.prod(shape)
+    return [size, *(() if name == "linear" else hidden), size]

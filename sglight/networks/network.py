@@ -27,6 +27,10 @@ from sglight.networks.segment import Rule, Segment, SegmentSpec, choose
 
 ExtraCost = float | Callable[[Shape], float]
 
+# What it takes to go over a value once (to activate, add, copy it), in multiplications of a product or convolution:
+# measured on one core, `benchmarks/stages.py --profile`.
+ELEMENTWISE = 64
+
 
 @dataclass(frozen=True)
 class NetworkSpec:
@@ -180,12 +184,29 @@ class NetworkSpec:
         costs[-1] += self.classes * (last[0] if self.head == "pool" else math.prod(last))
         return costs
 
+    def step_values(self) -> list[int]:
+        """Values per sample that each time step goes over besides, in order; parts are with steps as in `step_costs`."""
+        values: list[int] = []
+        sizes = [math.prod(shape) for shape in self.segment_shapes]
+        for k, (segment, size) in enumerate(zip(self.segments, sizes, strict=True)):
+            values += [self.rule.activations * size] * segment.steps
+            if k + 1 < len(sizes):
+                values[-1] += self.rule.fields * size
+        values[0] += self.rule.fields * sizes[0]
+        values[-1] += sizes[-1]
+        return values
+
+    def step_work(self) -> list[float]:
+        """What each time step costs per sample, in multiplications: `step_costs`, and `step_values` at their price."""
+        pairs = zip(self.step_costs(), self.step_values(), strict=True)
+        return [cost + ELEMENTWISE * values for cost, values in pairs]
+
     def cuts(self, stages: int, extra_cost: ExtraCost = 0.0) -> list[int]:
-        """Where to cut into ``stages`` of nearly equal cost: M + 1 positions from 0 to the number of steps.
+        """Where to cut into ``stages`` of nearly equal `step_work`: M + 1 positions from 0 to the number of steps.
 
         Args:
             stages: M, from 1 to the number of steps.
-            extra_cost: multiplications per sample that each stage but the last spends besides (its estimator): a
+            extra_cost: what each stage but the last spends besides (its estimator) per sample, in multiplications: a
                 number, or a function of the shape of the state that leaves the stage.
 
         Raises:
@@ -196,11 +217,11 @@ class NetworkSpec:
                 f"strategy.stages={stages} must be from 1 to the number of time steps, {self.total_steps} "
                 "(model.steps, over all segments)"
             )
-        return balanced(self.step_costs(), stages, self._extra_costs(extra_cost))
+        return balanced(self.step_work(), stages, self._extra_costs(extra_cost))
 
-    def stage_costs(self, cuts: Sequence[int], extra_cost: ExtraCost = 0.0) -> list[float]:
-        """Multiplications per sample of the stages between ``cuts``; arguments as in `cuts`."""
-        steps, extra = self.step_costs(), [*self._extra_costs(extra_cost), 0.0]
+    def stage_work(self, cuts: Sequence[int], extra_cost: ExtraCost = 0.0) -> list[float]:
+        """What the stages between ``cuts`` cost per sample, in multiplications; arguments as in `cuts`."""
+        steps, extra = self.step_work(), [*self._extra_costs(extra_cost), 0.0]
         return [sum(steps[a:b]) + extra[b] for a, b in pairwise(cuts)]
 
     def _extra_costs(self, extra_cost: ExtraCost) -> list[float]:

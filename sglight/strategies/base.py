@@ -101,7 +101,7 @@ class StagedModule(pl.LightningModule):
             raise ValueError(
                 f"{workers} workers for {self.last + 1} stage(s): raise strategy.stages, or lower trainer.devices"
             )
-        bounds = balanced(self.spec.stage_costs(self.cuts, self.extra_cost()), workers)
+        bounds = balanced(self.spec.stage_work(self.cuts, self.extra_cost()), workers)
         return [range(a, b) for a, b in pairwise(bounds)]
 
     @property

@@ -22,8 +22,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from sglight.estimators import Estimator, SyntheticGradient, prediction_cost, synthetic_gradient
-from sglight.networks.network import ExtraCost
+from sglight.estimators import (
+    Estimator,
+    SyntheticGradient,
+    prediction_cost,
+    prediction_values,
+    synthetic_gradient,
+)
+from sglight.networks.network import ELEMENTWISE, ExtraCost
+from sglight.networks.parts import Shape
 from sglight.strategies.base import Batch, StagedModule
 from sglight.strategies.optim import make_optimizer
 from sglight.strategies.schedule import StageTimes, speedup
@@ -76,7 +83,12 @@ class DNI(StagedModule):
         c = self.estimator_config
         # In units of a stage's forward + backward, 3 passes: one prediction a batch, one lesson in every n.
         passes = (1 + 3 / c["every_n_batches"]) / 3
-        return lambda shape: passes * prediction_cost(c["name"], shape, c["hidden"], c["kernel_size"])
+
+        def work(shape: Shape) -> float:
+            cost = prediction_cost(c["name"], shape, c["hidden"], c["kernel_size"])
+            return passes * (cost + ELEMENTWISE * prediction_values(c["name"], shape, c["hidden"]))
+
+        return work
 
     def make_estimator(self, i: int) -> Estimator:
         """The estimator at the boundary behind stage i; override this for another kind."""

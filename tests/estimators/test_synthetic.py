@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sglight.estimators import SyntheticGradient, prediction_cost, synthetic_gradient
+from sglight.estimators import SyntheticGradient, prediction_cost, prediction_values, synthetic_gradient
 
 SHAPES = {"linear": (6,), "mlp": (6,), "conv": (4, 5, 5)}
 
@@ -61,18 +61,21 @@ def test_a_lesson_leaves_state_and_target_alone(name: str) -> None:
 def test_the_cost_counts_the_multiplications_of_the_layers(name: str) -> None:
     estimator = make(name)
     counted = 0
+    values: list[int] = []
     state, labels = sample(name, size=1)
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal counted
         pixels = output[0].numel() // output.shape[1]
         counted += module.weight.numel() * pixels  # type: ignore[union-attr, operator]
+        values.append(output[0].numel())
 
     for module in estimator.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.register_forward_hook(count)
     estimator.estimate(state, labels, 0.5)
     assert prediction_cost(name, SHAPES[name], [16], 3) == counted
+    assert prediction_values(name, SHAPES[name], [16]) == sum(values)
 
 
 def test_initial_values_depend_on_the_place_alone() -> None:

@@ -289,7 +289,7 @@ def test_bf16_autocast_keeps_states_in_full_precision(dynamics: str, normalisati
 
 def brute_force(spec: NetworkSpec, stages: int, extra) -> float:
     """Cost of the dearest stage of the best of all cuts."""
-    costs = spec.step_costs()
+    costs = spec.step_work()
 
     def dearest(cuts: tuple[int, ...]) -> float:
         return max(
@@ -319,7 +319,7 @@ def test_cuts_are_the_best_of_all(channels, steps, stages, classes, estimator, b
     cuts = spec.cuts(stages, extra)
     assert len(cuts) == stages + 1 and cuts[0] == 0 and cuts[-1] == sum(steps) and cuts == sorted(set(cuts))
     of = extra if by_shape else lambda _: estimator
-    costs = spec.step_costs()
+    costs = spec.step_work()
     dearest = max(
         sum(costs[a:b]) + (of(spec.state_shape(b)) if b < sum(steps) else 0) for a, b in pairwise(cuts)
     )
@@ -329,7 +329,7 @@ def test_cuts_are_the_best_of_all(channels, steps, stages, classes, estimator, b
 def test_the_estimators_cost_shifts_the_cut() -> None:
     spec = NetworkSpec((4,), 2, steps=16, channels=8)
     assert spec.cuts(2) == [0, 8, 16]
-    one_step = spec.step_costs()[5]
+    one_step = spec.step_work()[5]
     assert spec.cuts(2, 4 * one_step) == [0, 6, 16]
     assert spec.cuts(2, lambda shape: 4 * one_step * math.prod(shape) / 16) == [0, 6, 16]
     net = StableNet((4,), 2, steps=16, channels=8, seed=1)
@@ -338,6 +338,12 @@ def test_the_estimators_cost_shifts_the_cut() -> None:
 
 def test_a_dear_classifier_shifts_the_cut() -> None:
     assert NetworkSpec((4,), 2000, steps=16, channels=8).cuts(2)[1] > 8
+
+
+def test_values_are_those_of_states_and_activations() -> None:
+    spec = NetworkSpec((2, 8, 8), 10, dynamics="hamiltonian", kernel="conv", steps=2, channels=[3, 4])
+    one, two = 3 * 64, 4 * 16
+    assert spec.step_values() == [2 * one + 2 * one, 2 * one + 2 * one, 2 * two, 2 * two + two]
 
 
 def test_costs_are_multiplications() -> None:
