@@ -66,14 +66,18 @@ class SyntheticGradient(Estimator):
 
 
 class ClassTerm(nn.Module):
-    """A learned term per class, added to features: label conditioning without wide constant inputs (cDNI)."""
+    """A learned term per class, added to features: label conditioning without wide constant inputs (cDNI).
+
+    For ``shape`` (C, H, W) the weight is ``[classes, H, W, C]``: the layout in memory of the features.
+    """
 
     def __init__(self, classes: int, shape: Shape) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(classes, *shape))
+        channels, *image = shape
+        self.weight = nn.Parameter(torch.zeros(classes, *image, channels))
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        return features + self.weight[labels].to(features.dtype)
+        return features + self.weight[labels].movedim(-1, 1).to(features.dtype)
 
 
 class DenseSyntheticGradient(SyntheticGradient):
@@ -139,7 +143,7 @@ def _layers(x: Tensor, labels: Tensor, layers: nn.ModuleList, terms: nn.ModuleLi
         if terms:
             x = terms[i](x, labels)
         if i + 1 < len(layers):
-            x = F.relu(x)
+            x = F.relu(x, inplace=bool(terms))
     return x
 
 
