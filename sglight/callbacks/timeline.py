@@ -1,0 +1,262 @@
+"""What each worker did in the first batches: a trace to zoom into, and a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import chain, takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import TensorBoardLogger
+from typing_extensions import override
+
+from sglight.callbacks.figures import save_figure
+from sglight.files import replacing
+from sglight.strategies.base import StagedModule
+from sglight.strategies.recorder import COMPUTING
+from sglight.strategies.schedule import Span
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+class Look(NamedTuple):
+    """Of a phase: colours of its bars and of what is written in them, and the name of a colour of chrome://tracing."""
+
+    colour: str
+    ink: str
+    trace: str
+
+
+# Okabe & Ito 2008: told apart with any colour vision. Waiting is hatched.
+LOOKS = {
+    "forward": Look("#0072B2", "white", "thread_state_runnable"),
+    "estimate": Look("#CC79A7", "black", "thread_state_uninterruptible"),
+    "backward": Look("#D55E00", "white", "thread_state_iowait"),
+    "learn": Look("#009E73", "white", "thread_state_running"),
+    "send": Look("#F0E442", "black", "thread_state_unknown"),
+    "wait": Look("#F4F4F4", "#AAAAAA", "thread_state_sleeping"),
+}
+LANE, GAP = 1.0, 0.4  # height of a stage's lane, and between workers
+FONT_SIZE = 8
+
+
+class Timeline(Callback):
+    """Writes `chrome_trace` and `draw` of the first batches, once: at the end of the first epoch that is trained.
+
+    Not as soon as the batches are through: what the workers did is gathered at worker 0, and for that all of them
+    would have to stop in mid-epoch. Clocks are common to the workers of one machine only.
+
+    Args:
+        folder: the run's, for ``timeline.json`` and ``figures/timeline.png``.
+        batches: how many to show.
+    """
+
+    def __init__(self, folder: Path, batches: int) -> None:
+        self.folder = folder
+        self.batches = batches
+        self._trained = self._done = False
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if isinstance(pl_module, StagedModule):
+            pl_module.recorder.kept = max(pl_module.recorder.kept, self.batches)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._trained = True
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Whether to gather must not depend on what a worker has recorded: all of them do, or none.
+        if self._done or not self._trained or not isinstance(pl_module, StagedModule):
+            return
+        self._done = True
+        gathered = pl_module.placement.peers.gather(pl_module.recorder.spans)
+        if pl_module.placement.peers.rank == 0 and not getattr(trainer, "fast_dev_run", False):
+            self._write(trainer, first_batches(gathered, self.batches))
+
+    def _write(self, trainer: pl.Trainer, spans: list[list[Span]]) -> None:
+        if not any(spans):
+            return
+        with replacing(self.folder / "timeline.json") as temporary:
+            temporary.write_text(json.dumps(chrome_trace(spans)))
+        figure = timeline_figure(spans)
+        save_figure(figure, self.folder / "figures" / "timeline.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_figure("figures/timeline", figure, trainer.global_step, close=False)
+
+
+def first_batches(spans: Sequence[Sequence[Span]], count: int) -> list[list[Span]]:
+    """Of each worker what it did for the first ``count`` batches, from the first forward pass of all workers on.
+
+    Waiting in an evaluation before or behind these is left out.
+    """
+    forward = [s for s in chain(*spans) if s.phase == "forward"]
+    if not forward:
+        return [[] for _ in spans]
+    begin, stop = min(s.start for s in forward), min(s.batch for s in forward) + count
+    # In the order of time: a learning from an older batch belongs to the batch in which it is done.
+    kept = [
+        list(takewhile(lambda s: s.batch < stop, sorted((s for s in own if s.end > begin), key=_start)))
+        for own in spans
+    ]
+    end = max(s.end for s in chain(*kept) if s.phase in COMPUTING)
+    return [[s._replace(start=max(s.start, begin)) for s in own if s.end <= end] for own in kept]
+
+
+def chrome_trace(spans: Sequence[Sequence[Span]]) -> dict[str, Any]:
+    """The spans of each worker in the Trace Event Format, for https://ui.perfetto.dev or chrome://tracing.
+
+    A process is a worker, a thread a stage; their ids begin at 1, as Perfetto keeps 0 for itself. Times are in
+    microseconds from the earliest start.
+    """
+    begin = min((s.start for s in chain(*spans)), default=0.0)
+    events = list[dict[str, Any]]()
+    for worker, own in enumerate(spans):
+        stages = sorted({s.stage for s in own})
+        process = {"ph": "M", "pid": worker + 1}
+        events.append({**process, "name": "process_name", "args": {"name": _worker_name(worker, stages)}})
+        events.append({**process, "name": "process_sort_index", "args": {"sort_index": worker}})
+        for stage in stages:
+            thread = {**process, "tid": stage + 1}
+            events.append({**thread, "name": "thread_name", "args": {"name": f"stage {stage}"}})
+            events.append({**thread, "name": "thread_sort_index", "args": {"sort_index": stage}})
+        events += [_event(worker, span, begin) for span in sorted(own, key=_start)]
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def _event(worker: int, span: Span, begin: float) -> dict[str, Any]:
+    return {
+        "ph": "X",
+        # Perfetto has no use for colours, but gives one to each name, without regard to its digits.
+        "name": f"{span.phase} {span.batch}",
+        "cat": span.phase,
+        "pid": worker + 1,
+        "tid": span.stage + 1,
+        "ts": round((span.start - begin) * 1e6, 3),
+        "dur": round((span.end - span.start) * 1e6, 3),
+        "cname": LOOKS[span.phase].trace,
+        "args": {"batch": span.batch, "stage": span.stage},
+    }
+
+
+def _worker_name(worker: int, stages: Sequence[int]) -> str:
+    if not stages:
+        return f"worker {worker}"
+    if len(stages) == 1:
+        return f"worker {worker}: stage {stages[0]}"
+    return f"worker {worker}: stages {stages[0]}-{stages[-1]}"
+
+
+def draw(spans: Sequence[Sequence[Span]], path: Path) -> None:
+    """Write `timeline_figure` as a PNG."""
+    save_figure(timeline_figure(spans), path)
+
+
+def timeline_figure(spans: Sequence[Sequence[Span]]) -> Figure:
+    """A lane for each stage of each worker: its phases as bars, with the number of the batch where that fits.
+
+    At the right stands which share of the time shown a worker spent on computing.
+    """
+    # matplotlib takes half a second to import.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    begin, end = min(s.start for s in chain(*spans)), max(s.end for s in chain(*spans))
+    lanes = _lanes(spans)
+    bottom = lanes[-1].top + LANE + GAP
+    figure = Figure(figsize=(12, 1.4 + 0.36 * bottom), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set(xlim=(0, (end - begin) * 1e3), ylim=(bottom, 0), xlabel="time [ms]")
+    axes.set_title(_title(spans), fontsize=11)
+    axes.set_yticks([lane.top + LANE / 2 for lane in lanes], [lane.name for lane in lanes])
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    for lane in lanes:
+        _draw_bars(axes, lane, begin)
+    for worker, own in enumerate(spans):
+        computing = sum(s.end - s.start for s in own if s.phase in COMPUTING) / (end - begin)
+        middle = [lane.top + LANE / 2 for lane in lanes if lane.worker == worker]
+        if middle:
+            axes.text(
+                1.01, sum(middle) / len(middle), f"computes\n{computing:.0%}",
+                transform=axes.get_yaxis_transform(), va="center", fontsize=9,
+            )  # fmt: skip
+    _draw_legend(figure, {s.phase for s in chain(*spans)})
+    _number_bars(figure, axes, lanes, begin)
+    return figure
+
+
+class Lane(NamedTuple):
+    """What a worker did for one of its stages, and how far below the upper edge it is drawn."""
+
+    worker: int
+    stage: int
+    top: float
+    name: str
+    spans: list[Span]
+
+
+def _lanes(spans: Sequence[Sequence[Span]]) -> list[Lane]:
+    lanes, top = list[Lane](), 0.0
+    for worker, own in enumerate(spans):
+        top += GAP
+        for k, stage in enumerate(sorted({s.stage for s in own})):
+            name = f"worker {worker}   stage {stage}" if k == 0 else f"stage {stage}"
+            lanes.append(Lane(worker, stage, top, name, [s for s in own if s.stage == stage]))
+            top += LANE
+    return lanes
+
+
+def _draw_bars(axes: Axes, lane: Lane, begin: float) -> None:
+    for phase, look in LOOKS.items():
+        bars = [((s.start - begin) * 1e3, (s.end - s.start) * 1e3) for s in lane.spans if s.phase == phase]
+        axes.broken_barh(bars, (lane.top + 0.06, LANE - 0.12), **_style(phase, look))
+
+
+def _style(phase: str, look: Look) -> dict[str, Any]:
+    if phase == "wait":
+        return {"facecolor": look.colour, "edgecolor": look.ink, "hatch": "////", "linewidth": 0}
+    return {"facecolor": look.colour, "edgecolor": "white", "linewidth": 0.3}
+
+
+def _draw_legend(figure: Figure, phases: set[str]) -> None:
+    from matplotlib.patches import Patch
+
+    handles = [Patch(label=phase, **_style(phase, look)) for phase, look in LOOKS.items() if phase in phases]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+
+
+def _number_bars(figure: Figure, axes: Axes, lanes: Sequence[Lane], begin: float) -> None:
+    """Write the batch into each bar of a computation that is wide enough."""
+    figure.draw_without_rendering()  # lays out: only then the axes have their width
+    left, right = axes.get_xlim()
+    points_per_ms = axes.get_window_extent().width / figure.dpi * 72 / (right - left)
+    for lane in lanes:
+        for span in lane.spans:
+            room = (span.end - span.start) * 1e3 * points_per_ms
+            if span.phase in COMPUTING and room > FONT_SIZE * (0.6 * len(str(span.batch)) + 0.4):
+                middle = (span.start + span.end) / 2 - begin
+                axes.text(
+                    middle * 1e3, lane.top + LANE / 2, str(span.batch), color=LOOKS[span.phase].ink,
+                    fontsize=FONT_SIZE, ha="center", va="center_baseline",
+                )  # fmt: skip
+
+
+def _title(spans: Sequence[Sequence[Span]]) -> str:
+    batches = {s.batch for s in chain(*spans) if s.phase == "forward"}
+    count = "1 batch" if len(batches) == 1 else f"{len(batches)} batches"
+    return f"the first {count} on {len(spans)} worker{'' if len(spans) == 1 else 's'}; in the bars: number of the batch"
+
+
+def _start(span: Span) -> float:
+    return span.start
