@@ -1,16 +1,36 @@
 """Two stages on two workers against one, against backpropagation, and against PyTorch's own ways to use two processes.
 
-python benchmarks/stages.py --profile                # what the stages and their parts cost, for every cut
+    python benchmarks/stages.py --json stages.json       # everything, both networks: about 25 minutes
+    python benchmarks/stages.py --network conv --only dni-1 dni-2-lag1 1f1b --rounds 3
+    python benchmarks/stages.py --profile                # what the stages and their parts cost, for every cut
+
+All methods train the same network from the same initial values on the same batches and take turns (A B C A B C ...),
+each time in new processes with one thread each (--threads). ``dni-W-lagD`` and ``backprop`` run through Lightning's
+Trainer as a user's run does, but for logger, checkpoints and bar; what they stand against are plain loops without
+Lightning (`baselines.py`), which favours the latter. The pipelines get the stages of the DNI cut (--pipeline-cut), and
+the number of microbatches that is best in a sweep beforehand.
+
+Wall time is that of the process which needs longest for the measured batches, between batches in full swing: neither
+the filling nor the draining of queues counts. It is wall_with_ends_ms in the JSON from the first start to the last end.
+CPU time is each process's own. Ratios are taken within a round, then the median over rounds. Losses of all methods with
+true gradients have to agree.
+
+Environment variables reach all processes. On Linux, glibc gives large tensors back to the system and fetches them
+again in every batch, at the price of page faults; MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ stop that.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
+import multiprocessing
 import os
 import platform
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
@@ -19,113 +39,353 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that wait do not spin
 
+import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from baselines import (
+    ADAM,
+    CASES,
+    Batch,
+    Case,
+    Lap,
+    Length,
+    bare,
+    data_parallel,
+    has_mnist,
+    in_processes,
+    loop,
+    page_faults,
+    pipeline,
+    pool,
+)
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from sglight.estimators import synthetic_gradient
-from sglight.networks.network import NetworkSpec, Stage
-from sglight.strategies.dni import DNI
+from sglight.networks.network import Stage
+from sglight.strategies.backprop import Backprop
 from sglight.strategies.optim import make_optimizer
 
-ADAM = {"name": "adam", "lr": 1e-3}
+MICROBATCHES = (2, 4, 8, 16)
+MEASUREMENT_S = 5.0
+# True gradients: the first losses have to agree.
+COMPARED_LOSSES, TOLERANCE = 5, 1e-3
 
 
-@dataclass(frozen=True)
-class Case:
-    """A network, the estimator at its cut, and the size of a batch."""
+class Stopwatch(pl.Callback):
+    """Measures on each worker, and notes the losses where the last stage lives."""
 
-    batch: int
-    network: dict[str, Any]
-    estimator: dict[str, Any]
+    def __init__(self, length: Length) -> None:
+        self.length, self.lap = length, Lap()
+        self.laps: list[Lap] = []
 
-    @property
-    def spec(self) -> NetworkSpec:
-        """The network's."""
-        return NetworkSpec(**self.network)
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        record, self.losses = module.record, []
 
-    def dni(self, lag: int = 1, diagnose: int = 0) -> DNI:
-        """Two stages."""
-        estimator = {**self.estimator, "optimizer": ADAM}
-        return DNI(
-            self.network, ADAM, stages=2, lag=lag, estimator=estimator, diagnose_every_n_batches=diagnose
+        def listen(loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+            self.losses.append(loss.detach() / len(labels))
+            record(loss, logits, labels)
+
+        module.record = listen
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.lap.tick(batch_idx + 1, self.length)
+
+    def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
+        self.lap.losses = [float(loss) for loss in self.losses]
+        self.laps = module.placement.peers.gather(self.lap)
+
+
+@dataclass
+class Loader:
+    """An epoch."""
+
+    batches: list[Batch]
+    length: Length
+
+    def __len__(self) -> int:
+        return self.length.total
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.length.batches(self.batches)
+
+
+def fit(
+    case: Case, raw_dir: Path, length: Length, kind: str, workers: int, stages: int, lag: int, diagnose: int
+) -> list[Lap]:
+    """Train ``dni`` or ``backprop`` by Lightning in this process, one of ``workers``."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    module = case.dni(stages, lag, diagnose) if kind == "dni" else Backprop(case.network, ADAM)
+    stopwatch = Stopwatch(length)
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=workers, strategy=lightning_strategy(workers), max_epochs=1, logger=False,
+        log_every_n_steps=10, callbacks=[stopwatch], enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.fit(module, Loader(pool(case, raw_dir), length))
+    return stopwatch.laps
+
+
+def lightning_strategy(workers: int) -> Any:
+    """What places the stages."""
+    if workers == 1:
+        return "auto"
+    from sglight.parallel.strategy import StageStrategy
+
+    return StageStrategy()
+
+
+def measure_dni(
+    case: Case,
+    raw_dir: Path,
+    length: Length,
+    workers: int,
+    stages: int,
+    lag: int,
+    diagnose: int,
+    threads: int,
+) -> list[Lap]:
+    """What each of the workers measured."""
+    args = (case, raw_dir, length, "dni", workers, stages, lag, diagnose)
+    if workers == 1:
+        return in_processes(1, threads, fit, *args)[0]  # type: ignore[no-any-return]
+    from sglight.parallel.launcher import launch
+
+    return launch(fit, *args, workers=workers, threads=threads)  # type: ignore[no-any-return]
+
+
+# What measures one method once.
+Method = Callable[[Length], list[Lap]]
+# What hears of the progress.
+Tell = Callable[[str], Any]
+
+
+def plain_methods(case: Case, options: argparse.Namespace) -> dict[str, Method]:
+    """What uses true gradients, but for the pipelines."""
+    raw, threads = options.raw_dir, options.threads
+
+    def backprop(length: Length, threads: int) -> list[Lap]:
+        args = (case, raw, length, "backprop", 1, 1, 0, 0)
+        return in_processes(1, threads, fit, *args)[0]  # type: ignore[no-any-return]
+
+    return {
+        "backprop": lambda length: backprop(length, threads),
+        "backprop-2t": lambda length: backprop(length, 2 * threads),
+        "bare": lambda length: in_processes(1, threads, loop, case, raw, length, bare),
+        "bare-2t": lambda length: in_processes(1, 2 * threads, loop, case, raw, length, bare),
+        "ddp": lambda length: in_processes(2, threads, loop, case, raw, length, data_parallel),
+    }
+
+
+def dni_methods(case: Case, options: argparse.Namespace) -> dict[str, Method]:
+    """DNI on one worker with lag 1, and on more with every lag."""
+    stages = options.stages or max(2, *options.workers)
+    runs = [(w, lag) for w in options.workers for lag in (options.lags if w > 1 else [1])]
+
+    def method(workers: int, lag: int) -> Method:
+        return lambda length: measure_dni(
+            case, options.raw_dir, length, workers, stages, lag, options.diagnose, options.threads
+        )
+
+    return {f"dni-{w}-lag{lag}" if w > 1 else "dni-1": method(w, lag) for w, lag in runs}
+
+
+def pipelines(case: Case, options: argparse.Namespace) -> dict[str, Callable[[int], Method]]:
+    """GPipe and 1F1B for any number of microbatches."""
+    cut = options.pipeline_cut or case.dni().cuts[1]
+
+    def method(kind: str, microbatches: int) -> Method:
+        return lambda length: in_processes(
+            2, options.threads, loop, case, options.raw_dir, length, pipeline, kind, microbatches, cut
+        )
+
+    return {
+        "gpipe": lambda microbatches: method("gpipe", microbatches),
+        "1f1b": lambda microbatches: method("1f1b", microbatches),
+    }
+
+
+def measure(method: Method, length: Length) -> dict[str, Any]:
+    """One measurement, with all that is raw."""
+    laps = method(length)
+    known = [lap.losses for lap in laps if lap.losses]
+    spans = [lap.end - lap.start for lap in laps]
+    ends = max(lap.end for lap in laps) - min(lap.start for lap in laps)
+    return {
+        "wall_ms": 1e3 * max(spans) / length.measured,
+        "wall_with_ends_ms": 1e3 * ends / length.measured,
+        "cpu_ms": [1e3 * lap.cpu_s / length.measured for lap in laps],
+        "page_faults": [lap.page_faults / length.measured for lap in laps],
+        # Of a batch that was halved each process knows the mean of its half.
+        "losses": [sum(values) / len(values) for values in zip(*known, strict=True)],
+        "laps": [asdict(lap) for lap in laps],
+        "load": os.getloadavg()[0],
+    }
+
+
+def calibrate(case: Case, options: argparse.Namespace) -> Length:
+    """The length of a measurement, the same for all methods."""
+    if options.batches:
+        return Length(options.batches)
+    trial = Length(3, warm_up=2, cool_down=0)
+    ms = measure(plain_methods(case, options)["bare"], trial)["wall_ms"]
+    return Length(max(8, round(MEASUREMENT_S / (ms / 1e3))))
+
+
+def sweep(
+    makers: Mapping[str, Callable[[int], Method]], length: Length, tell: Tell
+) -> dict[str, dict[int, float]]:
+    """Wall ms a batch of each pipeline for each number of microbatches; half the batches, the better of two."""
+    short = Length(max(length.measured // 2, 4), length.warm_up, length.cool_down)
+    results: dict[str, dict[int, list[float]]] = {name: {n: [] for n in MICROBATCHES} for name in makers}
+    for _ in range(2):
+        for name, make in makers.items():
+            for n in MICROBATCHES:
+                results[name][n].append(measure(make(n), short)["wall_ms"])
+                tell(f"sweep: {name}, {n} microbatches: {results[name][n][-1]:.1f} ms")
+    return {name: {n: min(values) for n, values in row.items()} for name, row in results.items()}
+
+
+def compare(name: str, case: Case, options: argparse.Namespace, tell: Tell) -> dict[str, Any]:
+    """All methods in turn, round by round."""
+    length = calibrate(case, options)
+    chosen = {*(options.only or ())}
+    methods = {**dni_methods(case, options), **plain_methods(case, options)}
+    makers = pipelines(case, options)
+    if unknown := chosen - {*methods, *makers}:
+        raise SystemExit(
+            f"--only: no {', '.join(sorted(unknown))}; there are {', '.join([*methods, *makers])}"
+        )
+    methods = {k: m for k, m in methods.items() if not chosen or k in chosen}
+    swept = sweep({k: m for k, m in makers.items() if not chosen or k in chosen}, length, tell)
+    best = {k: min(row, key=lambda n: row[n]) for k, row in swept.items()}
+    methods |= {k: makers[k](n) for k, n in best.items()}
+    rounds = []
+    for i in range(options.rounds or 7):
+        rounds.append({k: measure(method, length) for k, method in methods.items()})
+        tell(f"{name}, round {i + 1}: " + ", ".join(f"{k} {m['wall_ms']:.1f}" for k, m in rounds[-1].items()))
+        check_losses(rounds[-1])
+    return {
+        "length": asdict(length),
+        "sweep": swept,
+        "microbatches": best,
+        "summary": summarise(rounds),
+        "ratios": ratios(rounds),
+        "rounds": rounds,
+    }
+
+
+def check_losses(measured: Mapping[str, dict[str, Any]]) -> None:
+    """Methods with true gradients descend alike."""
+    losses = {k: m["losses"][:COMPARED_LOSSES] for k, m in measured.items() if not k.startswith("dni")}
+    for k, values in losses.items():
+        known = next(iter(losses.values()))
+        torch.testing.assert_close(
+            torch.tensor(values),
+            torch.tensor(known),
+            rtol=TOLERANCE,
+            atol=0,
+            msg=f"{k}: {values}, not {known}",
         )
 
 
-# No batch normalisation (conf/experiment/mnist_conv.yaml has it): halved and micro-batches would change the network.
-_SHARED = {"classes": 10, "dynamics": "hamiltonian", "horizon": 4.0, "seed": 1}
-CASES = {
-    "conv": Case(
-        128,
-        {
-            **_SHARED, "shape": (1, 28, 28), "kernel": "conv", "channels": 16, "steps": 16, "opening": "conv"
-        },
-        {"name": "conv", "hidden": [32], "kernel_size": 1, "conditional": True},
-    ),
-    "dense": Case(
-        256,
-        {**_SHARED, "shape": (784,), "kernel": "dense", "channels": 256, "steps": 32, "opening": "linear"},
-        {"name": "mlp", "hidden": [256], "conditional": True},
-    ),
-}  # fmt: skip
+def summarise(rounds: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Over the rounds, by method."""
+    result = {}
+
+    def each(name: str, key: str) -> list[float]:
+        """Of each process."""
+        return [median(values) for values in zip(*(r[name][key] for r in rounds), strict=True)]
+
+    for name in rounds[0]:
+        wall = [r[name]["wall_ms"] for r in rounds]
+        result[name] = {
+            "wall_ms": median(wall),
+            "wall_min_ms": min(wall),
+            "wall_max_ms": max(wall),
+            "cpu_ms": each(name, "cpu_ms"),
+            "page_faults": each(name, "page_faults"),
+            "last_loss": rounds[-1][name]["losses"][-1],
+        }
+    return result
 
 
-def pool(case: Case, raw_dir: Path | None, count: int = 32) -> list[tuple[Tensor, Tensor]]:
-    """``count`` batches: of MNIST where it is at hand, else of random numbers."""
-    size = case.batch * count
-    if raw_dir is not None and (raw_dir / "MNIST" / "raw").is_dir():
-        from torchvision.datasets import MNIST
+def ratios(rounds: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Of wall times: every method over each decoupled one with lag 1, and a few more."""
+    names = list(rounds[0])
+    quick = [name for name in names if name.startswith("dni") and name.endswith("lag1")]
+    pairs = [(name, fast) for fast in quick for name in names if name != fast]
+    pairs += [
+        (a, b) for a, b in (("backprop", "bare"), ("bare", "bare-2t"), ("bare", "ddp")) if {a, b} <= {*names}
+    ]
+    result = {}
+    for a, b in pairs:
+        values = [r[a]["wall_ms"] / r[b]["wall_ms"] for r in rounds]
+        result[f"{a} / {b}"] = {"median": median(values), "min": min(values), "max": max(values)}
+    return result
 
-        data = MNIST(str(raw_dir), train=True, download=False)
-        x, y = (data.data[:size].float() / 255 - 0.1307) / 0.3081, data.targets[:size]
-    else:
-        draw = torch.Generator().manual_seed(0)
-        x = torch.randn(size, 28, 28, generator=draw)
-        y = torch.randint(10, (size,), generator=draw)
-    x = x.reshape(size, *case.spec.shape)
-    return list(zip(x.split(case.batch), y.split(case.batch), strict=True))
+
+def show(name: str, case: Case, results: dict[str, Any], rounds: int) -> None:
+    """Tables of what `compare` found."""
+    console = Console(width=120)
+    length = results["length"]["measured"]
+    table = Table("method", title=f"{name}: ms a batch of {case.batch}, {rounds} rounds of {length} batches")
+    for head in ("wall, median", "min", "max", "CPU by process", "page faults", "dni-1 / it", "last loss"):
+        table.add_column(head, justify="right")
+    summary = results["summary"]
+    for k, row in summary.items():
+        speed = f"{summary['dni-1']['wall_ms'] / row['wall_ms']:.2f}" if "dni-1" in summary else ""
+        label = f"{k}, {results['microbatches'][k]} microbatches" if k in results["microbatches"] else k
+        wall = (f"{row[key]:.1f}" for key in ("wall_ms", "wall_min_ms", "wall_max_ms"))
+        cpu = " + ".join(f"{value:.1f}" for value in row["cpu_ms"])
+        faults = " + ".join(f"{value:.0f}" for value in row["page_faults"])
+        table.add_row(label, *wall, cpu, faults, speed, f"{row['last_loss']:.5f}")
+    console.print(table)
+    table = Table("ratio of wall times", title=f"{name}: ratios within a round")
+    for head in ("median", "min", "max"):
+        table.add_column(head, justify="right")
+    for k, row in results["ratios"].items():
+        table.add_row(k, *(f"{row[key]:.2f}" for key in ("median", "min", "max")))
+    console.print(table)
+    for k, row in results["sweep"].items():
+        print(f"{name}, {k}: " + ", ".join(f"{n} microbatches {ms:.1f} ms" for n, ms in row.items()))
 
 
 class Clock:
-    """Wall and CPU seconds of named pieces of work, round by round."""
+    """Wall seconds, CPU seconds and page faults of named pieces of work, round by round."""
 
     def __init__(self) -> None:
-        self.wall: dict[str, list[float]] = {}
-        self.cpu: dict[str, list[float]] = {}
+        self.laps: dict[str, list[tuple[float, float, int]]] = {}
 
     def time(self, name: str, work: Callable[[], Any]) -> Any:
         """Do it and note how long it took."""
-        cpu, start = process_time(), perf_counter()
+        faults, cpu, start = page_faults(), process_time(), perf_counter()
         result = work()
         end, cpu_end = perf_counter(), process_time()
-        self.wall.setdefault(name, []).append(end - start)
-        self.cpu.setdefault(name, []).append(cpu_end - cpu)
+        self.laps.setdefault(name, []).append((end - start, cpu_end - cpu, page_faults() - faults))
         return result
 
     def typical(self, warm_up: int = 2) -> dict[str, dict[str, float]]:
-        """Medians in ms without the first rounds."""
-        return {
-            name: {"wall_ms": 1e3 * median(wall[warm_up:]), "cpu_ms": 1e3 * median(self.cpu[name][warm_up:])}
-            for name, wall in self.wall.items()
-        }
+        """Medians without the first rounds."""
+        result = {}
+        for name, laps in self.laps.items():
+            wall, cpu, faults = (median(values) for values in zip(*laps[warm_up:], strict=True))
+            result[name] = {"wall_ms": 1e3 * wall, "cpu_ms": 1e3 * cpu, "page_faults": faults}
+        return result
 
 
 class Cut:
     """Two stages with a cut at ``position``, which train as `DNI` does, in one process and without Lightning."""
 
     def __init__(self, case: Case, position: int, diary: Clock) -> None:
-        spec, e = case.spec, case.estimator
-        self.diary, self.position = diary, position
+        spec, module = case.spec, case.dni()
+        module.cuts = [0, position, spec.total_steps]
+        self.diary, self.position, self.time = diary, position, module.time(0)
         self.first, self.second = Stage(spec, 0, position), Stage(spec, position)
-        self.estimator = synthetic_gradient(
-            e["name"], spec.state_shape(position), spec.classes, e.get("hidden", []), e["conditional"],
-            e.get("kernel_size", 3), spec.seed, "estimators", position,
-        )  # fmt: skip
+        self.estimator: Any = module.make_estimator(0)
         self.estimator.optimizer = make_optimizer(ADAM, self.estimator.parameters())
         self.optimizers = [make_optimizer(ADAM, stage.parameters()) for stage in (self.first, self.second)]
-        self.time = spec.time(position)
         self.buffer: Tensor | None = None
 
     def batch(self, x: Tensor, y: Tensor) -> None:
@@ -170,9 +430,7 @@ PHASES = (
 )
 
 
-def profile_cuts(
-    case: Case, batches: list[tuple[Tensor, Tensor]], rounds: int, around: int
-) -> dict[int, dict[str, Any]]:
+def profile_cuts(case: Case, batches: list[Batch], rounds: int, around: int) -> dict[int, dict[str, Any]]:
     """Phases of both stages, in turn for the chosen cut and ``around`` positions on either side of it."""
     steps, chosen = case.spec.total_steps, case.dni().cuts[1]
     positions = range(max(chosen - around, 1), min(chosen + around, steps - 1) + 1)
@@ -186,15 +444,13 @@ def profile_cuts(
         p: {
             "chosen": p == chosen,
             "phases": {name: times[f"{p} {name}"] for name in (*PHASES, "copy")},
-            "predicted": case.spec.stage_costs([0, p, steps], case.dni().extra_cost()),
+            "predicted": case.spec.stage_work([0, p, steps], case.dni().extra_cost()),
         }
         for p in positions
     }
 
 
-def profile_parts(
-    case: Case, batches: list[tuple[Tensor, Tensor]], rounds: int
-) -> dict[str, dict[str, float]]:
+def profile_parts(case: Case, batches: list[Batch], rounds: int) -> dict[str, dict[str, float]]:
     """Forward + backward of a network's parts, and of the estimator at the chosen cut.
 
     A step is a quarter of the difference between stages of two and of six steps in the middle of the network.
@@ -233,14 +489,11 @@ def profile_parts(
     step = {kind: (six_steps[kind] - two_steps[kind]) / 4 for kind in six_steps}
     beside = {kind: two_steps[kind] - 2 * step[kind] for kind in step}
     parts = {"opening": times["opening"], "step": step, "beside the steps of a stage": beside, **times}
-    counts = multiplications(case, position)
-    unit = step["cpu_ms"] / counts["step"]
-    for name, part in parts.items():
-        if name in counts:
-            part["megamults"] = counts[name] * case.batch / 1e6
-            part["ms_per_megamult"] = part["cpu_ms"] / part["megamults"]
-            # What the cost model, which counts multiplications, would have to multiply its count with.
-            part["factor"] = part["cpu_ms"] / counts[name] / unit
+    counted = counted_work(case, position)
+    for name in {*parts} & {*counted}:
+        parts[name]["work"] = counted[name] * case.batch
+        # What the cost model's count would have to be multiplied by.
+        parts[name]["factor"] = parts[name]["cpu_ms"] / counted[name] * counted["step"] / step["cpu_ms"]
     return parts
 
 
@@ -252,17 +505,17 @@ def boundary(cut: Cut, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return state.detach(), state.grad
 
 
-def multiplications(case: Case, position: int) -> dict[str, float]:
-    """Multiplications per sample of the parts, three passes each (forward, two backward); a prediction is one."""
+def counted_work(case: Case, position: int) -> dict[str, float]:
+    """What the cost model counts for the parts, per sample: forward and backward are three passes."""
     spec = case.spec
-    costs = spec.step_costs()
-    step = costs[spec.total_steps // 2]
-    # The model's own extra is the estimator in units of 3 passes, with one prediction and one lesson.
+    steps = spec.step_work()
+    step = steps[spec.total_steps // 2]
+    # The model's own count for an estimator is in units of 3 passes: one prediction, and one lesson.
     prediction = case.dni().extra_cost()(spec.state_shape(position)) * 3 / 4  # type: ignore[operator]
     return {
-        "opening": 3 * (costs[0] - step),
+        "opening": 3 * (steps[0] - step),
         "step": 3 * step,
-        "classifier, loss": 3 * (costs[-1] - step),
+        "classifier, loss": 3 * (steps[-1] - step),
         "estimate": prediction,
         "learn": 3 * prediction,
     }
@@ -271,18 +524,17 @@ def multiplications(case: Case, position: int) -> dict[str, float]:
 def show_profile(name: str, case: Case, parts: dict[str, Any], cuts: dict[int, Any]) -> None:
     """Two tables."""
     console = Console(width=150)
-    table = Table(title=f"{name}: parts, forward + backward, batch {case.batch}, medians")
-    for head in ("part", "wall ms", "CPU ms", "10^6 mult.", "ps / mult.", "of a step's"):
-        table.add_column(head, justify="left" if head == "part" else "right")
+    table = Table("part", title=f"{name}: parts, forward + backward, batch {case.batch}, medians")
+    for head in ("wall ms", "CPU ms", "page faults", "10^6 of work", "measured / counted"):
+        table.add_column(head, justify="right")
     for part, t in parts.items():
-        row = [f"{t['wall_ms']:.3f}", f"{t['cpu_ms']:.3f}"]
-        if "factor" in t:
-            row += [f"{t['megamults']:.1f}", f"{1e3 * t['ms_per_megamult']:.1f}", f"{t['factor']:.2f}"]
-        table.add_row(part, *row)
+        row = [f"{t['wall_ms']:.3f}", f"{t['cpu_ms']:.3f}", f"{t['page_faults']:.0f}"]
+        table.add_row(part, *row, *([f"{t['work'] / 1e6:.1f}", f"{t['factor']:.2f}"] if "work" in t else []))
     console.print(table)
     table = Table(title=f"{name}: both stages by cut, CPU ms, medians (* chosen by the cost model)")
-    for head in ("cut", *PHASES, "stage 0", "stage 1", "0 / 1", "predicted", "slowest", "copy"):
-        table.add_column(head, justify="right")
+    short = ("0 fwd", "0 est", "0 bwd", "0 upd", "0 learn", "1 fwd", "1 bwd", "1 upd")
+    for head in ("cut", *short, "stage 0", "stage 1", "0 / 1", "counted", "slowest", "copy", "faults"):
+        table.add_column(head, justify="right", no_wrap=True)
     for position, row in cuts.items():
         cells = [row["phases"][phase]["cpu_ms"] for phase in PHASES]
         totals = sum(cells[:5]), sum(cells[5:])
@@ -294,8 +546,19 @@ def show_profile(name: str, case: Case, parts: dict[str, Any], cuts: dict[int, A
             f"{predicted:.2f}",
             f"{max(totals):.2f}",
             f"{row['phases']['copy']['cpu_ms']:.2f}",
+            f"{sum(row['phases'][phase]['page_faults'] for phase in PHASES):.0f}",
         )
     console.print(table)
+
+
+def profile(name: str, case: Case, options: argparse.Namespace) -> dict[str, Any]:
+    """The costs of all parts and cuts, one thread."""
+    torch.set_num_threads(1)
+    batches, rounds = pool(case, options.raw_dir), options.rounds or 30
+    parts = profile_parts(case, batches, rounds)
+    cuts = profile_cuts(case, batches, rounds, options.around)
+    show_profile(name, case, parts, cuts)
+    return {"parts": parts, "cuts": cuts}
 
 
 def machine() -> dict[str, Any]:
@@ -305,9 +568,10 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": models[0] if models else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
-        "load": os.getloadavg(),
+        "load": os.getloadavg()[0],
         "python": platform.python_version(),
         "torch": torch.__version__,
+        **{k: v for k, v in os.environ.items() if k.startswith(("OMP_", "MKL_", "MALLOC_"))},
     }
 
 
@@ -316,44 +580,56 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--network", choices=(*CASES, "both"), default="both")
-    parser.add_argument("--rounds", type=int, help="default: 7 (--profile: 30)")
-    parser.add_argument("--raw-dir", type=Path, default=Path("../shared/data"), help="has MNIST/raw/*")
-    parser.add_argument("--profile", action="store_true", help="measure the parts of the stages instead")
-    parser.add_argument(
-        "--around", type=int, default=3, help="cuts on either side of the chosen one (--profile)"
+    add = parser.add_argument
+    add("--network", choices=(*CASES, "both"), default="both")
+    add("--rounds", type=int, help="default: 7 (--profile: 30)")
+    add("--batches", type=int, help=f"measured at once (default: about {MEASUREMENT_S:.0f} s)")
+    add(
+        "--only",
+        nargs="+",
+        metavar="METHOD",
+        help="such as dni-1 dni-2-lag1 bare ddp gpipe 1f1b (default: all)",
     )
-    parser.add_argument("--json", type=Path)
+    add("--workers", nargs="+", type=int, default=[1, 2], help="of dni (default: 1 2)")
+    add("--lags", nargs="+", type=int, default=[0, 1, 2], help="of dni on several workers (default: 0 1 2)")
+    add("--stages", type=int, help="of dni (default: the most workers, at least 2)")
+    add(
+        "--threads",
+        type=int,
+        default=1,
+        help="of each process, but of those with -2t, which have twice as many",
+    )
+    add("--pipeline-cut", type=int, help="steps of the pipelines' first stage (default: those of dni)")
+    add("--diagnose", type=int, default=0, help="strategy.diagnose_every_n_batches (default: 0, never)")
+    add("--raw-dir", type=Path, default=Path("../shared/data"), help="has MNIST/raw/*; else random numbers")
+    add("--profile", action="store_true", help="measure the parts of the stages instead")
+    add("--around", type=int, default=3, help="cuts on either side of the chosen one (--profile)")
+    add("--json", type=Path)
     return parser.parse_args()
-
-
-def names(options: argparse.Namespace) -> Iterator[str]:
-    """The networks that were asked for."""
-    return (name for name in CASES if options.network in (name, "both"))
-
-
-def profile(options: argparse.Namespace) -> dict[str, Any]:
-    """The costs of all parts and cuts, one thread."""
-    torch.set_num_threads(1)
-    results: dict[str, Any] = {}
-    for name in names(options):
-        case, rounds = CASES[name], options.rounds or 30
-        batches = pool(case, options.raw_dir)
-        parts = profile_parts(case, batches, rounds)
-        cuts = profile_cuts(case, batches, rounds, options.around)
-        show_profile(name, case, parts, cuts)
-        results[name] = {"parts": parts, "cuts": cuts}
-    return results
 
 
 def main() -> None:
     """Measure, print tables, and write JSON if asked to."""
     options = arguments()
-    facts = machine()
-    print(", ".join(f"{key} {value}" for key, value in facts.items()))
-    results = {"machine": facts, "profile": profile(options)}
+    data = "MNIST" if has_mnist(options.raw_dir) else "random numbers"
+    results: dict[str, Any] = {"machine": machine(), "data": data, "options": vars(options), "networks": {}}
+    print(", ".join(f"{key} {value}" for key, value in results["machine"].items()), f"; data: {data}", sep="")
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    multiprocessing.set_forkserver_preload(["torch", "pytorch_lightning", "baselines"])
+    for name, case in CASES.items():
+        if options.network not in (name, "both"):
+            continue
+        if options.profile:
+            results["networks"][name] = profile(name, case, options)
+        else:
+            results["networks"][name] = compare(
+                name, case, options, lambda text: print(text, file=sys.stderr)
+            )
+            show(name, case, results["networks"][name], options.rounds or 7)
+    results["load at the end"] = os.getloadavg()[0]
+    print(f"load at the end {results['load at the end']:.2f}")
     if options.json:
-        options.json.write_text(json.dumps(results, indent=2))
+        options.json.write_text(json.dumps(results, indent=2, default=str))
 
 
 if __name__ == "__main__":
