@@ -6,6 +6,7 @@ The process groups are our own: with `init_process_group` Lightning would take o
 from __future__ import annotations
 
 import io
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
@@ -19,7 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import FileStore, PrefixStore, Store, Work, rendezvous  # type: ignore[attr-defined]
 
-from sglight.parallel.link import PeerLost, Peers, Pending, Waiting
+from sglight.parallel.link import PeerLost, Peers, Pending, Receiver, Sender, Waiting
+from sglight.parallel.staging import Line, StagedReceiver, StagedSender
 
 Group = Any  # a torch.distributed.Backend, whose stubs lack what it can do
 
@@ -204,3 +206,99 @@ def unpacked(message: io.BytesIO) -> Any:
 def as_bytes(message: io.BytesIO) -> Tensor:
     """A message's memory as a tensor."""
     return torch.frombuffer(message.getbuffer(), dtype=torch.uint8)
+
+
+class GlooLine(Line):
+    """One direction, with a gloo group of two for itself."""
+
+    def __init__(self, group: Group) -> None:
+        self._group, self._other = group, 1 - group.rank()
+
+    def put(self, data: Tensor) -> None:
+        with noticing():
+            self._group.send([data], self._other, 0).wait()
+
+    def get(self, data: Tensor) -> None:
+        with noticing():
+            self._group.recv([data], self._other, 0).wait()
+
+    def hang_up(self) -> None:
+        hang_up(self._group)
+
+
+class GroupSender(StagedSender):
+    """To a worker that shares no memory with this one; ``group``: of the two, for this alone; others: `Staged`."""
+
+    def __init__(self, group: Group, *args: Any, **kwargs: Any) -> None:
+        super().__init__(GlooLine(group), *args, **kwargs)
+
+
+class GroupReceiver(StagedReceiver):
+    """From a worker that shares no memory with this one; ``group``: as above; others: `StagedReceiver`."""
+
+    def __init__(self, group: Group, *args: Any, **kwargs: Any) -> None:
+        super().__init__(GlooLine(group), *args, **kwargs)
+
+
+def nccl(store: Store, rank: int, name: str) -> Group:
+    """A group of two processes with a GPU each, for one direction of a boundary."""
+    store = PrefixStore(name, store)
+    _meet(store, 2)
+    backend: Any = dist.ProcessGroupNCCL
+    return backend(store, rank, 2, backend.Options())
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """The memory of a tensor that fills it, in the order in which it lies there."""
+    return tensor.as_strided((tensor.numel(),), (1,))
+
+
+class NcclSender(Sender):
+    """From GPU to GPU; the CPU waits for nothing.
+
+    Args:
+        group: see `nccl`.
+        memory_format: of images, the same at both ends.
+        slots: how many tensors may be on their way before what is computed next waits for the oldest.
+    """
+
+    def __init__(
+        self, group: Group, memory_format: torch.memory_format = torch.contiguous_format, slots: int = 4
+    ) -> None:
+        self._group, self._other, self._format, self._limit = group, 1 - group.rank(), memory_format, slots
+        self._under_way: deque[tuple[Work, Tensor]] = deque()
+
+    def send(self, tensor: Tensor) -> None:
+        tensor = tensor.detach().contiguous(memory_format=format_of(tensor.shape, self._format))
+        self._under_way.append((self._group.send([flat(tensor)], self._other, 0), tensor))
+        if len(self._under_way) > self._limit:
+            self._under_way.popleft()[0].wait()
+
+
+class NcclReceiver(Receiver):
+    """From GPU to GPU; what is sent must be of the shape that is expected.
+
+    Args:
+        group, memory_format: see `NcclSender`.
+        device, dtype: of what comes.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        self._group, self._other, self._format = group, 1 - group.rank(), memory_format
+        self._kind: dict[str, Any] = {"device": device, "dtype": dtype}
+
+    def receive(self, shape: Sequence[int]) -> Tensor:
+        tensor = torch.empty(shape, **self._kind, memory_format=format_of(shape, self._format))
+        self._group.recv([flat(tensor)], self._other, 0).wait()
+        return tensor
+
+
+def format_of(shape: Sequence[int], memory_format: torch.memory_format) -> torch.memory_format:
+    """Only images have another than the usual one."""
+    return memory_format if len(shape) == 4 else torch.contiguous_format

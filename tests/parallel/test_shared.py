@@ -15,12 +15,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from sglight.parallel.layout import DTYPES
 from sglight.parallel.link import PeerLost
 from sglight.parallel.shared import SharedReceiver, SharedSender, connect
-from tests.parallel.workers import descriptors, resident_mb, working
+from tests.parallel.workers import Watch, assert_same, closing, descriptors, resident_mb, working
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -29,26 +28,6 @@ def pair(slots: int = 4, **kwargs: Any) -> tuple[SharedSender, SharedReceiver]:
     """Both ends in this process."""
     down, up = socket.socketpair(socket.AF_UNIX)
     return SharedSender(down, slots, **kwargs), SharedReceiver(up, **kwargs)
-
-
-@contextmanager
-def closing(*ends: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for end in ends:
-            end.close()
-
-
-def assert_same(received: Tensor, sent: Tensor) -> None:
-    """Bit for bit and stride for stride."""
-    assert (received.shape, received.dtype) == (sent.shape, sent.dtype)
-    assert received.stride() == sent.stride()
-    assert torch.equal(bits(received), bits(sent))
-
-
-def bits(tensor: Tensor) -> Tensor:
-    return tensor.flatten().view(torch.uint8)
 
 
 # What comes out
@@ -173,21 +152,6 @@ def test_a_tensor_outlives_the_memory_of_its_slot() -> None:
 
 
 # When an end waits
-
-
-class Watch:
-    """Counts how often an end waits, and tells whether it does."""
-
-    def __init__(self) -> None:
-        self.times = 0
-        self.now = threading.Event()
-
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        self.times += 1
-        self.now.set()
-        yield
-        self.now.clear()
 
 
 def test_a_sender_far_ahead_waits_until_a_tensor_is_done_with() -> None:

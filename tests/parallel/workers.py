@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from sglight.parallel.link import Channel
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "sglight.parallel.remote", "sglight.parallel.shared"])
@@ -27,7 +32,7 @@ class Worker:
     def result(self, timeout_s: float = 30.0) -> Any:
         """What it returns; or it raises here what it has raised there."""
         assert self._pipe.poll(timeout_s), "the other process does not finish"
-        value = self._pipe.recv()
+        value = pickle.loads(self._pipe.recv_bytes())
         if isinstance(value, BaseException):
             raise value
         return value
@@ -40,9 +45,9 @@ class Worker:
 def _run(pipe: Any, target: Callable[..., Any], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     try:
-        pipe.send(target(*args))
+        pipe.send_bytes(pickle.dumps(target(*args)))  # tensors as they are, not in shared memory
     except BaseException as error:
-        pipe.send(error)
+        pipe.send_bytes(pickle.dumps(error))
 
 
 @contextmanager
@@ -71,3 +76,35 @@ def resident_mb() -> float:
     """Memory of this process, what it shares included."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGESIZE") / 2**20
+
+
+@contextmanager
+def closing(*ends: Channel) -> Iterator[None]:
+    """Close channels in the end."""
+    try:
+        yield
+    finally:
+        for end in ends:
+            end.close()
+
+
+class Watch:
+    """Counts how often an end of a channel waits, and tells whether it does."""
+
+    def __init__(self) -> None:
+        self.times = 0
+        self.now = threading.Event()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        self.times += 1
+        self.now.set()
+        yield
+        self.now.clear()
+
+
+def assert_same(received: Tensor, sent: Tensor) -> None:
+    """Bit for bit and stride for stride."""
+    assert (received.shape, received.dtype) == (sent.shape, sent.dtype)
+    assert received.stride() == sent.stride()
+    assert torch.equal(received.flatten().view(torch.uint8), sent.flatten().view(torch.uint8))
