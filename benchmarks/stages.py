@@ -12,8 +12,8 @@ the number of microbatches that is best in a sweep beforehand.
 
 Wall time is that of the process which needs longest for the measured batches, between batches in full swing: neither
 the filling nor the draining of queues counts. It is wall_with_ends_ms in the JSON from the first start to the last end.
-CPU time is each process's own. Ratios are taken within a round, then the median over rounds. Losses of all methods with
-true gradients have to agree.
+CPU time is each process's own. Ratios are taken within a round, then the median over rounds. The losses of all methods
+with true gradients have to agree, and those of dni-1 and dni-W-lag1 have to be the same.
 
 Environment variables reach all processes. On Linux, glibc gives large tensors back to the system and fetches them
 again in every batch, at the price of page faults; MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ stop that.
@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import multiprocessing
 import os
 import platform
@@ -31,6 +32,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
@@ -149,10 +151,10 @@ def measure_dni(
     """What each of the workers measured."""
     args = (case, raw_dir, length, "dni", workers, stages, lag, diagnose)
     if workers == 1:
-        return in_processes(1, threads, fit, *args)[0]  # type: ignore[no-any-return]
+        return in_processes(1, threads, fit, *args)[0]
     from sglight.parallel.launcher import launch
 
-    return launch(fit, *args, workers=workers, threads=threads)  # type: ignore[no-any-return]
+    return launch(fit, *args, workers=workers, threads=threads)
 
 
 # What measures one method once.
@@ -167,7 +169,7 @@ def plain_methods(case: Case, options: argparse.Namespace) -> dict[str, Method]:
 
     def backprop(length: Length, threads: int) -> list[Lap]:
         args = (case, raw, length, "backprop", 1, 1, 0, 0)
-        return in_processes(1, threads, fit, *args)[0]  # type: ignore[no-any-return]
+        return in_processes(1, threads, fit, *args)[0]
 
     return {
         "backprop": lambda length: backprop(length, threads),
@@ -249,7 +251,6 @@ def sweep(
 
 def compare(name: str, case: Case, options: argparse.Namespace, tell: Tell) -> dict[str, Any]:
     """All methods in turn, round by round."""
-    length = calibrate(case, options)
     chosen = {*(options.only or ())}
     methods = {**dni_methods(case, options), **plain_methods(case, options)}
     makers = pipelines(case, options)
@@ -258,6 +259,7 @@ def compare(name: str, case: Case, options: argparse.Namespace, tell: Tell) -> d
             f"--only: no {', '.join(sorted(unknown))}; there are {', '.join([*methods, *makers])}"
         )
     methods = {k: m for k, m in methods.items() if not chosen or k in chosen}
+    length = calibrate(case, options)
     swept = sweep({k: m for k, m in makers.items() if not chosen or k in chosen}, length, tell)
     best = {k: min(row, key=lambda n: row[n]) for k, row in swept.items()}
     methods |= {k: makers[k](n) for k, n in best.items()}
@@ -277,27 +279,26 @@ def compare(name: str, case: Case, options: argparse.Namespace, tell: Tell) -> d
 
 
 def check_losses(measured: Mapping[str, dict[str, Any]]) -> None:
-    """Methods with true gradients descend alike."""
-    losses = {k: m["losses"][:COMPARED_LOSSES] for k, m in measured.items() if not k.startswith("dni")}
-    for k, values in losses.items():
-        known = next(iter(losses.values()))
-        torch.testing.assert_close(
-            torch.tensor(values),
-            torch.tensor(known),
-            rtol=TOLERANCE,
-            atol=0,
-            msg=f"{k}: {values}, not {known}",
-        )
+    """True gradients descend alike, and synthetic ones of the same lag do to the last bit, wherever the stages are."""
+    true = {k: m["losses"][:COMPARED_LOSSES] for k, m in measured.items() if not k.startswith("dni")}
+    for k, losses in true.items():
+        first = next(iter(true.values()))
+        near = all(math.isclose(a, b, rel_tol=TOLERANCE) for a, b in zip(losses, first, strict=True))
+        assert near, f"losses of {k}: {losses}, not {first} as of {next(iter(true))}"
+    placed = {k: m["losses"] for k, m in measured.items() if k == "dni-1" or k.endswith("-lag1")}
+    for k, losses in placed.items():
+        first = next(iter(placed.values()))
+        assert losses == first, f"losses of {k}: {losses}, not {first} as of {next(iter(placed))}"
 
 
 def summarise(rounds: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Over the rounds, by method."""
-    result = {}
 
     def each(name: str, key: str) -> list[float]:
         """Of each process."""
         return [median(values) for values in zip(*(r[name][key] for r in rounds), strict=True)]
 
+    result = {}
     for name in rounds[0]:
         wall = [r[name]["wall_ms"] for r in rounds]
         result[name] = {
@@ -326,10 +327,10 @@ def ratios(rounds: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return result
 
 
-def show(name: str, case: Case, results: dict[str, Any], rounds: int) -> None:
+def show(name: str, case: Case, results: dict[str, Any]) -> None:
     """Tables of what `compare` found."""
     console = Console(width=120)
-    length = results["length"]["measured"]
+    rounds, length = len(results["rounds"]), results["length"]["measured"]
     table = Table("method", title=f"{name}: ms a batch of {case.batch}, {rounds} rounds of {length} batches")
     for head in ("wall, median", "min", "max", "CPU by process", "page faults", "dni-1 / it", "last loss"):
         table.add_column(head, justify="right")
@@ -611,25 +612,21 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, print tables, and write JSON if asked to."""
     options = arguments()
-    data = "MNIST" if has_mnist(options.raw_dir) else "random numbers"
-    results: dict[str, Any] = {"machine": machine(), "data": data, "options": vars(options), "networks": {}}
-    print(", ".join(f"{key} {value}" for key, value in results["machine"].items()), f"; data: {data}", sep="")
+    facts, data = machine(), "MNIST" if has_mnist(options.raw_dir) else "random numbers"
+    print(*(f"{key} {value}" for key, value in facts.items()), f"data {data}", sep=", ")
+    results: dict[str, Any] = {"machine": facts, "data": data, "options": vars(options), "networks": {}}
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     multiprocessing.set_forkserver_preload(["torch", "pytorch_lightning", "baselines"])
-    for name, case in CASES.items():
-        if options.network not in (name, "both"):
-            continue
+    for name in (name for name in CASES if options.network in (name, "both")):
         if options.profile:
-            results["networks"][name] = profile(name, case, options)
+            results["networks"][name] = profile(name, CASES[name], options)
         else:
-            results["networks"][name] = compare(
-                name, case, options, lambda text: print(text, file=sys.stderr)
-            )
-            show(name, case, results["networks"][name], options.rounds or 7)
-    results["load at the end"] = os.getloadavg()[0]
-    print(f"load at the end {results['load at the end']:.2f}")
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2, default=str))
+            results["networks"][name] = compare(name, CASES[name], options, partial(print, file=sys.stderr))
+            show(name, CASES[name], results["networks"][name])
+        results["load_at_the_end"] = os.getloadavg()[0]
+        if options.json:
+            options.json.write_text(json.dumps(results, indent=2, default=str))
+    print(f"load at the end {results['load_at_the_end']:.2f}")
 
 
 if __name__ == "__main__":
