@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from math import inf
 from operator import le
+from os import environ
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ AT_LEAST = {
         "strategy.estimator.kernel_size strategy.estimator.every_n_batches trainer.devices trainer.num_nodes "
         "trainer.max_epochs trainer.log_every_n_steps trainer.check_val_every_n_epoch trainer.threads "
         "callbacks.checkpoint.every_n_epochs callbacks.figures.every_n_epochs callbacks.progress.refresh_rate "
-        "callbacks.early_stopping.patience"
+        "callbacks.early_stopping.patience callbacks.timeline.batches"
     ),
     0: (
         "seed dataset.seed dataset.data_seed dataset.noise dataset.crop_padding dataset.memory_limit model.gamma "
@@ -28,7 +29,7 @@ AT_LEAST = {
         "strategy.regularisation.classifier_smoothness strategy.diagnose_every_n_batches trainer.fast_dev_run"
     ),
 }
-POSITIVE = "strategy.optimizer.lr strategy.estimator.optimizer.lr strategy.clip_norm strategy.scheduler.gamma"
+POSITIVE = "trainer.idle_timeout_s strategy.optimizer.lr strategy.estimator.optimizer.lr strategy.clip_norm strategy.scheduler.gamma"
 BELOW_ONE = (
     "dataset.validation_fraction dataset.test_fraction strategy.optimizer.momentum "
     "strategy.estimator.optimizer.momentum"
@@ -135,13 +136,33 @@ def check_strategy(cfg: DictConfig) -> None:
             )
 
 
+def check_workers(cfg: DictConfig) -> None:
+    """Refuse more workers than stages, machines without torchrun, and workers that torchrun has not started."""
+    devices, nodes = cfg.trainer.devices, cfg.trainer.num_nodes
+    workers, stages = devices * nodes, OmegaConf.select(cfg, "strategy.stages") or 1
+    if workers > stages:
+        remedy = (
+            "raise strategy.stages" if "stages" in cfg.strategy else "choose a strategy that has them, as dni"
+        )
+        raise UserError(
+            f"trainer.devices={devices} on trainer.num_nodes={nodes} makes {workers} workers, but there are only "
+            f"{stages} stage(s); {remedy}, or lower trainer.devices"
+        )
+    started = environ.get("WORLD_SIZE") if "TORCHELASTIC_RUN_ID" in environ else None
+    if started is None and nodes > 1:
+        raise UserError(
+            f"trainer.num_nodes={nodes} needs torchrun on each machine: torchrun --nnodes {nodes} "
+            f"--nproc-per-node {devices} ... -m sglight ..."
+        )
+    if started is not None and int(started) != workers:
+        raise UserError(
+            f"torchrun has started {started} process(es), but trainer.devices={devices} on "
+            f"trainer.num_nodes={nodes} makes {workers}; give --nproc-per-node={devices} and --nnodes={nodes}"
+        )
+
+
 def check_trainer(trainer: DictConfig) -> None:
     """Refuse what Lightning would misunderstand or cannot do with several optimisers."""
-    for key in ("devices", "num_nodes"):
-        if trainer[key] > 1:
-            raise UserError(
-                f"trainer.{key}={trainer[key]} is not possible yet: all stages run in one process; use 1"
-            )
     if trainer.precision in ("16-mixed", "16", "fp16"):
         raise UserError(
             f"trainer.precision={trainer.precision} scales the loss of one optimiser, but every stage has its own; "

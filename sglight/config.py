@@ -66,6 +66,7 @@ def check(cfg: DictConfig) -> DictConfig:
     checks.check_model(cfg.model)
     checks.check_strategy(cfg)
     checks.check_trainer(cfg.trainer)
+    checks.check_workers(cfg)
     cfg.ckpt = resolve_ckpt(cfg.ckpt)
     checks.check_files(cfg)
     return cfg

@@ -6,11 +6,9 @@ import json
 import logging
 import math
 import os
-import resource
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -27,15 +25,18 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from sglight.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
 from sglight.callbacks.console import Summary, print_results
 from sglight.callbacks.figures import PlanarFigures
+from sglight.callbacks.memory import PeakMemory, forget_peak
 from sglight.callbacks.timing import EpochTimer
 from sglight.config import to_plain
 from sglight.errors import UserError
 from sglight.files import replacing
 from sglight.networks import NetworkSpec
+from sglight.parallel.launcher import launch
+from sglight.parallel.strategy import StageStrategy, agree, environment
 from sglight.strategies.base import StagedModule
 
 # Keys of trainer.* that are ours, or that need translation, before the rest goes to Lightning's Trainer.
-OWN_TRAINER_KEYS = ("threads",)
+OWN_TRAINER_KEYS = ("threads", "idle_timeout_s", "share_devices", "show_schedule")
 # Multiplications of a time step on a batch above which a second thread pays.
 WORK_FOR_THREADS = 3e7
 # Warnings that the user can do nothing about.
@@ -53,26 +54,45 @@ HYPERPARAMETERS = (
 def run(cfg: DictConfig, folder: Path | None = None) -> float:
     """Train and test (``mode=fit``) or test (``mode=test``) what the config describes; returns the monitored metric.
 
+    With ``trainer.devices`` above 1 this happens in as many worker processes, which are started here unless torchrun
+    has done so.
+
     Args:
         cfg: the composed and checked config.
         folder: where the run leaves its files; Hydra's run folder by default.
 
     Raises:
-        UserError: if the config asks for something that does not exist or go together.
+        UserError: if the config asks for something that does not exist or go together, or if a worker fails.
     """
     folder = Path(HydraConfig.get().runtime.output_dir) if folder is None else folder
-    plain = to_plain(cfg)
+    plain, folder = agree((to_plain(cfg), folder))
+    workers = plain["trainer"]["devices"]
+    if workers == 1 or environment() is not None:
+        return work(plain, folder)
+    monitored: float = launch(
+        work, plain, folder, workers=workers, idle_timeout_s=plain["trainer"]["idle_timeout_s"]
+    )
+    return monitored
+
+
+def work(plain: dict[str, Any], folder: Path) -> float:
+    """`run` in one worker process, or in all there is."""
+    rank = 0 if (place := environment()) is None else place.global_rank()
     set_up(plain)
-    _forget_peak()
-    write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
-    datamodule = build_datamodule(plain)
+    forget_peak()
+    if rank == 0:
+        write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
+    datamodule = build_datamodule(plain, inputs=rank == 0)
     module = build_module(plain, datamodule)
-    torch.set_num_threads(plain["trainer"]["threads"] or useful_threads(module.spec, datamodule.batch_size))
+    here = plain["trainer"]["devices"]
+    torch.set_num_threads(
+        plain["trainer"]["threads"] or useful_threads(module.spec, datamodule.batch_size, here)
+    )
     best, callbacks = build_callbacks(plain["callbacks"], folder)
-    timer = EpochTimer()
+    summary, timer, memory = Summary(folder), EpochTimer(), PeakMemory()
     batches = _train_batches(plain["trainer"], len(datamodule.train_dataloader()))
     plain["trainer"]["log_every_n_steps"] = min(plain["trainer"]["log_every_n_steps"], batches)
-    trainer = build_trainer(plain, folder, [Summary(folder), *callbacks, timer])
+    trainer = build_trainer(plain, folder, [summary, *callbacks, timer, memory])
     for logger in trainer.loggers:
         logger.log_hyperparams(_hyperparameters(plain), *_metric_columns(logger))
     ckpt, testing = plain["ckpt"], plain["mode"] == "test"
@@ -89,25 +109,28 @@ def run(cfg: DictConfig, folder: Path | None = None) -> float:
             score = best.best_model_score
             monitored = float(metrics.get(str(best.monitor), math.nan) if score is None else score)
             metrics |= _test(trainer, module, datamodule, best)
-    metrics |= {
+    metrics |= memory.metrics() | {
+        "model/parameters": sum(n for name, n in summary.parameters.items() if name.startswith("stage_")),
         "run/seed": plain["seed"],
         "run/status": "finished",
-        "memory/peak_bytes": _peak_bytes(trainer),
     }
     # Not a number is no JSON either.
     metrics = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
-    if not plain["trainer"]["fast_dev_run"] and trainer.is_global_zero:
-        write_atomically(
-            folder / "metrics.json", json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    if rank == 0:
+        if not plain["trainer"]["fast_dev_run"]:
+            text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n"
+            write_atomically(folder / "metrics.json", text)
+        print_results(
+            metrics, folder, any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
         )
-    print_results(metrics, folder, any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers))
     return monitored
 
 
-def build_datamodule(plain: Mapping[str, Any]) -> Any:
-    """The data module of ``dataset``, prepared, so that shape and classes are known."""
+def build_datamodule(plain: Mapping[str, Any], inputs: bool = True) -> Any:
+    """The data module of ``dataset``, prepared, so that shape and classes are known; with or without its inputs."""
     settings = dict(plain["dataset"])
     datamodule = get_class(settings.pop("_target_"))(**settings)
+    datamodule.inputs = inputs
     datamodule.prepare_data()
     datamodule.setup("fit")
     return datamodule
@@ -163,6 +186,7 @@ def build_trainer(plain: Mapping[str, Any], folder: Path, callbacks: list[Callba
         callbacks = [
             c for c in callbacks if not isinstance(c, BestCheckpoint | LastCheckpoint | LearningRateMonitor)
         ]
+    config |= _workers(plain["trainer"])
     try:
         return pl.Trainer(
             **config,
@@ -182,19 +206,44 @@ def build_trainer(plain: Mapping[str, Any], folder: Path, callbacks: list[Callba
         ) from error
 
 
+def _workers(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """Lightning's Strategy and devices for several workers.
+
+    Raises:
+        UserError: if there are more workers than GPUs.
+    """
+    workers = trainer["devices"]
+    if workers * trainer["num_nodes"] == 1:
+        return {}
+    devices, on_gpu = workers, _uses_gpu(trainer["accelerator"])
+    if on_gpu:
+        devices = min(workers, torch.cuda.device_count())
+        if devices < workers and not trainer["share_devices"]:
+            raise UserError(
+                f"trainer.devices={workers}, but this machine has {devices} GPU(s): lower it, add "
+                "trainer.share_devices=true to let workers take turns, or trainer.accelerator=cpu"
+            )
+    return {"strategy": StageStrategy(workers=workers), "devices": devices}
+
+
+def _uses_gpu(accelerator: str) -> bool:
+    return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a file such that it is either whole or as it was."""
     with replacing(path) as temporary:
         temporary.write_text(text)
 
 
-def useful_threads(spec: NetworkSpec, batch_size: int) -> int:
-    """All cores for steps that keep them busy, otherwise one: threads that wait for each other cost more.
+def useful_threads(spec: NetworkSpec, batch_size: int, workers: int = 1) -> int:
+    """A worker's share of the cores for steps that keep them busy, otherwise one.
 
-    The more so when the machine has other work: a thread that is not scheduled holds up all.
+    Threads that wait for each other cost more than they bring, the more so when the machine has other work: a thread
+    that is not scheduled holds up all.
     """
     busy = max(spec.step_costs()) * batch_size > WORK_FOR_THREADS
-    return _cores() if busy else 1
+    return max(_cores() // workers, 1) if busy else 1
 
 
 def _cores() -> int:
@@ -283,7 +332,6 @@ def _test(trainer: pl.Trainer, module: StagedModule, datamodule: Any, best: Best
 def _metrics(trainer: pl.Trainer, module: StagedModule) -> dict[str, Any]:
     values = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("lr/")}
     return values | {
-        "model/parameters": sum(p.numel() for p in module.stages.parameters()),
         "run/stages": len(module.cuts) - 1,
         "run/workers": trainer.world_size,
         "run/epochs": trainer.current_epoch,
@@ -312,23 +360,3 @@ def _explained() -> Iterator[None]:
         if "Early stopping conditioned on metric" not in str(error):
             raise
         raise UserError(f"callbacks.early_stopping.monitor: {' '.join(str(error).split())}") from error
-
-
-def _forget_peak() -> None:
-    """Begin to measure peak memory anew: the jobs of a sweep share a process."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):  # Linux only
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_bytes(trainer: pl.Trainer) -> int:
-    """Peak memory since `_forget_peak`: allocated by torch on CUDA, resident set of the process on the CPU."""
-    device = trainer.strategy.root_device
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    with suppress(OSError):
-        status = Path("/proc/self/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -127,7 +127,7 @@ class DNIConfig(StrategyConfig):
 
 @dataclass
 class TrainerConfig:
-    """Arguments of Lightning's Trainer, and the threads of a process."""
+    """Arguments of Lightning's Trainer, and what concerns the workers."""
 
     accelerator: Accelerator = Accelerator.auto
     devices: int = 1
@@ -145,6 +145,9 @@ class TrainerConfig:
     profiler: str | None = None
     enable_progress_bar: bool = True
     threads: int | None = None
+    share_devices: bool = False
+    idle_timeout_s: float = 10.0
+    show_schedule: bool = False
 
 
 @dataclass
@@ -183,6 +186,14 @@ class ProgressConfig:
 
 
 @dataclass
+class TimelineConfig:
+    """What the workers do in the first batches."""
+
+    enabled: bool = True
+    batches: int = 8
+
+
+@dataclass
 class LRMonitorConfig:
     """The learning rates in the log."""
 
@@ -198,6 +209,7 @@ class CallbacksConfig:
     figures: FiguresConfig = field(default_factory=FiguresConfig)
     progress: ProgressConfig = field(default_factory=ProgressConfig)
     lr_monitor: LRMonitorConfig = field(default_factory=LRMonitorConfig)
+    timeline: TimelineConfig = field(default_factory=TimelineConfig)
 
 
 @dataclass

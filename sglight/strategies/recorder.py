@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from statistics import median
 from time import perf_counter
 from types import TracebackType
@@ -34,7 +33,7 @@ class Recorder:
         self._busy = 0.0
         self._channels = (0.0, 0.0)
         # By stage and phase: seconds in each of the timed batches.
-        self._laps: dict[tuple[int, str], dict[int, float]] = defaultdict(lambda: defaultdict(float))
+        self._laps: dict[tuple[int, str], dict[int, float]] = {}
 
     def clear(self, placement: Placement) -> None:
         """Begin an epoch."""
@@ -62,14 +61,15 @@ class Recorder:
         if name in COMPUTING:
             self._busy += end - start
         if self._timed:
-            self._laps[stage, name][self.batch] += end - start
+            laps = self._laps.setdefault((stage, name), {})
+            laps[self.batch] = laps.get(self.batch, 0.0) + end - start
         if self._batches <= self.kept:
             self.spans.append(Span(name, stage, self.batch, start, end))
 
     def typical(self, stage: int) -> StageTimes:
         """Median seconds of each phase of a stage over the timed batches."""
-        laps = {name: self._laps[stage, name].values() for name in COMPUTING}
-        return StageTimes(**{name: median(seconds) for name, seconds in laps.items() if seconds})
+        laps = {name: self._laps[stage, name] for name in COMPUTING if (stage, name) in self._laps}
+        return StageTimes(**{name: median(seconds.values()) for name, seconds in laps.items()})
 
     def shares(self, placement: Placement) -> dict[str, float]:
         """Seconds since `clear` in which this worker was busy, waiting for others, and communicating."""

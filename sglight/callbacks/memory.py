@@ -1,0 +1,65 @@
+"""The most memory that each worker took."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from typing_extensions import override
+
+from sglight.strategies.base import StagedModule
+
+
+class PeakMemory(Callback):
+    """Measures the peak memory of all workers, from `forget_peak` to the end of the training or the test.
+
+    Attributes:
+        peaks: bytes by worker.
+    """
+
+    def __init__(self) -> None:
+        self.peaks: list[int] = []
+
+    def metrics(self) -> dict[str, int]:
+        """``memory/peak_bytes`` of the worker that took the most and, of several, ``memory/worker_0_peak_bytes`` etc."""
+        each = {f"memory/worker_{r}_peak_bytes": peak for r, peak in enumerate(self.peaks)}
+        return {"memory/peak_bytes": max(self.peaks, default=0), **(each if len(each) > 1 else {})}
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._measure(trainer, pl_module)
+
+    @override
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._measure(trainer, pl_module)
+
+    def _measure(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, StagedModule)
+        peers, own = module.placement.peers, peak_bytes(trainer.strategy.root_device)
+        self.peaks = [
+            int(b) for b in peers.total([own * (r == peers.rank) for r in range(peers.size)]).result()
+        ]
+
+
+def forget_peak() -> None:
+    """Begin to measure anew: the jobs of a sweep share a process."""
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):  # Linux only
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Peak memory since `forget_peak`: allocated by torch on CUDA, resident set of the process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError):
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,283 @@
+"""The Lightning Strategy that trains the stages of a network on several workers, each with a device of its own."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.plugins.environments import ClusterEnvironment, TorchElasticEnvironment
+from lightning_fabric.utilities.seed import reset_seed
+from pytorch_lightning.strategies import ParallelStrategy
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+from typing_extensions import override
+
+from sglight.errors import UserError
+from sglight.parallel import launcher
+from sglight.parallel.fit import StageLauncher
+from sglight.parallel.link import Alone, Peers
+from sglight.parallel.wiring import (
+    Ends,
+    GlooEnds,
+    Meeting,
+    NcclEnds,
+    SharedEnds,
+    meet,
+    meeting_folders,
+    wire,
+)
+from sglight.strategies.base import StagedModule
+
+# Parts of a checkpoint whose entries are by stage or estimator: each worker has its own.
+BY_STAGE = ("state_dict", "optimizer_states", "lr_schedulers", "waiting")
+
+# Numbers the meetings of this process: the same on all workers, since all hold the same ones.
+_meetings = count()
+
+
+class WorkerEnvironment(ClusterEnvironment):
+    """A worker that `launcher.launch` has started."""
+
+    def __init__(self, worker: launcher.Worker) -> None:
+        self._rank, self._size = worker.rank, worker.size
+
+    creates_processes_externally = True
+    main_address, main_port = "127.0.0.1", 0  # nobody listens there
+
+    @staticmethod
+    @override
+    def detect() -> bool:
+        return launcher.current() is not None
+
+    @override
+    def world_size(self) -> int:
+        return self._size
+
+    @override
+    def set_world_size(self, size: int) -> None: ...
+
+    @override
+    def global_rank(self) -> int:
+        return self._rank
+
+    @override
+    def set_global_rank(self, rank: int) -> None: ...
+
+    @override
+    def local_rank(self) -> int:
+        return self._rank
+
+    @override
+    def node_rank(self) -> int:
+        return 0
+
+
+def environment() -> ClusterEnvironment | None:
+    """Where this process stands among workers that have been started, here or by torchrun; None if it is alone."""
+    if (worker := launcher.current()) is not None:
+        return WorkerEnvironment(worker)
+    return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else None
+
+
+def agree(value: Any) -> Any:
+    """Worker 0's value, for workers that torchrun has started: each has composed a config of its own."""
+    if launcher.current() is not None or (meeting := meet(f"agree-{next(_meetings)}")) is None:
+        return value
+    peers = meeting.peers()
+    value = peers.broadcast(value)
+    peers.close()
+    return value
+
+
+class StageStrategy(ParallelStrategy):
+    """Trains a `StagedModule` whose stages live in W processes, neighbours in one.
+
+    Each worker builds its own stages only; all see the same batches. Workers are started here, on one machine, or by
+    torchrun. On the CPU neighbours on one machine exchange tensors through memory that they share, otherwise
+    by gloo; on CUDA by NCCL, or by gloo where workers share a device.
+
+    >>> trainer = pl.Trainer(strategy=StageStrategy(), devices=2, accelerator="cpu")  # doctest: +SKIP
+    >>> trainer.fit(DNI(network, optimizer, stages=4), datamodule)  # doctest: +SKIP
+
+    Args:
+        threads: CPU threads of each worker that is started here; None for torch's choice.
+        share_memory: whether neighbours may share memory.
+        idle_timeout_s: a worker that is started here and does nothing for so long, while nobody keeps it waiting,
+            ends the run.
+        workers: on this machine, where they are not as many as devices: then they take turns on these.
+    """
+
+    strategy_name = "stages"
+
+    def __init__(
+        self,
+        threads: int | None = None,
+        share_memory: bool = True,
+        idle_timeout_s: float = 10.0,
+        workers: int | None = None,
+    ) -> None:
+        super().__init__(cluster_environment=environment())
+        self.threads = threads
+        self.share_memory = share_memory
+        self.idle_timeout_s = idle_timeout_s
+        self.workers = workers
+        self.num_nodes = 1
+        self.peers: Peers = Alone()
+        # All stages' parameters, at worker 0 after the end, for the process that has started the workers.
+        self.final_state: dict[str, Any] = {}
+        self._failed = False
+
+    @property
+    def num_processes(self) -> int:
+        """Workers on this machine."""
+        return self.workers or len(self.parallel_devices or ())
+
+    @property
+    @override
+    def root_device(self) -> torch.device:
+        assert self.parallel_devices is not None
+        return self.parallel_devices[self.local_rank % len(self.parallel_devices)]
+
+    @property
+    @override
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        # Every worker sees every batch.
+        return {"num_replicas": 1, "rank": 0}
+
+    @override
+    def _configure_launcher(self) -> None:
+        if environment() is None and self.num_processes > 1:
+            self._launcher = StageLauncher(self)
+
+    def set_world_ranks(self) -> None:
+        """Tell Lightning which worker this is."""
+        rank_zero_only.rank = self.global_rank
+
+    @override
+    def setup_environment(self) -> None:
+        self.cluster_environment = environment() or self.cluster_environment
+        super().setup_environment()
+        reset_seed()
+        self.set_world_ranks()
+        module = self.lightning_module
+        if not isinstance(module, StagedModule):
+            raise UserError(f"StageStrategy trains modules that have stages, not {type(module).__name__}")
+        try:
+            groups = module.groups(self.world_size)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        self._connect(module, groups)
+
+    def _connect(self, module: StagedModule, groups: list[range]) -> None:
+        """Meet the other workers, and give the module its stages and its links to the others."""
+        meeting = meet(f"run-{next(_meetings)}")
+        if meeting is None:
+            return
+        if (worker := launcher.current()) is not None:
+            worker.status.name(stage_names(groups[worker.rank]))
+        self.peers = meeting.peers()
+        with tempfile.TemporaryDirectory(prefix="sglight-") as folder:
+            folders = meeting_folders(self.peers, self.node_rank, folder)
+            module.place(wire(groups, self.peers, lambda other: self._ends(module, meeting, folders, other)))
+            self.peers.barrier()  # the folder is not needed any more
+
+    def _ends(self, module: StagedModule, meeting: Meeting, folders: list[Path | None], other: int) -> Ends:
+        """The best way to another worker."""
+        device, slots = self.root_device, module.in_flight
+        if device.type == "cuda":
+            if self.num_processes > len(self.parallel_devices or ()):
+                return GlooEnds(meeting, other, device, slots)
+            layout = torch.channels_last if module.spec.kernel == "conv" else torch.contiguous_format
+            dtype = torch.float64 if self.precision_plugin.precision == "64-true" else torch.float32
+            return NcclEnds(meeting, other, device, slots, dtype, layout)
+        folder = folders[min(meeting.rank, other)]
+        if self.share_memory and sys.platform == "linux" and folder and folders[max(meeting.rank, other)]:
+            return SharedEnds(meeting.rank, other, folder, slots)
+        return GlooEnds(meeting, other, device, slots)
+
+    @override
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self._say(f"batch {batch_idx}")
+
+    @override
+    def on_train_end(self) -> None:
+        self._say("the end of the training")
+
+    @override
+    def on_validation_start(self) -> None:
+        self._say("a validation")
+
+    @override
+    def on_test_start(self) -> None:
+        self._say("the test")
+
+    def _say(self, doing: str) -> None:
+        """For messages, should this worker fail."""
+        if (worker := launcher.current()) is not None:
+            worker.status.doing(doing)
+
+    @override
+    def model_to_device(self) -> None:
+        assert self.model is not None
+        self.model.to(self.root_device)
+
+    @override
+    def barrier(self, name: str | None = None) -> None:
+        self.peers.barrier()
+
+    @override
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        return self.peers.broadcast(obj, src)
+
+    @override
+    def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
+        parts = self.peers.broadcast(self.peers.gather(tensor.detach()))
+        return torch.stack(parts).to(tensor.device)
+
+    @override
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
+        """The sum or, by default, mean over the workers; for a few numbers."""
+        if not isinstance(tensor, Tensor):
+            return tensor
+        sums = self.peers.total(tensor.detach().flatten().double().tolist()).result()
+        total = torch.tensor(sums, dtype=torch.float64).view(tensor.shape)
+        if str(reduce_op).lower() in ("mean", "avg", "redoptype.avg"):
+            total /= self.world_size
+        return total.to(tensor.device, tensor.dtype)
+
+    @override
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
+    ) -> None:
+        own = {key: checkpoint[key] for key in BY_STAGE if key in checkpoint}
+        for part in self.peers.gather(own):
+            for key, values in part.items():
+                checkpoint[key] = {**checkpoint[key], **values}
+        super().save_checkpoint(checkpoint, filepath, storage_options)
+
+    @override
+    def on_exception(self, exception: BaseException) -> None:
+        # The others may be gone: nothing is asked of them any more.
+        self._failed = True
+
+    @override
+    def teardown(self) -> None:
+        module = self.lightning_module
+        assert isinstance(module, StagedModule)
+        if self._launcher is not None and not self._failed:
+            for part in self.peers.gather(module.state_dict()):
+                self.final_state |= part
+        for channel in (*module.placement.states.values(), *module.placement.gradients.values()):
+            channel.close()
+        self.peers.close()
+        self.peers = Alone()
+        super().teardown()
+
+
+def stage_names(group: range) -> str:
+    """``stage 0`` or ``stages 0-1``."""
+    return f"stage {group[0]}" if len(group) == 1 else f"stages {group[0]}-{group[-1]}"

@@ -1,0 +1,175 @@
+"""How workers meet, and the channels between their stages: by shared memory, gloo or NCCL, whichever is there."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed import Store
+from typing_extensions import override
+
+from sglight.parallel import launcher, remote, shared
+from sglight.parallel.link import Channel, LocalChannel, Peers, Placement
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where the workers of a run meet.
+
+    Attributes:
+        store, rank, size: see `remote.rendezvous_file` and `remote.rendezvous_env`.
+        name: of this meeting, another one for every run.
+        local: whether all workers are on this machine.
+    """
+
+    store: Store
+    rank: int
+    size: int
+    name: str
+    local: bool
+
+    def peers(self) -> Peers:
+        """All workers."""
+        waiting = excused("the other workers")
+        return remote.GroupPeers(self.store, self.rank, self.size, f"{self.name}/peers", self.local, waiting)
+
+
+def meet(name: str) -> Meeting | None:
+    """Where to meet the other workers that were started with this one, here or by torchrun; None for one alone."""
+    worker = launcher.current()
+    if worker is not None:
+        store = remote.rendezvous_file(worker.folder, worker.rank, worker.size)
+        return Meeting(store, worker.rank, worker.size, name, True)
+    if torch.distributed.is_torchelastic_launched():
+        local = os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]
+        return Meeting(*remote.rendezvous_env(), name, local)
+    return None
+
+
+def excused(doing: str) -> Callable[[], AbstractContextManager[Any]]:
+    """What a worker enters while it waits for another one, so that its supervisor knows."""
+    worker = launcher.current()
+    return nullcontext if worker is None else partial(worker.status.waiting, doing)
+
+
+class Ends(ABC):
+    """Makes this worker's ends of the channels to another one, which calls the same in the same order.
+
+    Attributes:
+        other: that worker.
+    """
+
+    other: int
+
+    @abstractmethod
+    def sender(self, name: str) -> Channel:
+        """The end from which tensors go."""
+
+    @abstractmethod
+    def receiver(self, name: str) -> Channel:
+        """The end at which they come, called by what they are: ``the state behind stage 1``."""
+
+    def words(self, name: str) -> dict[str, Any]:
+        """What messages call the other worker and what it is waited for."""
+        return {
+            "peer": f"worker {self.other}",
+            "waiting": excused(f"{name}, with worker {self.other}"),
+        }
+
+
+@dataclass
+class SharedEnds(Ends):
+    """Through memory that two processes of one machine share; ``folder`` is where their sockets meet."""
+
+    rank: int
+    other: int
+    folder: Path
+    slots: int
+
+    @override
+    def sender(self, name: str) -> Channel:
+        return shared.SharedSender(self._connect(name), self.slots, **self.words(name))
+
+    @override
+    def receiver(self, name: str) -> Channel:
+        return shared.SharedReceiver(self._connect(name), **self.words(name))
+
+    def _connect(self, name: str) -> Any:
+        return shared.connect(self.folder, name.replace(" ", "-"), listen=self.rank < self.other)
+
+
+@dataclass
+class GlooEnds(Ends):
+    """Through sockets, and the host's memory for tensors on CUDA."""
+
+    meeting: Meeting
+    other: int
+    device: torch.device
+    slots: int
+
+    @override
+    def sender(self, name: str) -> Channel:
+        return remote.GroupSender(self._group(name), self.slots, **self.words(name))
+
+    @override
+    def receiver(self, name: str) -> Channel:
+        return remote.GroupReceiver(self._group(name), self.slots, self.device, **self.words(name))
+
+    def _group(self, name: str) -> Any:
+        m = self.meeting
+        return remote.gloo(m.store, int(m.rank > self.other), 2, f"{m.name}/{name}", m.local)
+
+
+@dataclass
+class NcclEnds(Ends):
+    """From GPU to GPU."""
+
+    meeting: Meeting
+    other: int
+    device: torch.device
+    slots: int
+    dtype: torch.dtype
+    layout: torch.memory_format
+
+    @override
+    def sender(self, name: str) -> Channel:
+        return remote.NcclSender(self._group(name), self.layout, self.slots)
+
+    @override
+    def receiver(self, name: str) -> Channel:
+        return remote.NcclReceiver(self._group(name), self.device, self.dtype, self.layout)
+
+    def _group(self, name: str) -> Any:
+        m = self.meeting
+        return remote.nccl(m.store, int(m.rank > self.other), f"{m.name}/{name}")
+
+
+def wire(groups: list[range], peers: Peers, ends: Callable[[int], Ends]) -> Placement:
+    """The stages of this worker, one of the ``groups``, and their channels; ``ends`` of those to another worker."""
+    rank = peers.rank
+    own = groups[rank]
+    placement = Placement(own, {}, {}, peers)
+    for i in own[:-1]:
+        placement.states[i], placement.gradients[i] = LocalChannel(), LocalChannel()
+    if rank > 0:
+        above, i = ends(rank - 1), own.start - 1
+        placement.states[i] = above.receiver(f"the state behind stage {i}")
+        placement.gradients[i] = above.sender(f"the gradient behind stage {i}")
+    if rank + 1 < peers.size:
+        below, i = ends(rank + 1), own.stop - 1
+        placement.states[i] = below.sender(f"the state behind stage {i}")
+        placement.gradients[i] = below.receiver(f"the gradient behind stage {i}")
+    return placement
+
+
+def meeting_folders(peers: Peers, node: int, folder: str) -> list[Path | None]:
+    """For each worker its folder, if it is on this machine."""
+    all_of_them = peers.broadcast(peers.gather((node, folder)))
+    return [Path(path) if where == node else None for where, path in all_of_them]
