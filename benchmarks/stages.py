@@ -12,8 +12,9 @@ the number of microbatches that is best in a sweep beforehand.
 
 Wall time is that of the process which needs longest for the measured batches, between batches in full swing: neither
 the filling nor the draining of queues counts. It is wall_with_ends_ms in the JSON from the first start to the last end.
-CPU time is each process's own. Ratios are taken within a round, then the median over rounds. The losses of all methods
-with true gradients have to agree, and those of dni-1 and dni-W-lag1 have to be the same.
+CPU time is each process's own; "by CPU" is dni-1's over that of the busiest process: the speed-up if nobody waited,
+which other programs disturb least. Ratios are taken within a round, then the median over rounds. The losses of all
+methods with true gradients have to agree, and those of dni-1 and dni-W-lag1 have to be the same.
 
 Environment variables reach all processes. On Linux, glibc gives large tensors back to the system and fetches them
 again in every batch, at the price of page faults; MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ stop that.
@@ -327,21 +328,37 @@ def ratios(rounds: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return result
 
 
+def speed(summary: dict[str, dict[str, Any]], name: str) -> tuple[str, str]:
+    """How many times faster than dni-1: by wall time, and by the CPU time of the busiest process."""
+    if "dni-1" not in summary:
+        return "", ""
+    one, it = summary["dni-1"], summary[name]
+    return f"{one['wall_ms'] / it['wall_ms']:.2f}", f"{max(one['cpu_ms']) / max(it['cpu_ms']):.2f}"
+
+
 def show(name: str, case: Case, results: dict[str, Any]) -> None:
     """Tables of what `compare` found."""
     console = Console(width=120)
     rounds, length = len(results["rounds"]), results["length"]["measured"]
     table = Table("method", title=f"{name}: ms a batch of {case.batch}, {rounds} rounds of {length} batches")
-    for head in ("wall, median", "min", "max", "CPU by process", "page faults", "dni-1 / it", "last loss"):
+    for head in (
+        "wall, median",
+        "min",
+        "max",
+        "CPU by process",
+        "page faults",
+        "dni-1 / it",
+        "by CPU",
+        "last loss",
+    ):
         table.add_column(head, justify="right")
     summary = results["summary"]
     for k, row in summary.items():
-        speed = f"{summary['dni-1']['wall_ms'] / row['wall_ms']:.2f}" if "dni-1" in summary else ""
         label = f"{k}, {results['microbatches'][k]} microbatches" if k in results["microbatches"] else k
         wall = (f"{row[key]:.1f}" for key in ("wall_ms", "wall_min_ms", "wall_max_ms"))
         cpu = " + ".join(f"{value:.1f}" for value in row["cpu_ms"])
         faults = " + ".join(f"{value:.0f}" for value in row["page_faults"])
-        table.add_row(label, *wall, cpu, faults, speed, f"{row['last_loss']:.5f}")
+        table.add_row(label, *wall, cpu, faults, *speed(summary, k), f"{row['last_loss']:.5f}")
     console.print(table)
     table = Table("ratio of wall times", title=f"{name}: ratios within a round")
     for head in ("median", "min", "max"):
