@@ -26,9 +26,8 @@ from sglight.parallel.staging import Line, StagedReceiver, StagedSender
 Group = Any  # a torch.distributed.Backend, whose stubs lack what it can do
 
 MEET_S = 120.0  # for all workers to come
-ANSWER_S = (
-    24 * 3600.0
-)  # for a transfer: a worker that has gone is noticed at once, one that is busy is waited for
+# For a transfer to be answered: who has gone is noticed at once, and who is busy is waited for.
+ANSWER_S = 24 * 3600.0
 
 
 def rendezvous_file(folder: Path, rank: int, size: int) -> Store:
@@ -82,12 +81,12 @@ def _meet(store: Store, size: int) -> None:
 
 
 @contextmanager
-def noticing(what: str = "a worker") -> Iterator[None]:
+def noticing() -> Iterator[None]:
     """Whatever gloo complains of, a lost connection is at the bottom."""
     try:
         yield
     except RuntimeError as error:
-        raise PeerLost(f"{what} has gone: {str(error).splitlines()[0]}") from error
+        raise PeerLost("a worker has gone") from error
 
 
 def hang_up(group: Group) -> None:
@@ -167,7 +166,7 @@ class GroupPeers(Peers):
     def close(self) -> None:
         if not all(work.is_completed() for work in self._under_way):
             hang_up(self._group)
-        del self._group
+        self._group = None
 
     def finish(self, work: Work) -> None:
         """Wait for a collective operation, but not as gloo does: deaf to signals."""
@@ -245,7 +244,9 @@ def nccl(store: Store, rank: int, name: str) -> Group:
     store = PrefixStore(name, store)
     _meet(store, 2)
     backend: Any = dist.ProcessGroupNCCL
-    return backend(store, rank, 2, backend.Options())
+    options = backend.Options()
+    options._timeout = timedelta(seconds=ANSWER_S)
+    return backend(store, rank, 2, options)
 
 
 def flat(tensor: Tensor) -> Tensor:

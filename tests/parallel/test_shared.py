@@ -139,6 +139,16 @@ def test_memory_and_descriptors_do_not_grow(tmp_path: Path) -> None:
     assert descriptors() <= before[0] + 5
 
 
+def test_memory_is_made_once_for_tensors_of_one_size() -> None:
+    sender, receiver = pair(slots=2)
+    with closing(sender, receiver):
+        places = set()
+        for _ in range(20):
+            sender.send(torch.ones(3000))
+            places.add(receiver.receive((3000,)).data_ptr())
+        assert len(places) == 2
+
+
 def test_a_tensor_outlives_the_memory_of_its_slot() -> None:
     sender, receiver = pair(slots=1)
     with closing(sender, receiver):
@@ -284,6 +294,13 @@ def test_a_closed_end_is_gone_for_the_other() -> None:
             receiver.receive((3,))
     sender, receiver = pair()
     with closing(sender):
+        receiver.close()
+        with pytest.raises(PeerLost):
+            sender.send(torch.ones(3))
+    sender, receiver = pair(slots=1)
+    with closing(sender):
+        sender.send(torch.ones(3))
+        receiver.receive((3,))
         receiver.close()
         with pytest.raises(PeerLost):
             sender.send(torch.ones(3))

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -166,10 +166,10 @@ def sleep_with_open_ends(folder: Path) -> None:
     time.sleep(100)
 
 
-def send_until_it_fails(sender: GroupSender) -> None:
-    for _ in range(100):
+def send_until_it_fails(sender: GroupSender, sent: list[Tensor]) -> None:
+    while True:
         sender.send(torch.ones(5))
-        time.sleep(0.01)
+        sent.append(torch.ones(5))
 
 
 def test_a_sender_far_ahead_waits_and_notices_the_death_of_the_other(tmp_path: Path) -> None:
@@ -178,16 +178,21 @@ def test_a_sender_far_ahead_waits_and_notices_the_death_of_the_other(tmp_path: P
         sender.waiting = watch
         threading.Timer(0.8, worker.process.kill).start()
         start = time.perf_counter()
+        sent: list[Tensor] = []
         with pytest.raises(PeerLost, match="worker 1 has gone"):
-            send_until_it_fails(sender)
-        assert watch.times == 1 and sender.waited_s > 0.1 and time.perf_counter() - start < 3
+            send_until_it_fails(sender, sent)
+        assert len(sent) <= 5  # two in buffers at either end, a header under way
+        assert watch.times > 0 and sender.waited_s > 0.1 and time.perf_counter() - start < 3
 
 
 def test_a_sender_with_room_notices_the_death_as_well(tmp_path: Path) -> None:
     with meeting(tmp_path, sleep_with_open_ends) as (worker, sender, _):
         worker.kill()
+        with suppress(PeerLost):
+            sender.send(torch.ones(5))
+        time.sleep(0.3)
         with pytest.raises(PeerLost, match="worker 1 has gone"):
-            send_until_it_fails(sender)
+            sender.send(torch.ones(5))
 
 
 def test_a_receiver_gets_what_arrived_and_then_notices_the_death(tmp_path: Path) -> None:
