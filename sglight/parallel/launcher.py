@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from ctypes import c_char
 from dataclasses import dataclass
@@ -45,6 +45,8 @@ TICKS = os.sysconf("SC_CLK_TCK") if PROC.exists() else 1
 STATES = {"S": "sleeping", "T": "stopped"}
 BUSY = "RDt"  # running, waiting for a disk, under a debugger
 CONNECTION = ("Connection closed by peer", "Connection reset", "Broken pipe", "Timed out waiting")
+START = "its start"
+IN_SCRIPT = 'see above; a script that starts workers does so under `if __name__ == "__main__":`'
 REMEDY = "go on from the last checkpoint with ckpt=last"
 MORE_TIME = f"{REMEDY}, or allow more time with trainer.idle_timeout_s"
 
@@ -138,19 +140,11 @@ def launch(
         WorkerFailed: if a worker raised something else, died or hung; all have ended then.
     """
     task = _packed((function, args, kwargs))
-    environ = dict(os.environ)
-    if threads is not None:
-        environ["OMP_NUM_THREADS"] = str(threads)
+    context, setting = _context(), Setting.here(threads)
     with _meeting_place() as folder:
-        context = _context()
-        crew = [
-            _Member(context, Worker(i, workers, folder, Status()), environ, threads) for i in range(workers)
-        ]
+        crew = [_Member(context, Worker(rank, workers, folder, Status()), setting) for rank in range(workers)]
         try:
-            for member in crew:
-                member.start()
-            for member in crew:
-                member.give(task)
+            _start(crew, task)
             _watch(crew, idle_timeout_s)
         finally:
             _stop(crew)
@@ -240,18 +234,38 @@ class _Terminated(SystemExit):
     STATUS = 128 + signal.SIGTERM
 
 
-def _work(
-    worker: Worker, pipe: connection.Connection, environ: Mapping[str, str], threads: int | None
-) -> None:
+@dataclass(frozen=True)
+class Setting:
+    """What workers take over from their parent, instead of from the server that it started once.
+
+    Attributes:
+        environ: variables. threads: of torch. start_method: for processes of their own, such as those that load data.
+    """
+
+    environ: dict[str, str]
+    threads: int | None
+    start_method: str
+
+    @classmethod
+    def here(cls, threads: int | None) -> Setting:
+        own = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+        return cls({**os.environ, **own}, threads, multiprocessing.get_start_method())
+
+    def enter(self) -> None:
+        os.environ.clear()
+        os.environ.update(self.environ)
+        multiprocessing.set_start_method(self.start_method, force=True)
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+
+
+def _work(worker: Worker, pipe: connection.Connection, setting: Setting) -> None:
     """A worker's life."""
     global _current
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     signal.signal(signal.SIGTERM, _terminate)
     Thread(target=_follow_parent, args=(worker.folder,), daemon=True).start()
-    os.environ.clear()
-    os.environ.update(environ)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    setting.enter()
     _current = worker
     report = _report(worker, pipe)
     with suppress(OSError):
@@ -326,6 +340,14 @@ def _serve() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
+def _end_server() -> None:
+    """While it imports things it would not notice that nobody needs it."""
+    from multiprocessing.forkserver import _forkserver
+
+    if pid := getattr(_forkserver, "_forkserver_pid", None):
+        os.kill(pid, signal.SIGTERM)
+
+
 class _Member:
     """A worker as its supervisor sees it.
 
@@ -341,21 +363,18 @@ class _Member:
     state = "R"
     _used_s = _children_s = 0.0
 
-    def __init__(
-        self, context: Context, worker: Worker, environ: Mapping[str, str], threads: int | None
-    ) -> None:
+    def __init__(self, context: Context, worker: Worker, setting: Setting) -> None:
         self.rank, self.status = worker.rank, worker.status
         self._pipe, self._theirs = context.Pipe()
-        self.process = context.Process(
-            target=_work, args=(worker, self._theirs, environ, threads), name=f"worker-{worker.rank}"
-        )
+        arguments = (worker, self._theirs, setting)
+        self.process = context.Process(target=_work, args=arguments, name=f"worker-{worker.rank}")
 
     def __str__(self) -> str:
         name, _, _ = self.status.told()
         return f"worker {self.rank} ({name})" if name else f"worker {self.rank}"
 
     def start(self) -> None:
-        self.status.doing("its start")
+        self.status.doing(START)
         self.process.start()
         self.running = True
         self._theirs.close()
@@ -439,6 +458,18 @@ def _used_by_children(pid: int | None) -> float:
         last = len(family)
         family |= {child for child, parent in parents.items() if int(parent) in family}
     return sum(_used(member)[0] for member in family - {pid})
+
+
+def _start(crew: Sequence[_Member], task: bytes) -> None:
+    try:
+        for member in crew:
+            member.start()
+    except BaseException:
+        if not crew[0].running:
+            _end_server()
+        raise
+    for member in crew:
+        member.give(task)
 
 
 def _watch(crew: Sequence[_Member], idle_timeout_s: float) -> None:
@@ -529,4 +560,5 @@ def _check_pulses(running: Sequence[_Member], step_s: float, timeout_s: float) -
 def _failed(member: _Member, cause: str, remedy: str = REMEDY) -> WorkerFailed:
     _, doing, _ = member.status.told()
     during = f" during {doing}" if doing else ""
+    remedy = IN_SCRIPT if doing == START else remedy
     return WorkerFailed(f"{member} {cause}{during}; {remedy}", member.rank, cause)
