@@ -29,7 +29,10 @@ AT_LEAST = {
         "strategy.regularisation.classifier_smoothness strategy.diagnose_every_n_batches trainer.fast_dev_run"
     ),
 }
-POSITIVE = "trainer.idle_timeout_s strategy.optimizer.lr strategy.estimator.optimizer.lr strategy.clip_norm strategy.scheduler.gamma"
+POSITIVE = (
+    "trainer.idle_timeout_s strategy.optimizer.lr strategy.estimator.optimizer.lr strategy.clip_norm "
+    "strategy.scheduler.gamma"
+)
 BELOW_ONE = (
     "dataset.validation_fraction dataset.test_fraction strategy.optimizer.momentum "
     "strategy.estimator.optimizer.momentum"

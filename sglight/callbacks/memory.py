@@ -26,7 +26,7 @@ class PeakMemory(Callback):
         self.peaks: list[int] = []
 
     def metrics(self) -> dict[str, int]:
-        """``memory/peak_bytes`` of the worker that took the most and, of several, ``memory/worker_0_peak_bytes`` etc."""
+        """``memory/peak_bytes``, of the worker that took the most, and each worker's if there are several."""
         each = {f"memory/worker_{r}_peak_bytes": peak for r, peak in enumerate(self.peaks)}
         return {"memory/peak_bytes": max(self.peaks, default=0), **(each if len(each) > 1 else {})}
 

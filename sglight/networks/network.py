@@ -185,7 +185,7 @@ class NetworkSpec:
         return costs
 
     def step_values(self) -> list[int]:
-        """Values per sample that each time step goes over besides, in order; parts are with steps as in `step_costs`."""
+        """Values per sample that each time step goes over besides, in order; other parts as in `step_costs`."""
         values: list[int] = []
         sizes = [math.prod(shape) for shape in self.segment_shapes]
         for k, (segment, size) in enumerate(zip(self.segments, sizes, strict=True)):

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric.plugins.environments import ClusterEnvironment, TorchElasticEnvironment
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.utilities.seed import reset_seed
 from pytorch_lightning.strategies import ParallelStrategy
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from typing_extensions import override
 
@@ -155,7 +156,7 @@ class StageStrategy(ParallelStrategy):
 
     def set_world_ranks(self) -> None:
         """Tell Lightning which worker this is."""
-        rank_zero_only.rank = self.global_rank
+        rank_zero_only.rank = self.global_rank  # type: ignore[attr-defined]
 
     @override
     def setup_environment(self) -> None:
@@ -266,8 +267,11 @@ class StageStrategy(ParallelStrategy):
 
     @override
     def teardown(self) -> None:
-        module = self.lightning_module
-        assert isinstance(module, StagedModule)
+        if isinstance(self.lightning_module, StagedModule):
+            self._disconnect(self.lightning_module)
+        super().teardown()
+
+    def _disconnect(self, module: StagedModule) -> None:
         if self._launcher is not None and not self._failed:
             for part in self.peers.gather(module.state_dict()):
                 self.final_state |= part
@@ -275,7 +279,6 @@ class StageStrategy(ParallelStrategy):
             channel.close()
         self.peers.close()
         self.peers = Alone()
-        super().teardown()
 
 
 def stage_names(group: range) -> str:

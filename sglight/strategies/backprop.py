@@ -27,7 +27,7 @@ class Backprop(StagedModule):
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         x, labels = batch
-        self.recorder.begin(batch_idx, timed=False, cuda=labels.is_cuda)
+        self.recorder.begin(self.global_step, timed=False, cuda=labels.is_cuda)
         with self.recorder.phase("forward", 0):
             logits = self.stage(0)(x)
             loss = F.cross_entropy(logits, labels, reduction="sum")
@@ -35,4 +35,4 @@ class Backprop(StagedModule):
             loss.backward()
             self.update(0, len(labels))
         self.record(loss, logits, labels)
-        self.report()
+        self.end_batch()

@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from lightning_fabric.utilities.data import sized_len
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -144,9 +145,7 @@ class StagedModule(pl.LightningModule):
 
     @override
     def configure_optimizers(self) -> Any:
-        epochs = self.trainer.max_epochs or 1
-        # Loads the data: `num_training_batches` is not known yet.
-        batches = max(int(self.trainer.estimated_stepping_batches) // epochs, 1)
+        epochs, batches = self.trainer.max_epochs or 1, batches_per_epoch(self.trainer)
         configured = []
         for name, optimizer in self.make_optimizers():
             scheduler = make_scheduler(self.scheduler_config, optimizer, epochs, batches)
@@ -244,20 +243,20 @@ class StagedModule(pl.LightningModule):
         }
         return {"strategy": type(self).__name__.lower(), "strategy.stages": len(self.cuts) - 1, **network}
 
-    @override
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        for scheduler in self.schedulers():
-            if isinstance(scheduler, LRScheduler) and not isinstance(scheduler, ReduceLROnPlateau):
-                scheduler.step()
-
     def record(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add a batch's summed loss and hits to the running means; where the last stage lives."""
         now = torch.stack([loss.detach().float(), hits(logits.detach(), labels).float()])
         self._sums = now if self._sums is None else self._sums + now
         self._seen += len(labels)
 
-    def report(self, known: Mapping[str, float | Tensor] | None = None) -> None:
-        """End a batch: log the means since the last report, and what else is ``known`` here, of ``curve_names``."""
+    def end_batch(self, known: Mapping[str, float | Tensor] | None = None) -> None:
+        """Move the learning rates on; log the means since the last time, and what is ``known`` of `curve_names`.
+
+        Within the training step: a callback that then writes a checkpoint finds everything behind the batch.
+        """
+        for scheduler in self.schedulers():
+            if isinstance(scheduler, LRScheduler) and not isinstance(scheduler, ReduceLROnPlateau):
+                scheduler.step()
         if self.is_logging:
             known = dict(known or {})
             if self._sums is not None:
@@ -268,7 +267,7 @@ class StagedModule(pl.LightningModule):
         self.curves.write(self, wait=self.trainer.is_last_batch)
 
     def curve_names(self) -> list[str]:
-        """All names that `report` may get, on whichever worker."""
+        """All names that `end_batch` may get, on whichever worker."""
         return ["train/loss", "train/acc"]
 
     @property
@@ -353,6 +352,17 @@ class StagedModule(pl.LightningModule):
 # Lists in Lightning's checkpoints with an entry for each optimiser.
 BY_OPTIMIZER = {"optimizer_states", "lr_schedulers"}
 WORKER_TIMES = ("busy", "waiting", "communicating")
+
+
+def batches_per_epoch(trainer: pl.Trainer) -> int:
+    """Training batches in an epoch, when optimisers are configured.
+
+    Not from `Trainer.estimated_stepping_batches`: that makes the loader, and Lightning then forgets to tell it at which
+    batch a training goes on in mid-epoch.
+    """
+    loader: Any = trainer.fit_loop._data_source.dataloader()
+    available, limit = sized_len(loader) or 1, trainer.limit_train_batches
+    return max(min(available, limit) if isinstance(limit, int) else int(available * (limit or 1.0)), 1)
 
 
 def hits(logits: Tensor, labels: Tensor) -> Tensor:

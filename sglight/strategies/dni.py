@@ -160,24 +160,26 @@ class DNI(StagedModule):
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         x, labels = batch
+        # Not Lightning's index, which repeats the last one when a training goes on in mid-epoch.
+        t = self.global_step
         # As many batches in a row are timed as there are to a lesson, so that one of them has it whatever the lag.
-        timed = batch_idx % TIMED_EVERY < self.estimator_config["every_n_batches"]
+        timed = t % TIMED_EVERY < self.estimator_config["every_n_batches"]
+        self.recorder.begin(t, timed, labels.is_cuda)
         diagnosis = self.diagnose(x, labels) if self._is_diagnosis_due() else {}
-        self.recorder.begin(batch_idx, timed, labels.is_cuda)
         for i in self.placement.own:
-            self.train_stage(i, x, labels, batch_idx)
-        self.learn(batch_idx - self.lag)
+            self.train_stage(i, x, labels, t)
+        self.learn(t - self.lag)
         if self.trainer.is_last_batch:
             self.drain()
-        self.report({**diagnosis, **{f"estimator_{i}/loss": loss for i, loss in self.losses.items()}})
+        self.end_batch({**diagnosis, **{f"estimator_{i}/loss": loss for i, loss in self.losses.items()}})
 
-    def is_lesson(self, batch_idx: int) -> bool:
-        """Whether the estimators learn from this batch."""
-        return bool(batch_idx % self.estimator_config["every_n_batches"] == 0)
+    def is_lesson(self, t: int) -> bool:
+        """Whether the estimators learn from batch t, counted from the beginning of the training."""
+        return bool(t % self.estimator_config["every_n_batches"] == 0)
 
-    def train_stage(self, i: int, x: Tensor | None, labels: Tensor, batch_idx: int) -> None:
+    def train_stage(self, i: int, x: Tensor | None, labels: Tensor, t: int) -> None:
         """Forward, estimate, backward and update of one stage."""
-        lesson, phase = self.is_lesson(batch_idx), self.recorder.phase
+        lesson, phase = self.is_lesson(t), self.recorder.phase
         state = self.enter(i, x, len(labels))
         if i > 0 and lesson:
             state.requires_grad_()
@@ -189,7 +191,7 @@ class DNI(StagedModule):
             with phase("estimate", i):
                 gradient = self.estimator(i).estimate(handed_on, labels, self.time(i))
             if lesson:
-                self.waiting[i].append((batch_idx, handed_on, labels))
+                self.waiting[i].append((t, handed_on, labels))
         with phase("backward", i):
             if i == self.last:
                 output = F.cross_entropy(output, labels, reduction="sum")
@@ -219,8 +221,8 @@ class DNI(StagedModule):
 
     def drain(self) -> None:
         """Learn from all gradients that are still to come, oldest first."""
-        for until in sorted({batch_idx for states in self.waiting.values() for batch_idx, *_ in states}):
-            self.learn(until)
+        for t in sorted({t for states in self.waiting.values() for t, *_ in states}):
+            self.learn(t)
 
     def collect(self) -> None:
         """Receive all gradients that are on their way, without learning from them yet."""
@@ -249,9 +251,10 @@ class DNI(StagedModule):
     def diagnose(self, x: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
         """How well each estimator here predicts the true gradient of this batch, before anything is updated."""
         self.collect()
-        known = {}
+        known: dict[str, Tensor] = {}
         with unchanged_statistics(self):
-            inputs, outputs = {}, {}
+            inputs: dict[int, Tensor] = {}
+            outputs: dict[int, Tensor] = {}
             for i, stage in self.own_stages():
                 inputs[i] = self.enter(i, x, len(labels)).detach().requires_grad_()
                 outputs[i] = stage(inputs[i])

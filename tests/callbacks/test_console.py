@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from sglight.callbacks.console import Summary, all_parameter_counts, count, print_results, print_summary, seconds
+from sglight.callbacks.console import (
+    Summary,
+    all_parameter_counts,
+    count,
+    print_results,
+    print_summary,
+    seconds,
+)
 from tests.callbacks.common import fit
 
 
