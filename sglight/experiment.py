@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import math
 import os
+import platform
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +28,7 @@ from sglight.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
 from sglight.callbacks.console import Summary, print_results
 from sglight.callbacks.figures import PlanarFigures
 from sglight.callbacks.memory import PeakMemory, forget_peak
+from sglight.callbacks.timeline import Timeline
 from sglight.callbacks.timing import EpochTimer
 from sglight.config import to_plain
 from sglight.errors import UserError
@@ -89,7 +92,8 @@ def work(plain: dict[str, Any], folder: Path) -> float:
         plain["trainer"]["threads"] or useful_threads(module.spec, datamodule.batch_size, here)
     )
     best, callbacks = build_callbacks(plain["callbacks"], folder)
-    summary, timer, memory = Summary(folder), EpochTimer(), PeakMemory()
+    summary = Summary(folder, plain["trainer"]["show_schedule"])
+    timer, memory = EpochTimer(), PeakMemory()
     batches = _train_batches(plain["trainer"], len(datamodule.train_dataloader()))
     plain["trainer"]["log_every_n_steps"] = min(plain["trainer"]["log_every_n_steps"], batches)
     trainer = build_trainer(plain, folder, [summary, *callbacks, timer, memory])
@@ -167,6 +171,8 @@ def build_callbacks(config: Mapping[str, Any], folder: Path) -> tuple[BestCheckp
         callbacks.append(LearningRateMonitor("epoch"))
     if config["figures"]["enabled"]:
         callbacks.append(PlanarFigures(folder / "figures", config["figures"]["every_n_epochs"]))
+    if config["timeline"]["enabled"]:
+        callbacks.append(Timeline(folder, config["timeline"]["batches"]))
     if config["progress"]["enabled"]:
         callbacks.append(RichProgressBar(config["progress"]["refresh_rate"]))
     return best, [*callbacks, best, last]
@@ -258,10 +264,23 @@ def set_up(plain: Mapping[str, Any]) -> None:
     logging.getLogger("pytorch_lightning.profilers").setLevel(logging.INFO)  # its table, if asked for
     for message in NOISE:
         warnings.filterwarnings("ignore", message=message)
+    keep_freed_memory()
     if not torch.cuda.is_available():
         # Otherwise every step of an optimiser looks for the driver again, at a fifth of a millisecond each.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     pl.seed_everything(plain["seed"], workers=True, verbose=False)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory up to 32 MiB a piece, its most.
+
+    Otherwise it hands tensors of some MiB back to the system and faults them in again at every step, which takes
+    longer than what is computed with them.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mallopt, trim_threshold, mmap_threshold = ctypes.CDLL(None).mallopt, -1, -3
+        mallopt(mmap_threshold, 32 << 20)
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 def _logger(name: str, folder: Path) -> Logger | bool:

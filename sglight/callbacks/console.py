@@ -29,13 +29,14 @@ class Summary(Callback):
 
     Args:
         folder: the run's.
+        schedule: whether to print who does what when, too.
 
     Attributes:
         parameters: how many each part of the network has, at worker 0.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, schedule: bool = False) -> None:
+        self.folder, self.schedule = folder, schedule
         self.parameters: dict[str, int] = {}
         self._printed = False
 
@@ -54,6 +55,8 @@ class Summary(Callback):
             if trainer.is_global_zero:
                 data = trainer.datamodule  # type: ignore[attr-defined]
                 print_summary(module, self.parameters, data, trainer, self.folder)
+                if self.schedule:
+                    print(module.schedule(trainer.world_size))
         self._printed = True
 
 

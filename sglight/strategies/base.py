@@ -22,7 +22,9 @@ from sglight.networks.regularisers import penalty
 from sglight.parallel.link import Placement, alone
 from sglight.strategies.curves import Curves
 from sglight.strategies.optim import make_optimizer, make_scheduler
+from sglight.strategies.grid import schedule_grid
 from sglight.strategies.recorder import Recorder
+from sglight.strategies.schedule import StageTimes
 
 # Inputs and labels; inputs are None where the first stage does not live.
 Batch = tuple[Tensor | None, Tensor]
@@ -104,6 +106,11 @@ class StagedModule(pl.LightningModule):
             )
         bounds = balanced(self.spec.stage_work(self.cuts, self.extra_cost()), workers)
         return [range(a, b) for a, b in pairwise(bounds)]
+
+    def schedule(self, workers: int) -> str:
+        """Who does what when, as a text, by the cost model."""
+        forward, backward = (sum(self.spec.step_work()) * passes for passes in (1, 2))
+        return schedule_grid([range(1)], [StageTimes(forward=forward, backward=backward)], lag=0)
 
     @property
     def in_flight(self) -> int:

@@ -33,6 +33,7 @@ from sglight.networks.network import ELEMENTWISE, ExtraCost
 from sglight.networks.parts import Shape
 from sglight.strategies.base import Batch, StagedModule
 from sglight.strategies.optim import make_optimizer
+from sglight.strategies.grid import schedule_grid
 from sglight.strategies.schedule import StageTimes, speedup
 
 # Of so many batches the phases of the first are timed.
@@ -126,6 +127,17 @@ class DNI(StagedModule):
     def boundaries(self) -> list[int]:
         """The boundaries whose estimators live here: with the stage before them."""
         return [i for i in self.placement.own if i < self.last]
+
+    @override
+    def schedule(self, workers: int) -> str:
+        cuts, extra = self.cuts, self.extra_cost()
+        stages = self.spec.stage_work(cuts)
+        both = self.spec.stage_work(cuts, extra)
+        learns = self.estimator_config["every_n_batches"]
+        # Of what an estimator does, one pass is the estimate and 3 / n are lessons.
+        parts = [(w, (b - w) * 3 / (1 + 3 / learns)) for w, b in zip(stages, both, strict=True)]
+        times = [StageTimes(work, e, 2 * work, 3 * e / learns) for work, e in parts]
+        return schedule_grid(self.groups(workers), times, self.lag)
 
     @property
     @override
