@@ -18,6 +18,11 @@ from sglight.explain import explain
 
 COMPOSITION = (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError)
 INTERRUPTED = 130
+TORCHRUN = "TORCHELASTIC_RUN_ID"  # set in every process that torchrun starts
+
+
+# Only worker 0 of those that torchrun starts has a folder; it tells the others.
+WITHOUT_FOLDER = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
 
 
 class JobFailed(Exception):
@@ -28,6 +33,8 @@ class JobFailed(Exception):
 def launch(cfg: DictConfig) -> float:
     """One run, alone or as a job of a sweep; gives the monitored metric to the sweeper."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
+        if TORCHRUN in os.environ:
+            raise SystemExit("error: a sweep (-m) does not run under torchrun; start one run, or leave torchrun out")
         return _job(cfg)
     try:
         return _run(cfg)
@@ -37,6 +44,8 @@ def launch(cfg: DictConfig) -> float:
 
 def main() -> None:
     """Run the command; mistakes of the user end it with one sentence and status 1, Ctrl-C with status 130."""
+    if _torchrun_rank() > 0:
+        sys.argv += WITHOUT_FOLDER
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         launch()
         return
@@ -86,6 +95,11 @@ def _job(cfg: DictConfig) -> float:
 
 def _came_from_a_run(error: BaseException) -> bool:
     return any(frame.f_code is _run.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _torchrun_rank() -> int:
+    """Which of the processes that torchrun has started this is."""
+    return int(os.environ["RANK"]) if TORCHRUN in os.environ else 0
 
 
 def _interrupted() -> None:
