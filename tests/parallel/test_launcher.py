@@ -222,19 +222,33 @@ def test_the_worker_that_failed_is_named_and_not_those_that_lost_it(
     )
 
 
-def killed_from_outside() -> None:
+def deaf() -> None:
     me = begin()
     if me.rank == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         os.kill(int(read(Path(os.environ["SGLIGHT_NOTES"]) / "worker-1").split()[0]), signal.SIGKILL)
     while True:
         time.sleep(0.01)
 
 
-def test_the_others_are_stopped_if_they_do_not_notice() -> None:
+def test_those_that_notice_nothing_are_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "LEAVE_S", 0.5)
     start = time.monotonic()
     with pytest.raises(WorkerFailed, match=r"worker 1 .* SIGKILL"):
-        launch(killed_from_outside, workers=2)
-    assert launcher.LEAVE_S < time.monotonic() - start < 15.0
+        launch(deaf, workers=2)
+    assert launcher.LEAVE_S + launcher.STOP_S < time.monotonic() - start < 15.0
+
+
+def dying_beside_an_error() -> None:
+    if begin().rank == 0:
+        raise RuntimeError("of a kind that nobody knows to be a consequence")
+    time.sleep(0.3)
+    os._exit(3)
+
+
+def test_who_falls_silent_is_blamed_before_who_complains_at_about_the_same_time() -> None:
+    with pytest.raises(WorkerFailed, match=r"worker 1 .* exited with status 3"):
+        launch(dying_beside_an_error, workers=2)
 
 
 def mistaken() -> None:
@@ -249,20 +263,25 @@ def test_mistakes_of_the_user_stay_what_they_are(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == ""
 
 
-def own_error_late(gloo: bool) -> None:
-    me = begin()
-    if me.rank == 0:
-        raise (
-            RuntimeError("[gloo] Connection closed by peer [127.0.0.1]") if gloo else PeerLost("it has gone")
-        )
+def own_error_late(consequence: str) -> None:
+    if begin().rank == 0:
+        if consequence == "gloo":
+            raise RuntimeError(
+                "[../gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:4242"
+            )
+        try:
+            raise PeerLost("it has gone")
+        finally:
+            if consequence == "context":
+                raise KeyError("while tidying up")
     time.sleep(1.5)  # as callbacks do that save what there is
     raise ZeroDivisionError("the cause")
 
 
-@pytest.mark.parametrize("gloo", [False, True])
-def test_an_error_that_comes_late_is_the_cause_of_lost_connections(gloo: bool) -> None:
+@pytest.mark.parametrize("consequence", ["lost", "context", "gloo"])
+def test_an_error_that_comes_late_is_the_cause_of_lost_connections(consequence: str) -> None:
     with pytest.raises(WorkerFailed, match=r"worker 1 .* raised ZeroDivisionError: the cause"):
-        launch(own_error_late, gloo, workers=2)
+        launch(own_error_late, consequence, workers=2)
 
 
 def all_lost(handled: bool) -> None:
@@ -344,7 +363,10 @@ def asleep_at_the_end() -> None:
 
 
 @pytest.mark.parametrize(("function", "state"), [(sleeping, "sleeping"), (stopped, "stopped")])
-def test_a_worker_that_does_nothing_hangs(function: Callable[[], None], state: str) -> None:
+def test_a_worker_that_does_nothing_hangs(
+    function: Callable[[], None], state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher, "LEAVE_S", 0.5)
     start = time.monotonic()
     with pytest.raises(WorkerFailed) as info:
         launch(function, workers=2, idle_timeout_s=1.0)
@@ -403,7 +425,7 @@ def compute(seconds: float) -> None:
 
 
 def test_working_is_not_hanging_nor_is_waiting_for_who_works() -> None:
-    assert launch(busy, 4.0, workers=3, idle_timeout_s=1.0) == "done"
+    assert launch(busy, 3.0, workers=3, idle_timeout_s=1.0) == "done"
 
 
 def dozing() -> None:
@@ -434,14 +456,15 @@ def test_telling_what_one_does_costs_next_to_nothing() -> None:
 # From a script
 
 SCRIPT = """
-import os, sys, time
+import os, signal, sys, time
 from sglight.parallel import launcher
 from tests.parallel.test_launcher import begin, note
 
 launcher.PRELOAD[:] = sys.argv[1:]
 
 def short():
-    return __name__, len(os.listdir(f"/proc/{os.getppid()}/task"))
+    deaf = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    return __name__, len(os.listdir(f"/proc/{os.getppid()}/task")), deaf
 
 def long():
     me = begin()
@@ -455,7 +478,7 @@ if __name__ == "__main__":
     print(launcher.launch(short, workers=2), flush=True)
     launcher.launch(long, workers=2)
 """
-Start = Callable[[str], "subprocess.Popen[str]"]
+Start = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
@@ -465,9 +488,9 @@ def start(notes: Path) -> Iterator[Start]:
     path.write_text(SCRIPT)
     started = []
 
-    def start(preload: str) -> subprocess.Popen[str]:
+    def start(*preload: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, str(path), preload], cwd=notes, env={**os.environ, "PYTHONPATH": str(ROOT)},
+            [sys.executable, str(path), *preload], cwd=notes, env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         started.append(process)
@@ -505,11 +528,11 @@ def test_nothing_outlives_a_parent_that_is_killed(start: Start, notes: Path) -> 
 
 
 def test_ctrl_c_ends_all_at_once_and_quietly(start: Start, notes: Path) -> None:
-    script = start("sglight.parallel.launcher")
+    script = start("numpy", "sglight.parallel.launcher")
     pids = processes(notes)
     out = interrupt(script)
     assert all_gone(pids) and (notes / "flushed-0").exists()
-    assert out == "('__mp_main__', 1)\n"  # a server of one thread has nothing to lose when it forks
+    assert out == "('__mp_main__', 1, True)\n"  # a server of one thread has nothing to lose when it forks
 
 
 def test_ctrl_c_does_not_wait_for_imports_either(start: Start, notes: Path) -> None:
