@@ -12,13 +12,13 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from sglight import start
 from sglight.config import CONF, check
 from sglight.errors import UserError
 from sglight.explain import explain
 
 COMPOSITION = (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError)
 INTERRUPTED = 130
-TORCHRUN = "TORCHELASTIC_RUN_ID"  # set in every process that torchrun starts
 
 
 # Only worker 0 of those that torchrun starts has a folder; it tells the others.
@@ -33,8 +33,10 @@ class JobFailed(Exception):
 def launch(cfg: DictConfig) -> float:
     """One run, alone or as a job of a sweep; gives the monitored metric to the sweeper."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        if TORCHRUN in os.environ:
-            raise SystemExit("error: a sweep (-m) does not run under torchrun; start one run, or leave torchrun out")
+        if start.TORCHRUN in os.environ:
+            raise SystemExit(
+                "error: a sweep (-m) does not run under torchrun; start one run, or leave torchrun out"
+            )
         return _job(cfg)
     try:
         return _run(cfg)
@@ -73,9 +75,7 @@ def _run(cfg: DictConfig) -> float:
     # Waiting threads sleep: spinning ones slow each other down manyfold on a machine with other work. Read by OpenMP
     # when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from sglight.experiment import run
-
-    return run(cfg)
+    return start.run(cfg)
 
 
 def _job(cfg: DictConfig) -> float:
@@ -99,7 +99,7 @@ def _came_from_a_run(error: BaseException) -> bool:
 
 def _torchrun_rank() -> int:
     """Which of the processes that torchrun has started this is."""
-    return int(os.environ["RANK"]) if TORCHRUN in os.environ else 0
+    return int(os.environ["RANK"]) if start.TORCHRUN in os.environ else 0
 
 
 def _interrupted() -> None:

@@ -1,4 +1,4 @@
-"""What the user did wrong, in one sentence; imports neither torch nor Hydra."""
+"""What went wrong, in one sentence; imports neither torch nor Hydra."""
 
 
 class UserError(ValueError):
@@ -8,3 +8,7 @@ class UserError(ValueError):
 
     `python -m sglight` prints the message without a traceback and ends with status 1.
     """
+
+
+class PeerLost(RuntimeError):
+    """The worker at the other end has gone or does not answer: a consequence, its own failure is the cause."""

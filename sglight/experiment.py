@@ -17,10 +17,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
@@ -30,11 +29,9 @@ from sglight.callbacks.figures import PlanarFigures
 from sglight.callbacks.memory import PeakMemory, forget_peak
 from sglight.callbacks.timeline import Timeline
 from sglight.callbacks.timing import EpochTimer
-from sglight.config import to_plain
 from sglight.errors import UserError
 from sglight.files import replacing
 from sglight.networks import NetworkSpec
-from sglight.parallel.launcher import launch
 from sglight.parallel.strategy import StageStrategy, agree, environment
 from sglight.strategies.base import StagedModule
 
@@ -54,32 +51,9 @@ HYPERPARAMETERS = (
 )  # fmt: skip
 
 
-def run(cfg: DictConfig, folder: Path | None = None) -> float:
-    """Train and test (``mode=fit``) or test (``mode=test``) what the config describes; returns the monitored metric.
-
-    With ``trainer.devices`` above 1 this happens in as many worker processes, which are started here unless torchrun
-    has done so.
-
-    Args:
-        cfg: the composed and checked config.
-        folder: where the run leaves its files; Hydra's run folder by default.
-
-    Raises:
-        UserError: if the config asks for something that does not exist or go together, or if a worker fails.
-    """
-    folder = Path(HydraConfig.get().runtime.output_dir) if folder is None else folder
-    plain, folder = agree((to_plain(cfg), folder))
-    workers = plain["trainer"]["devices"]
-    if workers == 1 or environment() is not None:
-        return work(plain, folder)
-    monitored: float = launch(
-        work, plain, folder, workers=workers, idle_timeout_s=plain["trainer"]["idle_timeout_s"]
-    )
-    return monitored
-
-
-def work(plain: dict[str, Any], folder: Path) -> float:
-    """`run` in one worker process, or in all there is."""
+def run(plain: dict[str, Any], folder: Path) -> float:
+    """The run that a plain config describes, in this process, or this worker's part of it; see `sglight.start.run`."""
+    plain, folder = agree((plain, folder))
     rank = 0 if (place := environment()) is None else place.global_rank()
     set_up(plain)
     forget_peak()

@@ -133,7 +133,7 @@ REFUSED = {
     ),
     "precision": (["trainer.precision=8"], r"trainer\.precision=8 .* choose one of 32-true"),
     "devices": (["trainer.devices=3"], r"trainer\.devices=3 .*3 workers, .*2 stage.* raise strategy\.stages"),
-    "stages": (
+    "workers": (
         ["strategy=backprop", "trainer.devices=2"],
         r"trainer\.devices=2 .*1 stage.* strategy that has them",
     ),

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sglight import experiment
+from sglight import start as start_module
 from sglight.config import CONF, check
 from sglight.data.arrays import HDF5Data
 from sglight.errors import UserError
@@ -37,7 +38,7 @@ def start(compose_config: Compose) -> Callable[..., float]:
     """``start(folder, *overrides)`` does a small run."""
 
     def run(folder: Path, *overrides: str, small: tuple[str, ...] = SMALL) -> float:
-        return experiment.run(check(compose_config(*small, *overrides)), folder)
+        return start_module.run(check(compose_config(*small, *overrides)), folder)
 
     return run
 
@@ -180,7 +181,7 @@ def test_every_preset_takes_a_step(
     if (shape := shapes.get(cfg.dataset.name)) is not None:
         # The presets' pictures may not be at hand; noise of their shape is.
         monkeypatch.setattr(experiment, "build_datamodule", lambda plain: noise(tmp_path / "noise.h5", shape))
-    experiment.run(check(cfg), tmp_path / "run")
+    start_module.run(check(cfg), tmp_path / "run")
     assert metrics(tmp_path / "run")["run/steps"] == 1
 
 
@@ -269,5 +270,5 @@ def test_a_run_stopped_in_mid_epoch_repeats_it(
 
 @pytest.mark.slow
 def test_the_default_run_learns_the_digits(compose_config: Compose, tmp_path: Path) -> None:
-    experiment.run(check(compose_config("callbacks.progress.enabled=false")), tmp_path)
+    start_module.run(check(compose_config("callbacks.progress.enabled=false")), tmp_path)
     assert metrics(tmp_path)["test/acc"] >= 0.95

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
@@ -32,9 +32,7 @@ def call(monkeypatch, tmp_path, capfd):
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
 
     def called(*arguments: str, run=lambda cfg: 0.5) -> SimpleNamespace:
-        experiment = ModuleType("sglight.experiment")
-        experiment.run = run  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "sglight.experiment", experiment)
+        monkeypatch.setattr(command.start, "run", run)
         monkeypatch.setattr(sys, "argv", ["sglight", *arguments])
         GlobalHydra.instance().clear()
         status: object = 0

@@ -201,7 +201,7 @@ def test_a_worker_that_raises_is_named_with_its_cause(
     sglight: Callable[..., Command], tmp_path: Path
 ) -> None:
     command = sglight("trainer.devices=2", "strategy._target_=tests.failing.FailingDNI")
-    status, out, err = command.end()
+    status, _, err = command.end()
     assert status == 1
     assert "error: worker 1 (stages 2-3) raised ArithmeticError: this is the bug during batch 3" in err
     assert err.count("Traceback") == 1  # the one of the worker that failed

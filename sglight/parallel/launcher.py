@@ -26,10 +26,7 @@ from threading import Thread
 from time import monotonic, sleep
 from typing import Any, NoReturn
 
-import torch
-
-from sglight.errors import UserError
-from sglight.parallel.link import PeerLost
+from sglight.errors import PeerLost, UserError
 
 POLL_S = 0.25  # between two looks at the workers
 SETTLE_S = 1.0  # after a failure, for another one to be its cause
@@ -256,6 +253,8 @@ class Setting:
         os.environ.update(self.environ)
         multiprocessing.set_start_method(self.start_method, force=True)
         if self.threads is not None:
+            import torch  # in the workers: who starts them need not wait for it as well
+
             torch.set_num_threads(self.threads)
 
 

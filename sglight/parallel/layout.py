@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, UntypedStorage
 
-from sglight.parallel.link import PeerLost
+from sglight.errors import PeerLost
 
 DIMS = 8
 FORMAT = struct.Struct(f"<BB{DIMS}Q{DIMS}Q")

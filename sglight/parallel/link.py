@@ -17,11 +17,6 @@ from typing import Any
 
 from torch import Tensor
 
-
-class PeerLost(RuntimeError):
-    """The worker at the other end has gone or does not answer: a consequence, its own failure is the cause."""
-
-
 Waiting = Callable[[], AbstractContextManager[Any]]
 
 

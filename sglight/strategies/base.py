@@ -21,8 +21,8 @@ from sglight.networks.network import ExtraCost, balanced
 from sglight.networks.regularisers import penalty
 from sglight.parallel.link import Placement, alone
 from sglight.strategies.curves import Curves
-from sglight.strategies.optim import make_optimizer, make_scheduler
 from sglight.strategies.grid import schedule_grid
+from sglight.strategies.optim import make_optimizer, make_scheduler
 from sglight.strategies.recorder import Recorder
 from sglight.strategies.schedule import StageTimes
 

@@ -32,8 +32,8 @@ from sglight.estimators import (
 from sglight.networks.network import ELEMENTWISE, ExtraCost
 from sglight.networks.parts import Shape
 from sglight.strategies.base import Batch, StagedModule
-from sglight.strategies.optim import make_optimizer
 from sglight.strategies.grid import schedule_grid
+from sglight.strategies.optim import make_optimizer
 from sglight.strategies.schedule import StageTimes, speedup
 
 # Of so many batches the phases of the first are timed.

@@ -17,10 +17,9 @@ from typing import Any
 import pytest
 import torch
 
-from sglight.errors import UserError
+from sglight.errors import PeerLost, UserError
 from sglight.parallel import launcher
 from sglight.parallel.launcher import Status, Worker, WorkerFailed, current, launch
-from sglight.parallel.link import PeerLost
 
 ROOT = Path(__file__).resolve().parents[2]
 

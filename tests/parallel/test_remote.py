@@ -15,8 +15,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from sglight.errors import PeerLost
 from sglight.parallel import remote
-from sglight.parallel.link import PeerLost
 from sglight.parallel.remote import (
     GroupPeers,
     NcclReceiver,

@@ -16,8 +16,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sglight.errors import PeerLost
 from sglight.parallel.layout import DTYPES
-from sglight.parallel.link import PeerLost
 from sglight.parallel.shared import SharedReceiver, SharedSender, connect
 from tests.parallel.workers import Watch, assert_same, closing, descriptors, resident_mb, working
 

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sglight.errors import PeerLost
 from sglight.parallel.layout import DTYPES
-from sglight.parallel.link import PeerLost
 from sglight.parallel.remote import GroupReceiver, GroupSender, gloo, rendezvous_file
 from sglight.parallel.staging import Line, StagedReceiver, StagedSender
 from tests.parallel.workers import Watch, assert_same, closing, resident_mb, working

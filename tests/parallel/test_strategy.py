@@ -93,7 +93,7 @@ def test_every_setting_gives_the_same_in_every_placement(workers: int) -> None:
 
 
 def test_through_sockets_as_through_shared_memory() -> None:
-    todo = jobs(lags=(1,))[2:6] + [OTHERS["segments"]]
+    todo = [*jobs(lags=(1,))[2:6], OTHERS["segments"]]
     for found, expected in zip(train_on(2, todo, share_memory=False), train_on(1, todo), strict=True):
         assert_same(found, expected)
 
@@ -215,10 +215,8 @@ def test_what_cannot_be_done_is_refused() -> None:
     trainer = pl.Trainer(strategy=StageStrategy(), devices=2, accelerator="cpu", logger=False, max_epochs=1)
     with pytest.raises(UserError, match=r"2 workers for 1 stage"):
         trainer.fit(Backprop(NETWORK, ADAM), loader)
+    trainer = pl.Trainer(strategy=StageStrategy(), devices=2, accelerator="cpu", logger=False, max_epochs=1)
     with pytest.raises(UserError, match="StageStrategy trains modules that have stages, not BoringModel"):
-        trainer = pl.Trainer(
-            strategy=StageStrategy(), devices=2, accelerator="cpu", logger=False, max_epochs=1
-        )
         trainer.fit(BoringModel(), loader)
 
 

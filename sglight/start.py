@@ -1,0 +1,45 @@
+"""Where a run happens: in this process, or in workers; imports no torch, which the workers load while they start."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from sglight.config import to_plain
+from sglight.parallel import launcher
+
+# Set in every process that torchrun starts.
+TORCHRUN = "TORCHELASTIC_RUN_ID"
+
+
+def run(cfg: DictConfig, folder: Path | None = None) -> float:
+    """Train and test (``mode=fit``) or test (``mode=test``) what the config describes; returns the monitored metric.
+
+    With ``trainer.devices`` above 1 this happens in as many worker processes, which are started here unless torchrun
+    has done so.
+
+    Args:
+        cfg: the composed and checked config.
+        folder: where the run leaves its files; Hydra's run folder by default.
+
+    Raises:
+        UserError: if the config asks for something that does not exist or go together, or if a worker fails.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir) if folder is None else folder
+    plain, workers = to_plain(cfg), cfg.trainer.devices
+    if workers == 1 or TORCHRUN in os.environ:
+        return _run(plain, folder)
+    monitored: float = launcher.launch(
+        _run, plain, folder, workers=workers, idle_timeout_s=cfg.trainer.idle_timeout_s
+    )
+    return monitored
+
+
+def _run(plain: dict[str, Any], folder: Path) -> float:
+    from sglight.experiment import run
+
+    return run(plain, folder)
