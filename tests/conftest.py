@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from sglight.config import CONF
@@ -38,6 +39,7 @@ def compose_config() -> Callable[..., DictConfig]:
 
     def composed(*overrides: str, hydra: bool = False) -> DictConfig:
         GlobalHydra.instance().clear()
+        HydraConfig.instance().cfg = None  # of a command that ran in this process before
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="sglight"):
             return compose("config", overrides=list(overrides), return_hydra_config=hydra)
 

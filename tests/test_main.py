@@ -238,7 +238,7 @@ def test_the_interrupt_that_lightning_turns_into_an_exit_counts_as_one(call):
 def test_ctrl_c_in_a_process_of_its_own(tmp_path):
     code = (
         "import sys, time, types; m = types.ModuleType('sglight.experiment'); "
-        "m.run = lambda cfg: (print('go', flush=True), time.sleep(60)); sys.modules[m.__name__] = m; "
+        "m.run = lambda plain, folder: (print('go', flush=True), time.sleep(60)); sys.modules[m.__name__] = m; "
         "from sglight.__main__ import main; sys.argv = ['sglight']; main()"
     )
     with subprocess.Popen(
