@@ -32,6 +32,7 @@ from sglight.callbacks.timing import EpochTimer
 from sglight.errors import UserError
 from sglight.files import replacing
 from sglight.networks import NetworkSpec
+from sglight.parallel.launcher import cores
 from sglight.parallel.strategy import StageStrategy, agree, environment
 from sglight.strategies.base import StagedModule
 
@@ -47,7 +48,7 @@ NOISE = (
 HYPERPARAMETERS = (
     "seed", "dataset.name", "dataset.batch_size", "model.dynamics", "model.kernel", "model.steps", "model.horizon",
     "model.channels", "strategy.stages", "strategy.lag", "strategy.estimator.name", "strategy.optimizer.name",
-    "strategy.optimizer.lr", "trainer.max_epochs", "trainer.precision",
+    "strategy.optimizer.lr", "trainer.max_epochs", "trainer.precision", "trainer.devices",
 )  # fmt: skip
 
 
@@ -104,14 +105,23 @@ def run(plain: dict[str, Any], folder: Path) -> float:
     return monitored
 
 
+def prepare(plain: Mapping[str, Any]) -> None:
+    """Download and convert what ``dataset`` needs, unless that is done."""
+    _datamodule(plain).prepare_data()
+
+
 def build_datamodule(plain: Mapping[str, Any], inputs: bool = True) -> Any:
     """The data module of ``dataset``, prepared, so that shape and classes are known; with or without its inputs."""
-    settings = dict(plain["dataset"])
-    datamodule = get_class(settings.pop("_target_"))(**settings)
+    datamodule = _datamodule(plain)
     datamodule.inputs = inputs
     datamodule.prepare_data()
     datamodule.setup("fit")
     return datamodule
+
+
+def _datamodule(plain: Mapping[str, Any]) -> Any:
+    settings = dict(plain["dataset"])
+    return get_class(settings.pop("_target_"))(**settings)
 
 
 def build_module(plain: Mapping[str, Any], datamodule: Any) -> StagedModule:
@@ -223,13 +233,7 @@ def useful_threads(spec: NetworkSpec, batch_size: int, workers: int = 1) -> int:
     that is not scheduled holds up all.
     """
     busy = max(spec.step_costs()) * batch_size > WORK_FOR_THREADS
-    return max(_cores() // workers, 1) if busy else 1
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return max(cores() // workers, 1) if busy else 1
 
 
 def set_up(plain: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,19 @@ def run(cfg: DictConfig, folder: Path | None = None) -> float:
     plain, workers = to_plain(cfg), cfg.trainer.devices
     if workers == 1 or TORCHRUN in os.environ:
         return _run(plain, folder)
+    # By one first, and without a limit: a download may stand still for longer than a worker should, and the others
+    # would stand still with it.
+    launcher.launch(_prepare, plain, workers=1, idle_timeout_s=inf)
     monitored: float = launcher.launch(
         _run, plain, folder, workers=workers, idle_timeout_s=cfg.trainer.idle_timeout_s
     )
     return monitored
+
+
+def _prepare(plain: dict[str, Any]) -> None:
+    from sglight.experiment import prepare
+
+    prepare(plain)
 
 
 def _run(plain: dict[str, Any], folder: Path) -> float:

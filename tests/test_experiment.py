@@ -180,7 +180,9 @@ def test_every_preset_takes_a_step(
     )  # fmt: skip
     if (shape := shapes.get(cfg.dataset.name)) is not None:
         # The presets' pictures may not be at hand; noise of their shape is.
-        monkeypatch.setattr(experiment, "build_datamodule", lambda *_, **__: noise(tmp_path / "noise.h5", shape))
+        monkeypatch.setattr(
+            experiment, "build_datamodule", lambda *_, **__: noise(tmp_path / "noise.h5", shape)
+        )
     start_module.run(check(cfg), tmp_path / "run")
     assert metrics(tmp_path / "run")["run/steps"] == 1
 

@@ -11,6 +11,7 @@ from sglight.networks import StableNet
 from sglight.strategies.backprop import Backprop
 from sglight.strategies.base import StagedModule
 from sglight.strategies.dni import DNI
+from tests.parallel.training import train_on
 from tests.strategies.common import ADAM, IMAGES, NETWORK, assert_equal, batches, fit
 
 pytestmark = [
@@ -43,3 +44,21 @@ def test_equal_seeds_give_equal_runs(strategy: type[StagedModule], precision: An
         fit(module, batches(6, shape=(1, 6, 6)), accelerator="gpu", precision=precision)
         states.append(module.state_dict())
     assert_equal(*states)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("workers", [2, 4])
+def test_workers_that_share_a_gpu_learn_the_same_as_one(workers: int) -> None:
+    todo = [
+        {"network": NETWORK, "options": {"stages": 4, "lag": lag}, "accelerator": "gpu"} for lag in (0, 1, 2)
+    ]
+    for found, expected in zip(train_on(workers, todo), train_on(1, todo), strict=True):
+        assert_equal(found.parameters, expected.parameters)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_gpu_for_each_worker() -> None:
+    job: dict[str, Any] = {"network": NETWORK, "options": {"stages": 4}, "accelerator": "gpu", "each": True}
+    (found,), (expected,) = train_on(2, [job]), train_on(1, [job])
+    assert_equal(found.parameters, expected.parameters)

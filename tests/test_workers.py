@@ -209,6 +209,15 @@ def test_a_worker_that_raises_is_named_with_its_cause(
     assert command.no_process_is_left()
 
 
+def test_preparing_data_may_stand_still(sglight: Callable[..., Command], tmp_path: Path) -> None:
+    slow = (
+        "dataset._target_=tests.failing.SlowToPrepare",
+        "trainer.idle_timeout_s=2",
+        "trainer.max_epochs=1",
+    )
+    succeeds(sglight("trainer.devices=2", *slow, SGLIGHT_PREPARED=str(tmp_path / "flag")))
+
+
 def test_a_mistake_is_told_once_in_a_sentence(sglight: Callable[..., Command], tmp_path: Path) -> None:
     data = tmp_path / "broken.h5"
     data.write_bytes(b"nothing")

@@ -11,7 +11,7 @@ from pytorch_lightning.strategies.launchers.launcher import _Launcher
 from pytorch_lightning.trainer.states import TrainerFn, TrainerState
 from typing_extensions import override
 
-from sglight.parallel.launcher import launch
+from sglight.parallel.launcher import cores, launch
 
 if TYPE_CHECKING:
     from sglight.parallel.strategy import StageStrategy
@@ -49,7 +49,8 @@ class StageLauncher(_Launcher):
         self, function: Callable[..., Any], *args: Any, trainer: pl.Trainer | None = None, **kwargs: Any
     ) -> Any:
         s = self._strategy
-        workers, threads = s.num_processes, s.threads
+        workers = s.num_processes
+        threads = s.threads or max(cores() // workers, 1)
         if trainer is None:
             return launch(
                 function, *args, workers=workers, threads=threads, idle_timeout_s=s.idle_timeout_s, **kwargs

@@ -116,6 +116,13 @@ def current() -> Worker | None:
     return _current
 
 
+def cores() -> int:
+    """How many this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def launch(
     function: Callable[..., Any],
     *args: Any,
@@ -153,7 +160,7 @@ def _packed(task: Any) -> bytes:
     try:
         # Not multiprocessing's own pickler: there torch sends tensors as open files.
         return pickle.dumps(task)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
+    except Exception as error:  # of whatever class what does not pickle chooses
         raise UserError(
             f"this cannot go to worker processes: {error}; define functions and classes at the top of a module, "
             "or train in one process with trainer.devices=1"

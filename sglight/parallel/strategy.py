@@ -105,7 +105,7 @@ class StageStrategy(ParallelStrategy):
     >>> trainer.fit(DNI(network, optimizer, stages=4), datamodule)  # doctest: +SKIP
 
     Args:
-        threads: CPU threads of each worker that is started here; None for torch's choice.
+        threads: CPU threads of each worker that is started here; None for its share of the cores.
         share_memory: whether neighbours may share memory.
         idle_timeout_s: a worker that is started here and does nothing for so long, while nobody keeps it waiting,
             ends the run.

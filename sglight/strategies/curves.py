@@ -53,6 +53,7 @@ class Curves:
             values = report.values()
             for logger in module.trainer.loggers:
                 logger.log_metrics({"epoch": float(report.epoch), **values}, report.step)
+                logger.save()
             for name, value in values.items():
                 # For callbacks and the bar; the loggers have it already, at the right step.
                 module.log(name, value, prog_bar=name in SHOWN, logger=False)

@@ -50,6 +50,14 @@ def test_a_run_is_announced_once_its_network_is_built(
     assert capsys.readouterr().out.count(str(tmp_path / "run")) == 1
 
 
+def test_the_schedule_is_printed_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for schedule in (False, True):
+        fit([Summary(tmp_path / "run", schedule)], tmp_path, epochs=1)
+        out = capsys.readouterr().out
+        assert ("[stage] F forward" in out) == schedule
+        assert ("with one worker every" in out) == schedule
+
+
 def test_results_are_shown_with_units_and_the_command(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -98,6 +98,11 @@ def begin() -> Worker:
     return me
 
 
+def pid_of_worker_1() -> int:
+    """Waits until it has begun."""
+    return int(read(Path(os.environ["SGLIGHT_NOTES"]) / "worker-1").split()[0])
+
+
 # What workers know and return
 
 
@@ -233,7 +238,7 @@ def deaf() -> None:
     me = begin()
     if me.rank == 0:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        os.kill(int(read(Path(os.environ["SGLIGHT_NOTES"]) / "worker-1").split()[0]), signal.SIGKILL)
+        os.kill(pid_of_worker_1(), signal.SIGKILL)
     while True:
         time.sleep(0.01)
 
@@ -248,6 +253,7 @@ def test_those_that_notice_nothing_are_killed(monkeypatch: pytest.MonkeyPatch) -
 
 def dying_beside_an_error() -> None:
     if begin().rank == 0:
+        pid_of_worker_1()
         raise RuntimeError("of a kind that nobody knows to be a consequence")
     time.sleep(0.3)
     os._exit(3)
@@ -272,6 +278,7 @@ def test_mistakes_of_the_user_stay_what_they_are(capsys: pytest.CaptureFixture[s
 
 def own_error_late(consequence: str) -> None:
     if begin().rank == 0:
+        pid_of_worker_1()
         if consequence == "gloo":
             raise RuntimeError(
                 "[../gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:4242"

@@ -85,10 +85,13 @@ def train(job: Job, workers: int = 1, share_memory: bool = True) -> Result:
     collect = Collect()
     shape = job["network"]["shape"]
     parallel: dict[str, Any] = {}
+    accelerator = job.get("accelerator", "cpu")
     if workers > 1:
-        parallel = {"strategy": StageStrategy(share_memory=share_memory), "devices": workers}
+        parallel = {"strategy": StageStrategy(share_memory=share_memory, workers=workers)}
+        # Workers take turns on one GPU unless each is to have its own.
+        parallel["devices"] = workers if accelerator == "cpu" or job.get("each") else 1
     trainer = pl.Trainer(
-        max_epochs=job.get("epochs", 2), accelerator="cpu", logger=False, enable_progress_bar=False,
+        max_epochs=job.get("epochs", 2), accelerator=accelerator, logger=False, enable_progress_bar=False,
         enable_model_summary=False, enable_checkpointing=bool(job.get("callbacks")), log_every_n_steps=2,
         num_sanity_val_steps=0, callbacks=[*job.get("callbacks", []), collect], **parallel, **job.get("trainer", {}),
     )  # fmt: skip
