@@ -208,6 +208,11 @@ def _workers(trainer: Mapping[str, Any]) -> dict[str, Any]:
     devices, on_gpu = workers, _uses_gpu(trainer["accelerator"])
     if on_gpu:
         devices = min(workers, torch.cuda.device_count())
+        if devices == 0:
+            raise UserError(
+                f"trainer.accelerator={trainer['accelerator']}, but this machine has no GPU; "
+                "use trainer.accelerator=cpu"
+            )
         if devices < workers and not trainer["share_devices"]:
             raise UserError(
                 f"trainer.devices={workers}, but this machine has {devices} GPU(s): lower it, add "

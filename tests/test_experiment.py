@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sglight import experiment
 from sglight import start as start_module
-from sglight.config import CONF, check
+from sglight.config import CONF, check, to_plain
 from sglight.data.arrays import HDF5Data
 from sglight.errors import UserError
 from sglight.strategies.dni import DNI
@@ -274,3 +274,26 @@ def test_a_run_stopped_in_mid_epoch_repeats_it(
 def test_the_default_run_learns_the_digits(compose_config: Compose, tmp_path: Path) -> None:
     start_module.run(check(compose_config("callbacks.progress.enabled=false")), tmp_path)
     assert metrics(tmp_path)["test/acc"] >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("gpus", "share", "message"),
+    [
+        (0, False, "no GPU; use trainer.accelerator=cpu"),
+        (0, True, "no GPU"),
+        (1, False, r"1 GPU\(s\).*share_devices"),
+    ],
+)
+def test_more_workers_than_gpus_are_refused(
+    compose_config: Compose,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    gpus: int,
+    share: bool,
+    message: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    overrides = ("trainer.accelerator=gpu", "trainer.devices=2", f"trainer.share_devices={share}")
+    plain = to_plain(compose_config(*overrides))
+    with pytest.raises(UserError, match=message):
+        experiment.build_trainer(plain, tmp_path, [])
