@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from sglight import start
+from sglight.checks import TORCHRUN
 from sglight.config import CONF, check
 from sglight.errors import UserError
 from sglight.explain import explain
@@ -33,7 +34,7 @@ class JobFailed(Exception):
 def launch(cfg: DictConfig) -> float:
     """One run, alone or as a job of a sweep; gives the monitored metric to the sweeper."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        if start.TORCHRUN in os.environ:
+        if TORCHRUN in os.environ:
             raise SystemExit(
                 "error: a sweep (-m) does not run under torchrun; start one run, or leave torchrun out"
             )
@@ -99,7 +100,7 @@ def _came_from_a_run(error: BaseException) -> bool:
 
 def _torchrun_rank() -> int:
     """Which of the processes that torchrun has started this is."""
-    return int(os.environ["RANK"]) if start.TORCHRUN in os.environ else 0
+    return int(os.environ["RANK"]) if TORCHRUN in os.environ else 0
 
 
 def _interrupted() -> None:

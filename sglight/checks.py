@@ -13,6 +13,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sglight.errors import UserError
 
+# Set in every process that torchrun starts.
+TORCHRUN = "TORCHELASTIC_RUN_ID"
 AT_LEAST = {
     1: (
         "dataset.batch_size dataset.eval_batch_size dataset.train_points dataset.val_points dataset.test_points "
@@ -151,7 +153,7 @@ def check_workers(cfg: DictConfig) -> None:
             f"trainer.devices={devices} on trainer.num_nodes={nodes} makes {workers} workers, but there are only "
             f"{stages} stage(s); {remedy}, or lower trainer.devices"
         )
-    started = environ.get("WORLD_SIZE") if "TORCHELASTIC_RUN_ID" in environ else None
+    started = environ.get("WORLD_SIZE") if TORCHRUN in environ else None
     if started is None and nodes > 1:
         raise UserError(
             f"trainer.num_nodes={nodes} needs torchrun on each machine: torchrun --nnodes {nodes} "

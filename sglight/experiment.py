@@ -34,7 +34,7 @@ from sglight.files import replacing
 from sglight.networks import NetworkSpec
 from sglight.parallel.launcher import cores
 from sglight.parallel.strategy import StageStrategy, agree, environment
-from sglight.strategies.base import StagedModule
+from sglight.strategies.base import StagedModule, limited
 
 # Keys of trainer.* that are ours, or that need translation, before the rest goes to Lightning's Trainer.
 OWN_TRAINER_KEYS = ("threads", "idle_timeout_s", "share_devices", "show_schedule")
@@ -69,7 +69,7 @@ def run(plain: dict[str, Any], folder: Path) -> float:
     best, callbacks = build_callbacks(plain["callbacks"], folder)
     summary = Summary(folder, plain["trainer"]["show_schedule"])
     timer, memory = EpochTimer(), PeakMemory()
-    batches = _train_batches(plain["trainer"], len(datamodule.train_dataloader()))
+    batches = limited(len(datamodule.train_dataloader()), plain["trainer"]["limit_train_batches"])
     plain["trainer"]["log_every_n_steps"] = min(plain["trainer"]["log_every_n_steps"], batches)
     trainer = build_trainer(plain, folder, [summary, *callbacks, timer, memory])
     for logger in trainer.loggers:
@@ -339,14 +339,6 @@ def _metrics(trainer: pl.Trainer, module: StagedModule) -> dict[str, Any]:
         "run/epochs": trainer.current_epoch,
         "run/steps": trainer.global_step,
     }
-
-
-def _train_batches(config: Mapping[str, Any], available: int) -> int:
-    """Training batches in an epoch: ``limit_train_batches`` is a number of them or a part."""
-    limit = config["limit_train_batches"]
-    if limit is None:
-        return available
-    return max(1, min(available, limit) if isinstance(limit, int) else int(available * limit))
 
 
 @contextmanager

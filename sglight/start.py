@@ -10,11 +10,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from sglight.checks import TORCHRUN
 from sglight.config import to_plain
 from sglight.parallel import launcher
-
-# Set in every process that torchrun starts.
-TORCHRUN = "TORCHELASTIC_RUN_ID"
 
 
 def run(cfg: DictConfig, folder: Path | None = None) -> float:

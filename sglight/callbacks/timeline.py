@@ -17,7 +17,7 @@ from sglight.callbacks.figures import save_figure
 from sglight.files import replacing
 from sglight.strategies.base import StagedModule
 from sglight.strategies.recorder import COMPUTING
-from sglight.strategies.schedule import Span
+from sglight.strategies.schedule import Span, stage_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -149,11 +149,7 @@ def _event(worker: int, span: Span, begin: float) -> dict[str, Any]:
 
 
 def _worker_name(worker: int, stages: Sequence[int]) -> str:
-    if not stages:
-        return f"worker {worker}"
-    if len(stages) == 1:
-        return f"worker {worker}: stage {stages[0]}"
-    return f"worker {worker}: stages {stages[0]}-{stages[-1]}"
+    return f"worker {worker}: {stage_names(stages)}" if stages else f"worker {worker}"
 
 
 def draw(spans: Sequence[Sequence[Span]], path: Path) -> None:

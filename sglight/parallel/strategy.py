@@ -32,6 +32,7 @@ from sglight.parallel.wiring import (
     wire,
 )
 from sglight.strategies.base import StagedModule
+from sglight.strategies.schedule import stage_names
 
 # Parts of a checkpoint whose entries are by stage or estimator: each worker has its own.
 BY_STAGE = ("state_dict", "optimizer_states", "lr_schedulers", "waiting")
@@ -279,8 +280,3 @@ class StageStrategy(ParallelStrategy):
             channel.close()
         self.peers.close()
         self.peers = Alone()
-
-
-def stage_names(group: range) -> str:
-    """``stage 0`` or ``stages 0-1``."""
-    return f"stage {group[0]}" if len(group) == 1 else f"stages {group[0]}-{group[-1]}"

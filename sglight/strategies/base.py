@@ -368,8 +368,14 @@ def batches_per_epoch(trainer: pl.Trainer) -> int:
     batch a training goes on in mid-epoch.
     """
     loader: Any = trainer.fit_loop._data_source.dataloader()
-    available, limit = sized_len(loader) or 1, trainer.limit_train_batches
-    return max(min(available, limit) if isinstance(limit, int) else int(available * (limit or 1.0)), 1)
+    return limited(sized_len(loader) or 1, trainer.limit_train_batches)
+
+
+def limited(available: int, limit: int | float | None) -> int:
+    """Batches in an epoch, of those ``available``: a limit is a number of them or a part; at least one."""
+    if limit is None:
+        return available
+    return max(min(available, limit) if isinstance(limit, int) else int(available * limit), 1)
 
 
 def hits(logits: Tensor, labels: Tensor) -> Tensor:

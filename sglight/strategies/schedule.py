@@ -64,3 +64,8 @@ def period(stages: Sequence[StageTimes], lag: int, batches: int = 64) -> float:
 def speedup(stages: Sequence[StageTimes], lag: int) -> float:
     """How many times faster M workers are than one that does everything in turn: sum of times over `period`."""
     return sum(stage.total for stage in stages) / period(stages, lag)
+
+
+def stage_names(stages: Sequence[int]) -> str:
+    """Neighbouring stages by number: ``stage 0`` or ``stages 0-1``."""
+    return f"stage {stages[0]}" if len(stages) == 1 else f"stages {stages[0]}-{stages[-1]}"

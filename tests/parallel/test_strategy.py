@@ -15,9 +15,10 @@ from pytorch_lightning.demos.boring_classes import BoringModel
 from torch.utils.data import DataLoader
 
 from sglight.errors import UserError
-from sglight.parallel.strategy import StageStrategy, stage_names
+from sglight.parallel.strategy import StageStrategy
 from sglight.strategies.backprop import Backprop
 from sglight.strategies.dni import DNI
+from sglight.strategies.schedule import stage_names
 from tests.parallel.training import ESTIMATOR, Job, module, train_on
 from tests.strategies.common import ADAM, IMAGES, NETWORK, assert_equal, batches
 
