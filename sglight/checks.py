@@ -1,7 +1,7 @@
 """Whether the keys of a config go together; every refusal names the key and what would be right. Imports no torch."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import inf
 from operator import le
@@ -12,13 +12,15 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sglight.errors import UserError
+from sglight.strategies.levels import first_epochs, make_levels
 
 # Set in every process that torchrun starts.
 TORCHRUN = "TORCHELASTIC_RUN_ID"
 AT_LEAST = {
     1: (
         "dataset.batch_size dataset.eval_batch_size dataset.train_points dataset.val_points dataset.test_points "
-        "dataset.size dataset.channels model.kernel_size model.groups strategy.stages strategy.scheduler.step_epochs "
+        "dataset.size dataset.channels model.kernel_size model.groups strategy.stages strategy.levels "
+        "strategy.scheduler.step_epochs "
         "strategy.estimator.kernel_size strategy.estimator.every_n_batches trainer.devices trainer.num_nodes "
         "trainer.max_epochs trainer.log_every_n_steps trainer.check_val_every_n_epoch trainer.threads "
         "callbacks.checkpoint.every_n_epochs callbacks.figures.every_n_epochs callbacks.progress.refresh_rate "
@@ -119,6 +121,9 @@ def check_strategy(cfg: DictConfig) -> None:
             f"strategy.stages={stages} is more than the network's {total} time steps; "
             f"use at most {total} stages or raise model.steps"
         )
+    levels = OmegaConf.select(cfg, "strategy.levels")
+    if levels is not None:
+        _check_levels(cfg, levels, steps)
     scheduler = OmegaConf.select(cfg, "strategy.scheduler")
     if scheduler is not None and scheduler.name == "plateau" and scheduler.warmup_epochs:
         raise UserError(
@@ -139,6 +144,29 @@ def check_strategy(cfg: DictConfig) -> None:
             raise UserError(
                 f"strategy.estimator.kernel_size={cfg.strategy.estimator.kernel_size} must be odd, as 3 or 5"
             )
+
+
+def _check_levels(cfg: DictConfig, count: int, steps: Sequence[int]) -> None:
+    try:
+        first_epochs(make_levels(count, cfg.strategy.level), cfg.trainer.max_epochs)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    finer = 2 ** (count - 1)
+    if bad := [n for n in steps if n % finer]:
+        raise UserError(
+            f"strategy.levels={count} halves the steps {count - 1} times, but model.steps={bad[0]} is no multiple of "
+            f"{finer}; choose one, or fewer levels"
+        )
+    coarsest = (
+        sum(steps)
+        * (len(_per_segment("channels", cfg.model.channels, int)) if len(steps) == 1 else 1)
+        // finer
+    )
+    if cfg.strategy.stages > coarsest:
+        raise UserError(
+            f"strategy.stages={cfg.strategy.stages} is more than the {coarsest} time steps of the coarsest of "
+            f"strategy.levels={count}; use fewer stages or levels, or raise model.steps"
+        )
 
 
 def check_workers(cfg: DictConfig) -> None:

@@ -84,7 +84,7 @@ def run(plain: dict[str, Any], folder: Path) -> float:
             monitored = metrics["test/acc"]
         else:
             trainer.fit(module, datamodule, ckpt_path=ckpt, weights_only=True)
-            metrics = _validated(trainer, module, datamodule, best) | timer.metrics()
+            metrics = _validated(trainer, module, datamodule, best) | timer.metrics() | module.results()
             score = best.best_model_score
             monitored = float(metrics.get(str(best.monitor), math.nan) if score is None else score)
             metrics |= _test(trainer, module, datamodule, best)

@@ -23,6 +23,8 @@ Init = StrEnum("Init", ["random", "smooth", "identity", "zeros"])
 OptimizerName = StrEnum("OptimizerName", ["adam", "adamw", "sgd"])
 SchedulerName = StrEnum("SchedulerName", ["none", "cosine", "step", "exponential", "plateau"])
 EstimatorName = StrEnum("EstimatorName", ["linear", "mlp", "conv"])
+Prolongation = StrEnum("Prolongation", ["linear", "constant"])
+Moments = StrEnum("Moments", ["prolong", "reset"])
 Accelerator = StrEnum("Accelerator", ["auto", "cpu", "gpu", "cuda", "mps"])
 Monitoring = StrEnum("Monitoring", ["min", "max"])
 LoggerName = StrEnum("LoggerName", ["tensorboard", "csv", "none"])
@@ -123,6 +125,27 @@ class DNIConfig(StrategyConfig):
     lag: int = 1
     estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
     diagnose_every_n_batches: int = 50
+
+
+@dataclass
+class LevelConfig:
+    """The levels of a multilevel training: each key is one value for all, or a list with one per level."""
+
+    epochs: Any = None
+    mode: Any = None
+    lr: Any = None
+    estimator_lr: Any = None
+
+
+@dataclass
+class MultilevelConfig(DNIConfig):
+    """From a shallow network to a deep one."""
+
+    _target_: str = "sglight.strategies.multilevel.Multilevel"
+    levels: int = 2
+    level: LevelConfig = field(default_factory=LevelConfig)
+    prolongation: Prolongation = Prolongation.linear
+    moments: Moments = Moments.prolong
 
 
 @dataclass
@@ -238,4 +261,5 @@ class Config:
 STRATEGIES: dict[str, type[StrategyConfig]] = {
     "base_backprop": BackpropConfig,
     "base_dni": DNIConfig,
+    "base_multilevel": MultilevelConfig,
 }

@@ -20,6 +20,8 @@ BEST, LAST = "best.ckpt", "last.ckpt"
 class BestCheckpoint(ModelCheckpoint):
     """Keeps ``best.ckpt``, the epoch with the best value of a metric, over all epochs of a run and its resumptions.
 
+    When the network is refined it begins anew: the best is one of the network as it is now.
+
     A run that goes on from a checkpoint of another folder copies the best one until then into its own.
 
     Args:
@@ -38,6 +40,7 @@ class BestCheckpoint(ModelCheckpoint):
         )
         self._earlier: dict[str, Any] | None = None
         self.best_metrics: dict[str, float] = {}
+        self._level = 0
 
     @property
     @override
@@ -71,10 +74,12 @@ class BestCheckpoint(ModelCheckpoint):
             self.best_model_score = self.kth_value = self.current_score = score
             self.best_k_models = {path: score}
             self.best_metrics = earlier.get("best_metrics", {})
+            self._level = earlier.get("level", 0)
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.monitor in trainer.callback_metrics:
+            self._forget_coarser(getattr(pl_module, "level", 0))
             super().on_train_epoch_end(trainer, pl_module)
         elif trainer.current_epoch + 1 >= (trainer.check_val_every_n_epoch or 1):
             raise UserError(
@@ -84,7 +89,16 @@ class BestCheckpoint(ModelCheckpoint):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"mode": self.mode, "best_metrics": self.best_metrics}
+        return super().state_dict() | {
+            "mode": self.mode, "best_metrics": self.best_metrics, "level": self._level,
+        }  # fmt: skip
+
+    def _forget_coarser(self, level: int) -> None:
+        if level != self._level:
+            self._level = level
+            self.best_model_path = self.kth_best_model_path = ""
+            self.best_model_score = self.current_score = None
+            self.best_k_models = {}
 
     @property
     def path(self) -> Path:

@@ -25,20 +25,21 @@ UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 class Summary(Callback):
-    """Prints `print_summary` once, when the network is built and before it is trained or tested.
+    """Prints `print_summary` once, when the network is built and before it is trained or tested; and refinements.
 
     Args:
         folder: the run's.
         schedule: whether to print who does what when, too.
 
     Attributes:
-        parameters: how many each part of the network has, at worker 0.
+        parameters: how many each part of the network has, at worker 0, as it was when a training or test began.
     """
 
     def __init__(self, folder: Path, schedule: bool = False) -> None:
         self.folder, self.schedule = folder, schedule
         self.parameters: dict[str, int] = {}
         self._printed = False
+        self._level = 0
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -49,15 +50,25 @@ class Summary(Callback):
         self._print(trainer, pl_module)
 
     def _print(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if not self._printed:
-            assert isinstance(module, StagedModule)
-            self.parameters = all_parameter_counts(module)
+        assert isinstance(module, StagedModule)
+        # Counted again for the test: the network may have been refined.
+        self.parameters = all_parameter_counts(module)
+        if not self._printed and trainer.is_global_zero:
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            print_summary(module, self.parameters, data, trainer, self.folder)
+            if self.schedule:
+                print(module.schedule(trainer.world_size))
+        self._printed, self._level = True, module.level
+
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, StagedModule)
+        if pl_module.level != self._level:
+            self._level = pl_module.level
             if trainer.is_global_zero:
-                data = trainer.datamodule  # type: ignore[attr-defined]
-                print_summary(module, self.parameters, data, trainer, self.folder)
-                if self.schedule:
-                    print(module.schedule(trainer.world_size))
-        self._printed = True
+                print(f"epoch {trainer.current_epoch}: refined to {_network(pl_module.spec)}")
 
 
 def all_parameter_counts(module: StagedModule) -> dict[str, int]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from sglight.networks.dynamics import DYNAMICS, Dynamics
 from sglight.networks.parts import (
@@ -26,6 +27,7 @@ from sglight.networks.seeding import draw_seed
 from sglight.networks.segment import Rule, Segment, SegmentSpec, choose
 
 ExtraCost = float | Callable[[Shape], float]
+AnyStage = TypeVar("AnyStage", bound="Stage")
 
 # What it takes to go over a value once (to activate, add, copy it), in multiplications of a product or convolution:
 # measured on one core, `benchmarks/stages.py --profile`.
@@ -152,6 +154,19 @@ class NetworkSpec:
         """The same network with ``factor`` times as many steps over the same horizon."""
         return replace(self, steps=tuple(n * factor for n in self.steps))  # type: ignore[union-attr]
 
+    def coarsened(self, factor: int) -> NetworkSpec:
+        """The same network with one step for ``factor`` over the same horizon.
+
+        Raises:
+            ValueError: if that does not divide the number of steps of each segment.
+        """
+        steps: tuple[int, ...] = self.steps  # type: ignore[assignment]
+        if any(n % factor for n in steps):
+            raise ValueError(
+                f"model.steps={list(steps)} cannot be divided by {factor}; choose multiples of it in each segment"
+            )
+        return replace(self, steps=tuple(n // factor for n in steps))
+
     def state_shape(self, position: int) -> Shape:
         """Shape of the state after ``position`` of all time steps (and the connector, at a segment's end)."""
         segment = self._segment_after(position)
@@ -201,23 +216,27 @@ class NetworkSpec:
         pairs = zip(self.step_costs(), self.step_values(), strict=True)
         return [cost + ELEMENTWISE * values for cost, values in pairs]
 
-    def cuts(self, stages: int, extra_cost: ExtraCost = 0.0) -> list[int]:
+    def cuts(self, stages: int, extra_cost: ExtraCost = 0.0, multiple: int = 1) -> list[int]:
         """Where to cut into ``stages`` of nearly equal `step_work`: M + 1 positions from 0 to the number of steps.
 
         Args:
             stages: M, from 1 to the number of steps.
             extra_cost: what each stage but the last spends besides (its estimator) per sample, in multiplications: a
                 number, or a function of the shape of the state that leaves the stage.
+            multiple: of which all cuts are; it divides the number of steps of each segment.
 
         Raises:
-            ValueError: if there are fewer steps than stages.
+            ValueError: if there are fewer steps (fewer times ``multiple`` of them) than stages.
         """
-        if not 1 <= stages <= self.total_steps:
+        if not 1 <= stages <= self.total_steps // multiple:
+            level = f" of the coarsest level, {multiple} times fewer than" if multiple > 1 else ","
             raise ValueError(
-                f"strategy.stages={stages} must be from 1 to the number of time steps, {self.total_steps} "
+                f"strategy.stages={stages} must be from 1 to the number of time steps{level} {self.total_steps} "
                 "(model.steps, over all segments)"
             )
-        return balanced(self.step_work(), stages, self._extra_costs(extra_cost))
+        work, extra = self.step_work(), self._extra_costs(extra_cost)
+        together = [sum(work[a : a + multiple]) for a in range(0, len(work), multiple)]
+        return [multiple * cut for cut in balanced(together, stages, extra[::multiple])]
 
     def stage_work(self, cuts: Sequence[int], extra_cost: ExtraCost = 0.0) -> list[float]:
         """What the stages between ``cuts`` cost per sample, in multiplications; arguments as in `cuts`."""
@@ -342,6 +361,41 @@ class Stage(nn.Module):
             states += part.trajectory(states[-1])[1:] if isinstance(part, Segment) else [part(states[-1])]
         return states
 
+    def head(self) -> dict[str, Tensor]:
+        """What `refine` of the stage before this one must know: first samples, by their names in the state dict.
+
+        Empty if this stage begins with a segment of its own.
+        """
+        key, segment = next(iter(self.segments.items()))
+        assert isinstance(segment, Segment)
+        rows = segment.head() if segment.start > 0 else {}
+        return {f"segments.{key}.{name}": row for name, row in rows.items()}
+
+    def refine(self, rule: Rule = "linear", following: Mapping[str, Tensor] | None = None) -> Stage:
+        """This part of the network with twice as many steps over the same horizon, approximating the same flow.
+
+        Opening, connectors and classifier are copied.
+
+        Args:
+            rule: see `Segment.refine`.
+            following: the `head` of the stage after this one.
+        """
+        return self._prolonged_to(
+            Stage(self.spec.with_steps(2), 2 * self.start, 2 * self.stop), rule, following or {}
+        )
+
+    def _prolonged_to(self, fine: AnyStage, rule: Rule, following: Mapping[str, Tensor]) -> AnyStage:
+        example = next(self.parameters())
+        fine.to(example.device, example.dtype)
+        for key, segment in self.segments.items():
+            assert isinstance(segment, Segment)
+            prefix = f"segments.{key}."
+            after = {n.removeprefix(prefix): row for n, row in following.items() if n.startswith(prefix)}
+            fine.segments[key] = segment.refine(rule, after)
+        own = {name: value for name, value in self.state_dict().items() if not name.startswith("segments.")}
+        fine.load_state_dict(own, strict=False)
+        return fine.train(self.training)
+
 
 class StableNet(Stage):
     """A whole network: samples ``[B, *shape]`` in, logits ``[B, classes]`` out.
@@ -370,21 +424,11 @@ class StableNet(Stage):
             raise ValueError(f"cuts {cuts} must rise from 0 to the number of steps, {self.spec.total_steps}")
         return [share(self, Stage(self.spec, a, b)) for a, b in pairwise(cuts)]
 
-    def refine(self, rule: Rule = "linear") -> StableNet:
-        """A new network with twice as many steps over the same horizon, approximating the same flow.
-
-        Opening, connectors and classifier are copied; see `Segment.refine` for the rules.
-        """
+    @override
+    def refine(self, rule: Rule = "linear", following: Mapping[str, Tensor] | None = None) -> StableNet:
         spec = self.spec.with_steps(2)
         fine = StableNet(**{f.name: getattr(spec, f.name) for f in fields(spec)})
-        example = next(self.parameters())
-        fine.to(example.device, example.dtype)
-        for key, segment in self.segments.items():
-            assert isinstance(segment, Segment)
-            fine.segments[key] = segment.refine(rule)
-        own = {name: value for name, value in self.state_dict().items() if not name.startswith("segments.")}
-        fine.load_state_dict(own, strict=False)
-        return fine.train(self.training)
+        return self._prolonged_to(fine, rule, following or {})
 
 
 def share(whole: Stage, part: Stage) -> Stage:

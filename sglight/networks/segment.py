@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,7 +35,7 @@ def prolong(values: Tensor, rule: Rule, following: Tensor | None = None) -> Tens
     if rule == "constant":
         between = values
     elif rule == "linear":
-        last = values[-1:] if following is None else following[None]
+        last = values[-1:] if following is None else following[None].to(values)
         between = 0.5 * (values + torch.cat([values[1:], last]))
     else:
         raise ValueError(f"refine: rule={rule} is unknown; choose linear or constant")
@@ -245,12 +246,16 @@ class Segment(nn.Module):
             fields = self._inverse(fields, slices[j], j)
         return torch.cat(fields, 1)
 
-    def refine(self, rule: Rule = "linear", following: Segment | None = None) -> Segment:
+    def head(self) -> dict[str, Tensor]:
+        """The first sample of everything sampled in time, by name; see `refine`."""
+        return {name: value[0].clone() for name, value in self.state_dict().items()}
+
+    def refine(self, rule: Rule = "linear", following: Mapping[str, Tensor] | None = None) -> Segment:
         """A new segment with 2N steps of half the size over the same horizon, approximating the same flow.
 
         Args:
             rule: ``linear`` interpolation in time or ``constant`` (each step twice); see `prolong`.
-            following: the segment that continues this one, if this is a stage's share.
+            following: the `head` of the segment that continues this one, if this is a stage's share.
         """
         s = self.spec
         fine = Segment(
@@ -259,12 +264,10 @@ class Segment(nn.Module):
         )  # fmt: skip
         fine.spec = SegmentSpec(**{**s.__dict__, "steps": 2 * s.steps})
         fine.to(self.weight.device, self.weight.dtype).train(self.training)
-        after = dict(following.state_dict()) if following is not None else {}
-        prolonged = {
-            name: prolong(value, rule, after[name][0] if after else None)
-            for name, value in self.state_dict().items()
-        }
-        fine.load_state_dict(prolonged)
+        after = following or {}
+        fine.load_state_dict(
+            {name: prolong(value, rule, after.get(name)) for name, value in self.state_dict().items()}
+        )
         return fine
 
     @property

@@ -53,6 +53,9 @@ class StagedModule(pl.LightningModule):
         stages: M.
     """
 
+    # How often the network has been refined: results before and after do not compare.
+    level = 0
+
     def __init__(
         self,
         network: Mapping[str, Any],
@@ -69,7 +72,7 @@ class StagedModule(pl.LightningModule):
         self.scheduler_config = dict(scheduler or {"name": "none"})
         self.clip_norm = clip_norm
         self.regularisation = dict(regularisation or {})
-        self.cuts = self.spec.cuts(stages, self.extra_cost())
+        self.cuts = self.make_cuts(stages)
         self.stages = nn.ModuleDict()
         self.placement = alone(stages)
         self.recorder = Recorder()
@@ -82,6 +85,10 @@ class StagedModule(pl.LightningModule):
     def extra_cost(self) -> ExtraCost:
         """What a stage spends besides its own forward pass, for the balance of the cuts."""
         return 0.0
+
+    def make_cuts(self, stages: int) -> list[int]:
+        """Where the network is cut; see `NetworkSpec.cuts`."""
+        return self.spec.cuts(stages, self.extra_cost())
 
     def describe(self) -> str:
         """The strategy in a line, for the summary of a run."""
@@ -145,6 +152,10 @@ class StagedModule(pl.LightningModule):
         """The stages that live here, in order."""
         for key in self.stages:
             yield int(key), self.stage(int(key))
+
+    def results(self) -> dict[str, float]:
+        """What a strategy adds to a training's metrics, once it is over."""
+        return {}
 
     def parameter_counts(self) -> dict[str, int]:
         """How many parameters each part here has, by name: ``stage_0`` and, where there are any, ``estimator_0``."""
@@ -322,17 +333,19 @@ class StagedModule(pl.LightningModule):
         self._evaluated_samples += len(labels)
 
     def _log_evaluation(self, prefix: str) -> dict[str, float]:
-        """Mean loss and accuracy over all batches since the last call, logged on every worker."""
-        sums = torch.stack(self._evaluated).double().cpu().tolist() if self._evaluated else [[0.0, 0.0]]
-        columns = [math.fsum(column) for column in zip(*sums, strict=True)]
-        loss, right = self.placement.peers.total(columns).result()
-        means = {
-            f"{prefix}/{name}": v / self._evaluated_samples for name, v in (("loss", loss), ("acc", right))
-        }
-        self._evaluated, self._evaluated_samples = [], 0
+        """Log mean loss and accuracy over all batches since the last call, on every worker."""
+        means = {f"{prefix}/{name}": value for name, value in self._means().items()}
         for name, value in means.items():
             self.log(name, value, prog_bar=name == "val/acc")
         return means
+
+    def _means(self) -> dict[str, float]:
+        """Mean ``loss`` and ``acc`` over all batches since the last call, known to every worker."""
+        sums = torch.stack(self._evaluated).double().cpu().tolist() if self._evaluated else [[0.0, 0.0]]
+        columns = [math.fsum(column) for column in zip(*sums, strict=True)]
+        loss, right = self.placement.peers.total(columns).result()
+        samples, self._evaluated, self._evaluated_samples = self._evaluated_samples, [], 0
+        return {"loss": loss / samples, "acc": right / samples}
 
     @override
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -11,7 +11,7 @@ Jaderberg et al. 2017. For batch t, stage i with parameters theta_i and the esti
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
@@ -130,14 +130,17 @@ class DNI(StagedModule):
 
     @override
     def schedule(self, workers: int) -> str:
+        return schedule_grid(self.groups(workers), self.stage_times(), self.lag)
+
+    def stage_times(self) -> list[StageTimes]:
+        """The phases of each stage by the cost model, in multiplications a sample."""
         cuts, extra = self.cuts, self.extra_cost()
         stages = self.spec.stage_work(cuts)
         both = self.spec.stage_work(cuts, extra)
         learns = self.estimator_config["every_n_batches"]
         # Of what an estimator does, one pass is the estimate and 3 / n are lessons.
         parts = [(w, (b - w) * 3 / (1 + 3 / learns)) for w, b in zip(stages, both, strict=True)]
-        times = [StageTimes(work, e, 2 * work, 3 * e / learns) for work, e in parts]
-        return schedule_grid(self.groups(workers), times, self.lag)
+        return [StageTimes(work, e, 2 * work, 3 * e / learns) for work, e in parts]
 
     @property
     @override
@@ -172,11 +175,7 @@ class DNI(StagedModule):
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         x, labels = batch
-        # Not Lightning's index, which repeats the last one when a training goes on in mid-epoch.
-        t = self.global_step
-        # As many batches in a row are timed as there are to a lesson, so that one of them has it whatever the lag.
-        timed = t % TIMED_EVERY < self.estimator_config["every_n_batches"]
-        self.recorder.begin(t, timed, labels.is_cuda)
+        t = self.begin_batch(labels)
         diagnosis = self.diagnose(x, labels) if self._is_diagnosis_due() else {}
         for i in self.placement.own:
             self.train_stage(i, x, labels, t)
@@ -184,6 +183,15 @@ class DNI(StagedModule):
         if self.trainer.is_last_batch:
             self.drain()
         self.end_batch({**diagnosis, **{f"estimator_{i}/loss": loss for i, loss in self.losses.items()}})
+
+    def begin_batch(self, labels: Tensor) -> int:
+        """Tell the recorder; returns the batch's number from the beginning of the training."""
+        # Not Lightning's index, which repeats the last one when a training goes on in mid-epoch.
+        t = self.global_step
+        # As many batches in a row are timed as there are to a lesson, so that one of them has it whatever the lag.
+        timed = t % TIMED_EVERY < self.estimator_config["every_n_batches"]
+        self.recorder.begin(t, timed, labels.is_cuda)
+        return t
 
     def is_lesson(self, t: int) -> bool:
         """Whether the estimators learn from batch t, counted from the beginning of the training."""
@@ -301,9 +309,13 @@ class DNI(StagedModule):
             return  # resumed behind the last batch that is timed
         for stage in times:
             stage.learn /= self.estimator_config["every_n_batches"]
-        self.log("speedup/theoretical", speedup(times, self.lag))
+        self.log("speedup/theoretical", self.theoretical_speedup(times))
         for i, stage in enumerate(times):
             self.log_dict({f"time/stage_{i}/{phase}_s": s for phase, s in vars(stage).items()})
+
+    def theoretical_speedup(self, times: Sequence[StageTimes]) -> float:
+        """How many times faster a worker for each stage is than one for all, free messages provided."""
+        return speedup(times, self.lag)
 
     @override
     def identity(self) -> dict[str, Any]:
@@ -315,7 +327,9 @@ class DNI(StagedModule):
         super().on_save_checkpoint(checkpoint)
         self.collect()
         checkpoint["waiting"] = {
-            f"estimator_{i}": (list(self.waiting[i]), list(self.received[i])) for i in self.boundaries
+            # A view of a channel's memory would be saved with all of it.
+            f"estimator_{i}": (list(self.waiting[i]), [gradient.clone() for gradient in self.received[i]])
+            for i in self.boundaries
         }
 
     @override

@@ -37,7 +37,7 @@ class _Worker:
 
 
 def simulate(
-    groups: Sequence[range], costs: Sequence[StageTimes], lag: int, batches: int
+    groups: Sequence[range], costs: Sequence[StageTimes], lag: int | None, batches: int
 ) -> list[list[Span]]:
     """The spans of each worker in the first ``batches`` of an epoch, with free messages and unbounded queues.
 
@@ -50,8 +50,11 @@ def simulate(
     Args:
         groups: the stages of each worker, neighbours in order.
         costs: of each stage's phases, in any unit of time.
+        lag: None for true gradients: see `simulate_exact`.
     """
     assert list(chain(*groups)) == list(range(len(costs))), "groups must hold each stage once, in order"
+    if lag is None:
+        return simulate_exact(groups, costs, batches)
     assert lag >= 0
     workers = [_Worker() for _ in groups]
     # By stage and batch: when the state left downwards, and when the gradient left upwards.
@@ -72,7 +75,32 @@ def simulate(
     return [worker.spans for worker in workers]
 
 
-def group_period(groups: Sequence[range], costs: Sequence[StageTimes], lag: int, batches: int = 64) -> float:
+def simulate_exact(groups: Sequence[range], costs: Sequence[StageTimes], batches: int) -> list[list[Span]]:
+    """`simulate` for true gradients through all stages, from which estimators learn a batch later.
+
+    For each batch a worker takes its stages in order: it waits for the state and goes forward. Then those with an
+    estimator learn from the batch before, and then, last stage first, it waits for the gradient and goes backward.
+    """
+    workers = [_Worker() for _ in groups]
+    for t in range(batches):
+        sent = 0.0
+        for worker, group in zip(workers, groups, strict=True):
+            for i in group:
+                worker.wait(sent, i, t)
+                sent = worker.work("forward", costs[i].forward, i, t)
+            for i in group:
+                if i + 1 < len(costs) and t > 0:
+                    worker.work("learn", costs[i].learn, i, t - 1)
+        for worker, group in zip(reversed(workers), reversed(groups), strict=True):
+            for i in reversed(group):
+                worker.wait(sent, i, t)
+                sent = worker.work("backward", costs[i].backward, i, t)
+    return [worker.spans for worker in workers]
+
+
+def group_period(
+    groups: Sequence[range], costs: Sequence[StageTimes], lag: int | None, batches: int = 64
+) -> float:
     """Time a batch of `simulate`'s workers, once in full swing: `schedule.period` for groups of stages."""
     half = batches // 2
     # What a worker does in a batch depends on nothing later: the first half is a run of its own.
@@ -80,13 +108,17 @@ def group_period(groups: Sequence[range], costs: Sequence[StageTimes], lag: int,
     return (end - middle) / (batches - half)
 
 
-def group_speedup(groups: Sequence[range], costs: Sequence[StageTimes], lag: int) -> float:
+def group_speedup(groups: Sequence[range], costs: Sequence[StageTimes], lag: int | None) -> float:
     """How many times faster the groups' workers are than one worker that holds all stages."""
     return group_period([range(len(costs))], costs, lag) / group_period(groups, costs, lag)
 
 
 def schedule_grid(
-    groups: Sequence[range], costs: Sequence[StageTimes], lag: int, batches: int = 4, width: int = WIDTH
+    groups: Sequence[range],
+    costs: Sequence[StageTimes],
+    lag: int | None,
+    batches: int = 4,
+    width: int = WIDTH,
 ) -> str:
     """The first ``batches`` of `simulate` as text at most ``width`` wide: a row a worker, all columns of equal time.
 
@@ -103,7 +135,8 @@ def schedule_grid(
     column = _column(workers, room, with_stage)
     rows = [_row(spans, column, with_stage) for spans in workers]
     alone, together = group_period([range(len(costs))], costs, lag), group_period(groups, costs, lag)
-    what = f"{_count(len(groups), 'worker')}, {_count(len(costs), 'stage')}, lag {lag}"
+    gradients = "true gradients" if lag is None else f"lag {lag}"
+    what = f"{_count(len(groups), 'worker')}, {_count(len(costs), 'stage')}, {gradients}"
     return "\n".join(
         [
             f"{what}: the first {_count(batches, 'batch', 'batches')}, a column is {column:.3g}",

@@ -70,3 +70,15 @@ def make_scheduler(
         return 1.0
 
     return LambdaLR(optimizer, factor)
+
+
+def go_on(scheduler: LambdaLR | ReduceLROnPlateau, earlier: LambdaLR | ReduceLROnPlateau) -> None:
+    """Put a new schedule, of another optimiser and perhaps another rate, where an earlier one of its kind is."""
+    of_rates: dict[str, Any] = {
+        k: v for k, v in scheduler.state_dict().items() if k in ("base_lrs", "min_lrs")
+    }
+    scheduler.load_state_dict({**earlier.state_dict(), **of_rates})
+    now, before = scheduler.optimizer, earlier.optimizer
+    for group, other in zip(now.param_groups, before.param_groups, strict=True):
+        group["lr"] = now.defaults["lr"] * other["lr"] / before.defaults["lr"]
+    scheduler._last_lr = [group["lr"] for group in now.param_groups]

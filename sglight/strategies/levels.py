@@ -1,0 +1,93 @@
+"""Levels of a multilevel training: how long, how fast and in which mode each of them learns; imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+MODES = ("exact", "dni")
+
+
+@dataclass(frozen=True)
+class Level:
+    """One depth, on the way from coarse to fine.
+
+    Attributes:
+        mode: ``exact``: true gradients, from which estimators already learn; ``dni``: synthetic ones.
+        epochs: how many; None for an equal part of those that no level claims.
+        lr, estimator_lr: learning rates; None for those of the optimisers' settings.
+    """
+
+    mode: str
+    epochs: int | None = None
+    lr: float | None = None
+    estimator_lr: float | None = None
+
+
+def make_levels(count: int, config: Mapping[str, Any] | None = None) -> list[Level]:
+    """``count`` levels; each field of ``config`` is one value for all of them or a list with one for each.
+
+    Without a mode all levels are ``exact`` but the last, which is ``dni``: the classic warm start.
+
+    Raises:
+        ValueError: for a list of another length, or a value that is not allowed; the text names the key.
+    """
+    if count < 1:
+        raise ValueError(f"strategy.levels={count} must be at least 1 (the finest depth alone)")
+    columns = {name: _spread(name, value, count) for name, value in (config or {}).items()}
+    modes = columns.pop("mode", [None] * count)
+    default = [*["exact"] * (count - 1), "dni"]
+    for mode in modes:
+        if mode not in (*MODES, None):
+            raise ValueError(f"strategy.level.mode={mode} is unknown; choose one of {', '.join(MODES)}")
+    for name, values in columns.items():
+        whole = name == "epochs"
+        for value in values:
+            kinds = int if whole else (int, float)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or value <= 0):
+                raise ValueError(
+                    f"strategy.level.{name}={value} is not allowed; it must be a positive "
+                    f"{'whole number' if whole else 'number'} or null"
+                )
+    return [
+        Level(modes[k] or default[k], **{name: values[k] for name, values in columns.items()})
+        for k in range(count)
+    ]
+
+
+def first_epochs(levels: Sequence[Level], max_epochs: int) -> list[int]:
+    """The epoch with which each level begins, if the training has ``max_epochs``.
+
+    Levels without a number of epochs share what the others leave in equal parts; what does not divide goes to the last.
+
+    Raises:
+        ValueError: if the numbers do not add up, or leave a level without an epoch.
+    """
+    claimed = sum(level.epochs or 0 for level in levels)
+    open_levels = [k for k, level in enumerate(levels) if level.epochs is None]
+    left = max_epochs - claimed
+    if left < len(open_levels) or (left and not open_levels):
+        told = [level.epochs for level in levels]
+        raise ValueError(
+            f"trainer.max_epochs={max_epochs} is not the sum of strategy.level.epochs={told}, at least one for each of "
+            f"strategy.levels={len(levels)}; set trainer.max_epochs={claimed + len(open_levels)}"
+            f"{' or more' if open_levels else ''}, or other epochs"
+        )
+    epochs = [level.epochs or left // len(open_levels) for level in levels]
+    if open_levels:
+        epochs[open_levels[-1]] += left % len(open_levels)
+    return [0, *accumulate(epochs[:-1])]
+
+
+def _spread(name: str, value: Any, count: int) -> list[Any]:
+    """One value for each level."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(
+            f"strategy.level.{name}={list(value)} has {len(value)} entries, but strategy.levels={count}; give one "
+            "for each level, or one value for all"
+        )
+    return list(value)
