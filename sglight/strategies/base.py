@@ -250,7 +250,7 @@ class StagedModule(pl.LightningModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.go_on_from(checkpoint["progress"])
+        self.go_on_from(checkpoint.get("progress", {}))
         own = self.state_dict()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in own}
         for key in BY_OPTIMIZER & checkpoint.keys():
