@@ -52,8 +52,8 @@ class Multilevel(DNI):
 
     Attributes:
         level: the current one, from 0.
-        history: of each level begun: ``steps``; ``epochs``; ``fit_s`` and ``cpu_s`` (of all workers), with validations;
-            ``val_acc`` and ``val_loss`` of its last epoch; and ``loss_before`` and ``loss_after`` the refinement that
+        history: of each level begun: ``steps``; ``epochs``; ``fit_s`` and ``cpu_s`` (of all workers), with validations and the
+            refinement; ``val_acc`` and ``val_loss`` of its last epoch; and ``loss_before`` and ``loss_after`` the refinement that
             it begins with (validation).
 
     Raises:
@@ -169,12 +169,17 @@ class Multilevel(DNI):
         _ = self.first_epochs  # refuses what does not add up
 
     @override
+    def on_train_start(self) -> None:
+        # A training that goes on in mid-epoch has no start of it.
+        self._clocks = perf_counter(), process_time()
+
+    @override
     def on_train_epoch_start(self) -> None:
+        self._clocks = perf_counter(), process_time()
         if not self.history:
             self._begin_level({})
         while self.level < bisect_right(self.first_epochs, self.current_epoch) - 1:
             self.refine()
-        self._clocks = perf_counter(), process_time()
         super().on_train_epoch_start()
 
     def refine(self) -> None:
