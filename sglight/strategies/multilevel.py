@@ -52,9 +52,9 @@ class Multilevel(DNI):
 
     Attributes:
         level: the current one, from 0.
-        history: of each level begun: ``steps``; ``epochs``; ``fit_s`` and ``cpu_s`` (of all workers), with validations and the
-            refinement; ``val_acc`` and ``val_loss`` of its last epoch; and ``loss_before`` and ``loss_after`` the refinement that
-            it begins with (validation).
+        history: of each level begun: ``steps``; ``epochs``; ``fit_s`` and ``cpu_s`` (of all workers), with validations
+            and the refinement; ``val_acc`` and ``val_loss`` of its last epoch; and, of the validation data,
+            ``loss_before`` and ``loss_after`` the refinement that it begins with.
 
     Raises:
         ValueError: if the steps cannot be halved so often, or leave too few for the stages.
