@@ -146,7 +146,7 @@ def build_module(plain: Mapping[str, Any], datamodule: Any) -> StagedModule:
 
 
 def _strategy(plain: Mapping[str, Any]) -> type[StagedModule]:
-    target: type[StagedModule] = get_class(plain["strategy"]["_target_"])  # type: ignore[assignment]
+    target: type[StagedModule] = get_class(plain["strategy"]["_target_"])
     return target
 
 

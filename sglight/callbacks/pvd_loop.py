@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from typing_extensions import override
 
+from sglight.errors import UserError
 from sglight.strategies.pvd import PVD
 
 
@@ -19,28 +20,28 @@ class PVDLoop(Callback):
     """
 
     @override
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, PVD), f"PVDLoop iterates PVD, not {type(pl_module).__name__}"
-
-    @override
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         # Not at the beginning of the epoch: one that is gone on with in the middle has none.
-        assert isinstance(pl_module, PVD)
-        if pl_module.iteration is None:
-            pl_module.begin_iteration()
+        if pvd(pl_module).iteration is None:
+            pvd(pl_module).begin_iteration()
 
     @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, PVD)
         if trainer.is_last_batch:
-            pl_module.end_iteration()
+            pvd(pl_module).end_iteration()
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, PVD)
-        if pl_module.is_done():
+        if pvd(pl_module).is_done():
             trainer.should_stop = True
+
+
+def pvd(module: pl.LightningModule) -> PVD:
+    """The module, if it is one to iterate."""
+    if not isinstance(module, PVD):
+        raise UserError(f"PVDLoop iterates the strategy PVD, not {type(module).__name__}")
+    return module

@@ -95,7 +95,7 @@ class Objective:
         if extra is not None and parameters:
             more = torch.autograd.grad(extra, parameters, allow_unused=True, materialize_grads=True)
             torch._foreach_add_(gradients, more)
-        return value + (0.0 if extra is None else float(extra)), _in_blocks(gradients, wanted)
+        return value + (0.0 if extra is None else float(extra.detach())), _in_blocks(gradients, wanted)
 
     def on_batch(
         self, x: Point, chunks: Sequence[Chunk], blocks: Sequence[int], processor: int = 0

@@ -142,6 +142,9 @@ class PVD(StagedModule):
         self._training_samples = 0
         self._reached: tuple[float, float] | None = None  # value and accuracy after the last iteration
         self._evaluations = {"gradient": 0.0, "function": 0.0}  # in passes through the training set
+        self._interrupted: dict[str, Any] | None = (
+            None  # an iteration to go on with, as `on_save_checkpoint` left it
+        )
 
     @override
     def describe(self) -> str:
@@ -208,11 +211,14 @@ class PVD(StagedModule):
         return self._shared
 
     def begin_iteration(self) -> None:
-        """Choose the samples of f, evaluate the weights, and find the directions."""
+        """Choose the samples of f, evaluate the weights, and find the directions; or go on where a checkpoint was."""
         began, waited = perf_counter(), self.placement.peers.waited_s
         self.shared.forget()
         self._choose_samples()
         x = self.shared.objective.read()
+        if self._interrupted is not None:
+            self._go_on(x, self._interrupted)
+            return
         known = self._reached if self.objective_samples is None else None
         start = self.shared.evaluate(x, "directions") if known is None else Evaluated(x, *known)
         if start.value == math.inf:
@@ -223,6 +229,17 @@ class PVD(StagedModule):
         for problem in self._problems.values():
             problem.begin(x, directions)
         self.iteration = Iteration(start, directions, self._rest("directions", began, waited))
+
+    def _go_on(self, x: Point, state: dict[str, Any]) -> None:
+        """Take up an iteration where it was interrupted."""
+        directions = [d.to(block) for d, block in zip(state["directions"], x, strict=True)]
+        for i, problem in self._problems.items():
+            block, scalars, samples = state["processors"][f"processor_{i}"]
+            problem.begin(x, directions)
+            problem.move(block, scalars)
+            self.shared.tallies[i].samples.update(samples)
+        self.iteration = Iteration(Evaluated(x, *state["start"]), directions, 0.0)
+        self._interrupted = None
 
     def _choose_samples(self) -> None:
         """Gather the samples of f: all of them once, or a part for each iteration."""
@@ -252,9 +269,7 @@ class PVD(StagedModule):
         """A processor's steps on a batch."""
         own, steps, seen = problem.own, self.local_steps, list[Sums]()
         if self.local_solver == "lbfgs":
-            # The curvature is another objective's; and one call takes all steps.
-            optimizer.optimizer.state.clear()
-            steps = 1
+            steps = 1  # one call takes all
 
         def closure() -> float:
             with self.shared.counted(own, "local", chunks, "gradient"):
@@ -271,6 +286,9 @@ class PVD(StagedModule):
             # Lightning counts the steps of its wrapper: one a batch.
             counts = step == 0 and own == self.placement.own[0]
             (optimizer if counts else optimizer.optimizer).step(closure)
+        if self.local_solver == "lbfgs":
+            # The next batch is another objective, with another curvature.
+            optimizer.optimizer.state.clear()
         if own == 0:
             self.record_sums(torch.tensor(seen[0]), sum(len(labels) for _, labels in chunks))
 
@@ -364,7 +382,7 @@ class PVD(StagedModule):
         super().on_train_epoch_end()
         # Empty if the run ends in mid-iteration (max_time): the weights are those with which that began.
         self.log_dict(self.report)
-        self.report, self.iteration = {}, None
+        self.report = {}
 
     @override
     def _evaluate(self, batch: Batch) -> None:
@@ -391,6 +409,18 @@ class PVD(StagedModule):
             "squares": self.directions.squares,
             "count": self.directions.count,
         }
+        if self.iteration is not None:
+            start = self.iteration.start
+            checkpoint["pvd"] |= {
+                "start": (start.value, start.accuracy),
+                "directions": self.iteration.directions,
+            }
+            checkpoint["waiting"] = {
+                f"processor_{i}": (problem.block.detach(), problem.scalars.detach(), dict(tally.samples))
+                for (i, problem), tally in zip(
+                    self._problems.items(), self.shared.tallies.values(), strict=True
+                )
+            }
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -398,6 +428,8 @@ class PVD(StagedModule):
         state = checkpoint["pvd"]
         self._reached, self._evaluations = state["reached"], dict(state["evaluations"])
         self.directions.squares, self.directions.count = state["squares"], state["count"]
+        if "waiting" in checkpoint:
+            self._interrupted = {**state, "processors": checkpoint["waiting"]}
 
 
 def _check(

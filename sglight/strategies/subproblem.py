@@ -89,20 +89,20 @@ class Subproblem:
         """The blocks whose gradient `pull_back` takes, in its order."""
         return [self.own, *self.foreign]
 
-    @torch.no_grad()
     def begin(self, x: Point, directions: Point) -> None:
         """Start anew, from x."""
         self._x, self._directions = x, directions
-        self.block.copy_(x[self.own])
-        self.scalars.zero_()
+        self.move(x[self.own], torch.zeros_like(self.scalars))
+
+    @torch.no_grad()
+    def move(self, block: Tensor, scalars: Tensor) -> None:
+        """Give the variables these values."""
+        self.block.copy_(block)
+        self.scalars.copy_(scalars)
 
     def point(self) -> Point:
         """The value of all variables."""
-        return self.candidate(self.block.detach(), self.scalars.detach())
-
-    def candidate(self, block: Tensor, scalars: Tensor) -> Point:
-        """The point of these variables: enough to know it anywhere, from x and the directions."""
-        return candidate(self._x, self._directions, self.own, block, scalars)
+        return candidate(self._x, self._directions, self.own, self.block.detach(), self.scalars.detach())
 
     def pull_back(self, gradient: Sequence[Tensor]) -> None:
         """Give the variables their gradients, from those of f with respect to the ``wanted`` blocks."""
@@ -114,7 +114,7 @@ class Subproblem:
 
 
 def candidate(x: Point, directions: Point, own: int, block: Tensor, scalars: Tensor) -> Point:
-    """x with block ``own`` replaced and each other block j moved to x_j + m_j d_j; no scalars: where they are."""
+    """x with block ``own`` replaced, and each other block j moved to x_j + m_j d_j if there are scalars."""
     point = list(x)
     foreign = [j for j in range(len(x)) if j != own]
     for j, m in zip(foreign, scalars, strict=False):
