@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sglight.errors import UserError
+from sglight.schema import PVDConfig
 
 # Set in every process that torchrun starts.
 TORCHRUN = "TORCHELASTIC_RUN_ID"
@@ -123,7 +124,7 @@ def check_strategy(cfg: DictConfig) -> None:
                 f"strategy.{key}={parts} is more than the network's {total} time steps; "
                 f"use at most {total} {key} or raise model.steps"
             )
-    if "processors" in cfg.strategy:
+    if OmegaConf.get_type(cfg.strategy) is PVDConfig:
         _check_pvd(cfg)
     scheduler = OmegaConf.select(cfg, "strategy.scheduler")
     if scheduler is not None and scheduler.name == "plateau" and scheduler.warmup_epochs:

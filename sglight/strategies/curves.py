@@ -57,6 +57,6 @@ class Curves:
                 logger.save()
             newest |= values
         for name, value in newest.items():
-            # For callbacks and the bar; the loggers have it already, at the right step. Once: at an epoch's end Lightning
-            # would take the mean.
+            # For callbacks and the bar; the loggers have it already, at the right step. Only the newest: of several,
+            # Lightning would take the mean at an epoch's end.
             module.log(name, value, prog_bar=name in SHOWN, logger=False)
