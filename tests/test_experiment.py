@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -188,8 +189,14 @@ def test_one_thread_for_small_steps(compose_config: Compose) -> None:
     assert experiment.useful_threads(large, 128) >= 1
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("preset", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
+PRESETS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+TAKEN = [
+    *product(PRESETS, ("backprop", "dni")),
+    *((preset, "pvd") for preset in PRESETS if (CONF / f"experiment/tuned/{preset}_pvd.yaml").is_file()),
+]
+
+
+@pytest.mark.parametrize(("preset", "strategy"), TAKEN)
 def test_every_preset_takes_a_step(
     compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str, strategy: str
 ) -> None:

@@ -39,7 +39,7 @@ from sglight.networks.network import balanced
 from sglight.strategies.base import Batch, StagedModule
 from sglight.strategies.objective import Chunk, Objective, Point, Sums, draw, gather, in_order
 from sglight.strategies.optim import make_optimizer
-from sglight.strategies.sharing import SharedObjective
+from sglight.strategies.sharing import SharedObjective, times
 from sglight.strategies.subproblem import Directions, Subproblem, candidate
 from sglight.strategies.synchronisation import (
     SYNCHRONISATIONS,
@@ -50,8 +50,6 @@ from sglight.strategies.synchronisation import (
 )
 
 SOLVERS = ("first_order", "lbfgs")
-# Parts of an iteration; each waits for the one before it.
-PHASES = ("directions", "local", "synchronisation")
 
 
 @dataclass
@@ -308,7 +306,7 @@ class PVD(StagedModule):
         self.shared.objective.write(result.reached.point)
         self._reached = result.reached.value, result.reached.accuracy
         rest_s = self.iteration.rest_s + self._rest("synchronisation", began, waited)
-        self.report = self._outcome(start, candidates, scalars, result) | self._costs(rest_s)
+        self.report = outcome(start, candidates, scalars, result) | self._costs(rest_s)
         self.iteration = None
 
     def _candidate(self, problem: Subproblem) -> tuple[Tensor, Tensor, float, float]:
@@ -325,48 +323,14 @@ class PVD(StagedModule):
         parts = sum(tally.seconds[phase] for tally in self.shared.tallies.values())
         return perf_counter() - began - parts - (self.placement.peers.waited_s - waited)
 
-    def _outcome(
-        self,
-        start: Evaluated,
-        candidates: list[Evaluated],
-        scalars: list[list[float]],
-        result: Synchronised,
-    ) -> dict[str, float]:
-        """What an iteration has come to, by name."""
-        outcome = {
-            "pvd/objective_before": start.value,
-            "pvd/objective_after": result.reached.value,
-            "pvd/accuracy": result.reached.accuracy,
-            "pvd/winner": float(result.winner),
-            "pvd/weight_current": result.weights[0],
-        }
-        for i, (found, ms) in enumerate(zip(candidates, scalars, strict=True)):
-            outcome |= {f"pvd/candidate_{i}": found.value, f"pvd/weight_{i}": result.weights[i + 1]}
-            foreign = (j for j in range(self.processors) if j != i)
-            outcome |= {f"pvd/scalar_{i}_{j}": m for j, m in zip(foreign, ms, strict=False)}
-        return outcome
-
     def _costs(self, rest_s: float) -> dict[str, float]:
-        """What an iteration has cost on all processors, by name; and what a worker for each of them would gain.
-
-        That is the sum of all times over that of the slowest in each phase; what everyone does counts in both.
-        """
+        """What an iteration has cost on all processors, by name, and the evaluations until now."""
         everyone = self.shared.of_all({i: (tally, rest_s) for i, tally in self.shared.tallies.items()})
-        tallies, rest_s = [tally for tally, _ in everyone.values()], everyone[0][1]
-        seconds = {phase: [tally.seconds[phase] for tally in tallies] for phase in PHASES}
-        in_turn = rest_s + sum(map(sum, seconds.values()))
-        at_once = rest_s + sum(map(max, seconds.values()))
+        tallies = [tally for tally, _ in everyone.values()]
         for kind in self._evaluations:
             self._evaluations[kind] += sum(tally.samples[kind] for tally in tallies) / self._training_samples
-        times = {
-            f"time/processor_{i}/{phase}_s": s for phase, each in seconds.items() for i, s in enumerate(each)
-        }
-        return {
-            **times,
-            **{f"pvd/{kind}_evaluations": number for kind, number in self._evaluations.items()},
-            "time/iteration_rest_s": rest_s,
-            "speedup/theoretical": in_turn / at_once,
-        }
+        evaluations = {f"pvd/{kind}_evaluations": number for kind, number in self._evaluations.items()}
+        return {**evaluations, **times(tallies, everyone[0][1])}
 
     def is_done(self) -> bool:
         """Whether the last iteration has reached what the training is to end with."""
@@ -430,6 +394,24 @@ class PVD(StagedModule):
         self.directions.squares, self.directions.count = state["squares"], state["count"]
         if "waiting" in checkpoint:
             self._interrupted = {**state, "processors": checkpoint["waiting"]}
+
+
+def outcome(
+    start: Evaluated, candidates: list[Evaluated], scalars: list[list[float]], result: Synchronised
+) -> dict[str, float]:
+    """What an iteration has come to, by name; ``scalars``: each processor's, by foreign block in order."""
+    found = {
+        "pvd/objective_before": start.value,
+        "pvd/objective_after": result.reached.value,
+        "pvd/accuracy": result.reached.accuracy,
+        "pvd/winner": float(result.winner),
+        "pvd/weight_current": result.weights[0],
+    }
+    for i, (candidate_i, ms) in enumerate(zip(candidates, scalars, strict=True)):
+        found |= {f"pvd/candidate_{i}": candidate_i.value, f"pvd/weight_{i}": result.weights[i + 1]}
+        foreign = (j for j in range(len(candidates)) if j != i)
+        found |= {f"pvd/scalar_{i}_{j}": m for j, m in zip(foreign, ms, strict=False)}
+    return found
 
 
 def _check(

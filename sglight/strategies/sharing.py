@@ -23,6 +23,9 @@ from sglight.strategies.objective import Chunk, Objective, Point, Sums, mean_plu
 from sglight.strategies.recorder import Recorder
 from sglight.strategies.synchronisation import Evaluated
 
+# Parts of an iteration; each waits for the one before it.
+PHASES = ("directions", "local", "synchronisation")
+
 
 @dataclass
 class Tally:
@@ -126,6 +129,19 @@ class SharedObjective:
         loss, hits = totals(sums)
         value = loss / self.size + self.objective.penalties(x, [])[0]
         return Evaluated(x, value if math.isfinite(value) else math.inf, hits / self.size)
+
+
+def times(tallies: Sequence[Tally], rest_s: float) -> dict[str, float]:
+    """Seconds of all processors by phase, and what a worker for each would gain, by name.
+
+    That is the sum of all seconds over those of the slowest in each phase; ``rest_s``, which everyone spends, counts in
+    both.
+    """
+    seconds = {phase: [tally.seconds[phase] for tally in tallies] for phase in PHASES}
+    in_turn = rest_s + sum(map(sum, seconds.values()))
+    at_once = rest_s + sum(map(max, seconds.values()))
+    each = {f"time/processor_{i}/{phase}_s": s for phase, all_ in seconds.items() for i, s in enumerate(all_)}
+    return {**each, "time/iteration_rest_s": rest_s, "speedup/theoretical": in_turn / at_once}
 
 
 def now(chunks: Sequence[Chunk]) -> float:

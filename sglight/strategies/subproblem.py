@@ -1,6 +1,6 @@
 """What each processor of parallel variable distribution minimises, and along which directions it moves the others.
 
-Processor l has its own block x_l, and a scalar m_j for each foreign block j (Ferris & Mangasarian 1994, algorithm 2.1):
+Processor l has its own block x_l, and a scalar m_j for each foreign block j (Ferris & Mangasarian 1994):
 
     min over x_l, m of f(x_l, x_j + m_j d_j for j != l),      df/dm_j = <df/dx_j, d_j>
 

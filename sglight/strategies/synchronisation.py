@@ -1,6 +1,6 @@
 """How the candidates of all processors become the next point: one that is no worse than the best of them.
 
-Ferris & Mangasarian 1994, algorithm 2.1: any point will do whose value is at most the smallest of the candidates'.
+Ferris & Mangasarian 1994: any point will do whose value is at most the smallest of the candidates'.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from sglight.networks.regularisers import penalty
 from sglight.parallel.link import alone
 from sglight.strategies.objective import Objective, draw, flat, gather, in_order, shares
 from sglight.strategies.recorder import Recorder
-from sglight.strategies.sharing import SharedObjective
+from sglight.strategies.sharing import SharedObjective, Tally, times
 from tests.strategies.common import IMAGES, NETWORK, batches
 
 SMOOTH = {"smoothness": 0.1}
@@ -143,3 +143,12 @@ def test_samples_are_gathered_in_the_order_of_the_set() -> None:
     rows = torch.tensor([0, 3, 4, 9])
     inputs, labels = gather(in_order(loader), rows, torch.zeros(1))
     assert torch.equal(labels, rows) and torch.equal(inputs[:, 0], rows.float())
+
+
+def test_the_speed_up_is_the_sum_over_the_slowest_of_each_phase() -> None:
+    tallies = [Tally(), Tally()]
+    tallies[0].seconds |= {"directions": 1.0, "local": 4.0, "synchronisation": 1.0}
+    tallies[1].seconds |= {"directions": 1.0, "local": 2.0, "synchronisation": 2.0}
+    found = times(tallies, rest_s=1.0)
+    assert found["speedup/theoretical"] == pytest.approx((6 + 5 + 1) / (1 + 4 + 2 + 1))
+    assert found["time/processor_1/local_s"] == 2.0
