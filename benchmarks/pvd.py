@@ -1,8 +1,9 @@
 """Parallel variable distribution against backpropagation with as many gradient evaluations, on small data sets.
 
-An evaluation is a pass through the training set that gives the gradient of some or all weights. Each row is a whole
-run of a preset, the test of its best epoch included; CPU seconds are those of its training, without its start. For
-every number of processors the row below is backpropagation for as many epochs as those processors took evaluations.
+An evaluation is a pass through the training set that gives the gradient of some or all weights. Each row is the
+training of a preset and the test of its best epoch; seconds are those of the training, with its validations and
+checkpoints, without its start. For every number of processors a row further down is backpropagation for as many epochs
+as those processors took evaluations.
 
     python benchmarks/pvd.py                                  # ellipse, swiss_roll and digits; 1, 2 and 4 processors
     python benchmarks/pvd.py ellipse --workers 2              # 2 processors once more, on 2 workers
@@ -11,9 +12,6 @@ every number of processors the row below is backpropagation for as many epochs a
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import json
 import platform
 import tempfile
 from pathlib import Path
@@ -24,8 +22,11 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from sglight import experiment
+from sglight.callbacks.pvd_loop import PVDLoop
+from sglight.callbacks.timing import EpochTimer
 from sglight.config import CONF, check, to_plain
 from sglight.parallel.launcher import launch
+from sglight.strategies.pvd import PVD
 
 PRESETS = ("ellipse", "swiss_roll", "digits")
 QUIET = (
@@ -40,12 +41,23 @@ def config(*overrides: str) -> dict[str, Any]:
         return to_plain(check(compose("config", [*overrides, *QUIET])))
 
 
-def measured(plain: dict[str, Any], folder: Path) -> float:
-    """CPU seconds of a run in this process, or of this worker's part of it."""
+def measured(plain: dict[str, Any], folder: Path) -> dict[str, float]:
+    """The metrics of a run in this process, or of this worker's part of it."""
+    experiment.set_up(plain)
+    torch.set_num_threads(1)
+    datamodule = experiment.build_datamodule(plain)
+    module = experiment.build_module(plain, datamodule)
+    best, callbacks = experiment.build_callbacks(plain["callbacks"], folder)
+    loop = [PVDLoop()] if isinstance(module, PVD) else []
+    timer = EpochTimer()
+    trainer = experiment.build_trainer(plain, folder, [*loop, *callbacks, timer])
     began = process_time()
-    with contextlib.redirect_stdout(io.StringIO()):
-        experiment.run(plain, folder)
-    return process_time() - began
+    trainer.fit(module, datamodule)
+    cpu_s = process_time() - began
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()} | best.best_metrics
+    own = {"cpu_s": cpu_s, "fit_s": timer.fit_s, "epochs": float(trainer.current_epoch)}
+    trainer.test(module, datamodule, ckpt_path=best.best_model_path, verbose=False, weights_only=True)
+    return {**metrics, **own, "test/acc": float(trainer.callback_metrics["test/acc"])}
 
 
 def row(name: str, *overrides: str) -> dict[str, float]:
@@ -53,19 +65,18 @@ def row(name: str, *overrides: str) -> dict[str, float]:
     plain = config(*overrides)
     workers = plain["trainer"]["devices"]
     with tempfile.TemporaryDirectory() as folder:
-        if workers > 1:
-            cpu = launch(measured, plain, Path(folder), workers=workers, threads=1)
-        else:
-            torch.set_num_threads(1)
-            cpu = measured(plain, Path(folder))
-        metrics: dict[str, float] = json.loads((Path(folder) / "metrics.json").read_text())
-    evaluations = metrics.get("pvd/gradient_evaluations", metrics["run/epochs"])
+        run = (measured, plain, Path(folder))
+        found: dict[str, float] = (
+            launch(*run, workers=workers, threads=1) if workers > 1 else measured(*run[1:])
+        )
+    found.setdefault("pvd/gradient_evaluations", found["epochs"])
     print(
-        f"{name:<34} {metrics['test/acc']:8.2%} {metrics['val/acc']:8.2%} {metrics['run/epochs']:7.0f} "
-        f"{evaluations:12.0f} {cpu:8.1f} {metrics['time/fit_s']:8.1f} {metrics.get('speedup/theoretical', 1):10.2f}",
+        f"{name:<34} {found['test/acc']:8.2%} {found['val/acc']:8.2%} {found['epochs']:7.0f} "
+        f"{found['pvd/gradient_evaluations']:12.0f} {found['cpu_s']:8.1f} {found['fit_s']:8.1f} "
+        f"{found.get('speedup/theoretical', 1):10.2f}",
         flush=True,
     )
-    return {**metrics, "evaluations": evaluations}
+    return found
 
 
 def main() -> None:
@@ -96,7 +107,7 @@ def main() -> None:
             found = row(f"pvd, {p} processor(s)", *pvd)
             if p in options.workers:
                 row(f"  on {p} workers", *pvd, f"trainer.devices={p}")
-            epochs = round(found["evaluations"])
+            epochs = round(found["pvd/gradient_evaluations"])
             row(
                 "  backprop, as many evaluations",
                 *common,

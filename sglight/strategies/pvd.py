@@ -11,7 +11,7 @@ An iteration, which is an epoch, goes from x to x+:
     x+ = best x^(l), or sum_l w_l x^(l) with sum_l w_l = 1           see `synchronisation.py`; f(x+) <= f(x)
 
 The local solver sees the epoch's batches and takes ``local_steps`` steps on each; a batch as large as the training
-set makes it a deterministic one. All that is compared is compared on f.
+set makes it a deterministic one. All that is compared is compared on f, in full precision.
 
 A worker has the whole network and one or more processors. What f and its gradient cost is shared: processor l takes
 the l-th part of the samples. What crosses between workers in an iteration is one block and p - 1 scalars a processor,
@@ -138,11 +138,12 @@ class PVD(StagedModule):
         self._shared: SharedObjective | None = None
         self._problems: dict[int, Subproblem] = {}
         self._training_samples = 0
-        self._reached: tuple[float, float] | None = None  # value and accuracy after the last iteration
-        self._evaluations = {"gradient": 0.0, "function": 0.0}  # in passes through the training set
-        self._interrupted: dict[str, Any] | None = (
-            None  # an iteration to go on with, as `on_save_checkpoint` left it
-        )
+        # Value and accuracy after the last iteration.
+        self._reached: tuple[float, float] | None = None
+        # In passes through the training set.
+        self._evaluations = {"gradient": 0.0, "function": 0.0}
+        # An iteration to go on with, as `on_save_checkpoint` has left it.
+        self._interrupted: dict[str, Any] | None = None
 
     @override
     def describe(self) -> str:
@@ -184,10 +185,8 @@ class PVD(StagedModule):
 
     @override
     def make_optimizers(self) -> list[tuple[str, Optimizer]]:
-        stages, decay = (
-            [stage for _, stage in self.own_stages()],
-            self.optimizer_config.get("weight_decay", 0.0),
-        )
+        stages = [stage for _, stage in self.own_stages()]
+        decay = self.optimizer_config.get("weight_decay", 0.0)
         objective = Objective(stages, self.regularisation, decay, self.recorder)
         self._shared = SharedObjective(objective, self.placement, self.processors, self.recorder)
         x = objective.read()
