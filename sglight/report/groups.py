@@ -1,0 +1,188 @@
+"""Runs that are the same but for their seeds, and what tells one group of them from another."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sglight.errors import UserError
+from sglight.report.runs import NAMES, Run
+
+T = TypeVar("T")
+
+# Where files lie and what is skipped changes no result.
+PLACES = ("data_dir", "dataset.raw_dir", "skip_completed")
+# What the names of the choices say already.
+IMPLIED = {
+    "dataset.name": "dataset",
+    "dataset._target_": "dataset",
+    "model.dynamics": "model",
+    "strategy._target_": "strategy",
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one setting.
+
+    Attributes:
+        number: its place in the report.
+        columns: the values that tell it from the others, by key.
+        runs: all of them.
+    """
+
+    number: int
+    columns: Mapping[str, Any]
+    runs: Sequence[Run]
+
+    @property
+    def label(self) -> str:
+        """The values of the columns, those of keys with their name: ``dni · hamiltonian · lag 2``."""
+        parts = [
+            str(v) if k in NAMES else f"{k.rpartition('.')[2]} {show(v)}" for k, v in self.columns.items()
+        ]
+        return " · ".join(parts)
+
+    @property
+    def finished(self) -> list[Run]:
+        """The runs that results are averaged over: finished, and of equal ones the newest."""
+        finished = sorted((run for run in self.runs if run.state == "finished"), key=lambda run: run.changed)
+        newest = {_frozen({**identity(run.config), "seed": run.seed}): run for run in finished}
+        return [run for run in self.runs if any(run is each for each in newest.values())]
+
+    @property
+    def counted(self) -> dict[str, int]:
+        """How many runs there are in each state; ``repeated`` are finished ones that a newer equal one replaces."""
+        states = Counter(run.state for run in self.runs)
+        repeated = states["finished"] - len(self.finished)
+        states["finished"] -= repeated
+        return {**{k: n for k, n in states.items() if n}, **({"repeated": repeated} if repeated else {})}
+
+    @property
+    def mixed(self) -> list[str]:
+        """Keys other than seeds in which its runs differ: only if ``--by`` has put them together."""
+        return differing([run.config for run in self.runs])
+
+
+@dataclass(frozen=True)
+class Task:
+    """The groups that were trained on one data set, and the keys in which their configs differ."""
+
+    dataset: str
+    groups: Sequence[Group]
+    differences: Sequence[str] = ()
+
+
+def tasks(runs: Iterable[Run], by: Sequence[str] = ()) -> list[Task]:
+    """The runs, grouped, by data set.
+
+    Args:
+        runs: those whose config cannot be read are left out.
+        by: keys of the config (or their last parts), or names of choices, whose equality makes a group; none: all
+            keys but seeds.
+
+    Raises:
+        UserError: if no run has one of the keys ``by``.
+    """
+    known = [run for run in runs if run.config]
+    by = [_key(name, known) for name in by]
+    result: list[Task] = []
+    count = 0
+    for dataset, members in _split(known, lambda run: run.config.get("dataset")).items():
+        keys = [*by] if by else _columns(members)
+        together = _split(
+            members, lambda run: _frozen(_chosen(run.config, by) if by else identity(run.config))
+        )
+        ordered = sorted(together.values(), key=lambda group: [_order(group[0].config.get(k)) for k in keys])
+        groups = [Group(count + i, _present(group[0].config, keys), group) for i, group in enumerate(ordered)]
+        count += len(groups)
+        result.append(Task(str(dataset), groups, differing([run.config for run in members])))
+    return result
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run shares with the others of its group: all keys but seeds and places."""
+    # A run that went on from a checkpoint is the run that it went on with; a test is one of its checkpoint.
+    left_out = {*PLACES, *NAMES, *(["ckpt"] if config.get("mode") != "test" else [])}
+    return {k: v for k, v in config.items() if k not in left_out and k.rpartition(".")[2] != "seed"}
+
+
+def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Keys of `identity` with more than one value among the configs that have them, those that names imply aside."""
+    identities = [identity(config) for config in configs]
+    keys = dict.fromkeys(key for each in identities for key in each)
+    varied = [key for key in keys if len({_frozen(each[key]) for each in identities if key in each}) > 1]
+    return [key for key in varied if not (key in IMPLIED and _follows(configs, key, IMPLIED[key]))]
+
+
+def show(value: Any) -> str:
+    """A value of a config, as on the command line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return f"[{', '.join(map(show, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _columns(runs: Sequence[Run]) -> list[str]:
+    """The strategy, other names that vary, and the keys that still vary where all names are equal."""
+    configs = [run.config for run in runs]
+    varied = [k for k in ("strategy", "model") if k == "strategy" or len({c.get(k) for c in configs}) > 1]
+    alike = _split(runs, lambda run: tuple(run.config.get(name) for name in NAMES[:3]))
+    keys = dict.fromkeys(k for part in alike.values() for k in differing([run.config for run in part]))
+    return [*varied, *keys]
+
+
+def _key(name: str, runs: Sequence[Run]) -> str:
+    """The key that a name stands for: itself, or the one key that ends like it."""
+    keys = dict.fromkeys(key for run in runs for key in run.config)
+    if name in keys or not runs:
+        return name
+    endings = [key for key in keys if key.endswith(f".{name}")]
+    if len(endings) == 1:
+        return endings[0]
+    if endings:
+        raise UserError(f"--by {name} may be {' or '.join(endings)}; give one of them")
+    raise UserError(
+        f"--by {name}: no run has this key; give a key of config.yaml, or one of {', '.join(NAMES)}"
+    )
+
+
+def _split(runs: Iterable[Run], key: Callable[[Run], T]) -> dict[T, list[Run]]:
+    parts: dict[T, list[Run]] = {}
+    for run in runs:
+        parts.setdefault(key(run), []).append(run)
+    return parts
+
+
+def _follows(configs: Sequence[Mapping[str, Any]], key: str, name: str) -> bool:
+    """Whether the value of ``key`` is the same wherever ``name`` is."""
+    pairs = {(config.get(name), _frozen(config[key])) for config in configs if key in config}
+    return len(pairs) == len({first for first, _ in pairs})
+
+
+def _chosen(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: config.get(key) for key in keys}
+
+
+def _present(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: config[key] for key in keys if key in config}
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return frozenset((key, _frozen(each)) for key, each in value.items())
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def _order(value: Any) -> tuple[int, Any]:
+    """Numbers as numbers, before words; what is absent first."""
+    if value is None:
+        return 0, 0
+    if isinstance(value, int | float):
+        return 1, value
+    return 2, str(value)
