@@ -38,12 +38,16 @@ class Group:
     runs: Sequence[Run]
 
     @property
-    def label(self) -> str:
-        """The values of the columns, those of keys with their name: ``dni · hamiltonian · lag 2``."""
-        parts = [
+    def parts(self) -> list[str]:
+        """The values of the columns, those of keys with their name: ``dni``, ``lag 2``."""
+        return [
             str(v) if k in NAMES else f"{k.rpartition('.')[2]} {show(v)}" for k, v in self.columns.items()
         ]
-        return " · ".join(parts)
+
+    @property
+    def label(self) -> str:
+        """All of them: ``dni · lag 2``."""
+        return " · ".join(self.parts) or "all runs"
 
     @property
     def finished(self) -> list[Run]:

@@ -93,7 +93,10 @@ MEASURES = (
         "speedup/theoretical", "speed-up, theoretical", units.ratio, max,
         "what a worker for each stage would gain by the measured times of its phases",
     ),
-    Measure("memory/peak_bytes", "peak memory", units.size, min, "of the worker that took the most (on a CPU: its process, libraries included)"),
+    Measure(
+        "memory/peak_bytes", "peak memory", units.size, min,
+        "of the worker that took the most (on a CPU: its process, libraries included)",
+    ),
     Measure("model/parameters", "parameters", units.count, None, "of the network, without estimators"),
 )  # fmt: skip
 
@@ -120,9 +123,14 @@ class Comparison:
         return [measure for measure in MEASURES if any(measure.key in row for row in self.rows)]
 
     def best(self, measure: Measure) -> float | None:
-        """The best mean of a measure, None if there is no better and worse, or nothing to compare."""
+        """The best mean of a measure, None if there is no better and worse."""
         means = [row[measure.key].mean for row in self.rows if measure.key in row]
-        return measure.best(means) if measure.best is not None and len(means) > 1 else None
+        return measure.best(means) if measure.best is not None and len(set(means)) > 1 else None
+
+    def is_best(self, i: int, measure: Measure) -> bool:
+        """Whether group i of the task has the best mean of a measure."""
+        statistic = self.rows[i].get(measure.key)
+        return statistic is not None and statistic.mean == self.best(measure)
 
 
 def compare(task: Task, target: float | None = None) -> Comparison:

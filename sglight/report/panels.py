@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -31,16 +31,17 @@ FLOWS = {
     "reversal_error": "relative error of reversal",
 }
 LOG_FROM = 8.0  # times of training are drawn on a logarithmic axis if they differ by more
-LOGARITHMIC = ("gradient_norm", "state_norm", "growth", "flow_sigma_max", "reversal_error")
+LOGARITHMIC = ("norm_ratio", "gradient_norm", "state_norm", "growth", "flow_sigma_max", "reversal_error")
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Charts that belong together."""
+    """Charts that belong together, and ``more`` of them that are folded away."""
 
     title: str
     note: str
     charts: Sequence[Chart]
+    more: Sequence[Chart] = ()
 
 
 def styles(groups: Sequence[Group]) -> dict[int, str]:
@@ -115,49 +116,50 @@ def _price(comparison: Comparison) -> Chart | None:
 
 def _quality(groups: Sequence[Group]) -> Panel:
     found = numbered(groups, BOUNDARY)
-    charts = []
-    for quality, title in QUALITIES.items():
-        boundaries = found.get(quality, [])
-        y = Axis(title, log=quality == "norm_ratio")
-        if len(boundaries) > 1:
-            lines = _lines(groups, partial(by_number, pattern=BOUNDARY, measure=quality))
-            x = Axis("boundary (0 is the first)", whole=True)
-            charts.append(draw(f"{title[0].upper()}{title[1:]}, at the end", x, y, lines))
-        for i in boundaries:
+    found.pop("loss", None)  # depends on the estimator's own units
+    profiles, curves = [], []
+    for quality in _ordered(found, QUALITIES):
+        title, y = _titled(quality, QUALITIES)
+        lines = _lines(groups, partial(by_number, pattern=BOUNDARY, measure=quality))
+        profiles.append(draw(f"{title}, at the end", Axis("boundary (0 is the first)", whole=True), y, lines))
+        for i in found[quality]:
             lines = _lines(groups, partial(by_epoch, tag=f"estimator_{i}/{quality}"))
-            charts.append(
-                draw(f"{title[0].upper()}{title[1:]}, boundary {i}", Axis("epoch", whole=True), y, lines)
-            )
-    return Panel(
-        "Quality of synthetic gradients",
-        "What the estimator at each boundary predicts against the true gradient there, means of an epoch.",
-        _drawn(charts),
-    )
+            curves.append(draw(f"{title}, boundary {i}", Axis("epoch", whole=True), y, lines))
+    title = "Quality of synthetic gradients"
+    note = "What the estimator at each boundary predicts, against the true gradient there; means of an epoch."
+    if all(len(numbers) == 1 for numbers in found.values()):
+        return Panel(title, note, _drawn(curves))
+    return Panel(title, note, _drawn(profiles), _drawn(curves))
 
 
 def _depth(groups: Sequence[Group]) -> Panel:
     by_step = numbered(groups, STEP)
     tags = {tag for g in groups for run in shown(g) for tag in run.curves}
-    flows = sorted({found[1] for tag in tags if (found := FLOW.fullmatch(tag))})
+    flows = {found[1] for tag in tags if (found := FLOW.fullmatch(tag))}
     charts = []
-    for measure in sorted(by_step, key=[*DEPTHS, *sorted(by_step)].index):
-        title = DEPTHS.get(measure, measure.replace("_", " "))
+    for measure in _ordered(by_step, DEPTHS):
+        title, y = _titled(measure, DEPTHS)
         lines = _lines(groups, partial(by_number, pattern=STEP, measure=measure))
-        x, y = Axis("step", whole=True), Axis(title, log=measure in LOGARITHMIC)
-        charts.append(draw(f"{title[0].upper()}{title[1:]}, at the end", x, y, lines))
-    for measure in flows:
-        title = FLOWS.get(measure, measure.replace("_", " "))
+        charts.append(draw(f"{title}, at the end", Axis("step", whole=True), y, lines))
+    for measure in _ordered(flows, FLOWS):
+        title, y = _titled(measure, FLOWS)
         lines = _lines(groups, partial(learning, tag=f"stability/{measure}"))
-        charts.append(
-            draw(
-                f"{title[0].upper()}{title[1:]}",
-                Axis("batches"),
-                Axis(title, log=measure in LOGARITHMIC),
-                lines,
-            )
-        )
+        charts.append(draw(title, Axis("batches"), y, lines))
     note = "By time step of the network after the training, and of the whole flow over the training."
     return Panel("Stability by depth", note, _drawn(charts))
+
+
+def _ordered(found: Iterable[str], known: Mapping[str, str]) -> list[str]:
+    """The known measures in their order, then the others."""
+    return sorted(
+        found, key=lambda measure: ([*known].index(measure) if measure in known else len(known), measure)
+    )
+
+
+def _titled(measure: str, known: Mapping[str, str]) -> tuple[str, Axis]:
+    """The title of a measure, and the axis on which it is drawn."""
+    name = known.get(measure, measure.replace("_", " "))
+    return name[0].upper() + name[1:], Axis(name, log=measure in LOGARITHMIC)
 
 
 def _lines(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from io import StringIO
+from math import inf
 
 from rich import box
 from rich.console import Console
@@ -17,16 +18,15 @@ from sglight.report.groups import Group, show
 from sglight.report.measures import TARGET, Comparison, Measure
 from sglight.report.runs import NAMES, Run
 
+RUNS = "runs"
+
 
 def print_tables(comparisons: Sequence[Comparison], runs: Sequence[Run], console: Console) -> None:
-    """A table for each data set, then the runs that did not finish and why."""
+    """A table for each data set, as several where the terminal is narrow; then who did not finish, and why."""
     for comparison in comparisons:
-        table = _table(comparison)
-        if not console.is_terminal:
-            # What reads a pipe does not mind long lines, but cells broken over several.
-            widest = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-            console.width = max(console.width, widest)
-        console.print(table)
+        for table in _fitting(comparison, console):
+            console.width = max(console.width, _width(table, console))
+            console.print(table)
     for run in runs:
         if run.state not in ("finished", "running"):
             reason = f": {run.reason}" if run.reason else ""
@@ -37,10 +37,13 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
     """A heading and a table for each data set."""
     parts = []
     for comparison in comparisons:
-        rows = [_headings(comparison), *(_cells(comparison, i) for i in range(len(comparison.rows)))]
+        keys = [*map(_short, _keys(comparison)), RUNS]
+        rows = [[*keys, *(_heading(measure, comparison.target) for measure in comparison.measures)]]
+        for i, row in enumerate(comparison.rows):
+            numbers = [measure.text(row.get(measure.key)) for measure in comparison.measures]
+            rows.append([*_identity(comparison, i), *numbers])
         rows = [[cell.replace("|", r"\|").replace("\n", " ") for cell in row] for row in rows]
-        first = len(comparison.measures)
-        rows.insert(1, [*["---"] * (len(rows[0]) - first), *["---:"] * first])
+        rows.insert(1, [*["---"] * len(keys), *["---:"] * len(comparison.measures)])
         lines = [f"| {' | '.join(row)} |" for row in rows]
         parts.append("\n".join([f"### {comparison.task.dataset}", "", *lines, ""]))
     return "\n".join(parts)
@@ -62,16 +65,35 @@ def to_csv(comparisons: Sequence[Comparison], runs: Sequence[Run]) -> str:
     return text.getvalue()
 
 
-def _table(comparison: Comparison) -> Table:
+def _fitting(comparison: Comparison, console: Console) -> list[Table]:
+    """Tables with as many measures each as fit; one, if a pipe reads it, which does not mind long lines."""
+    width = console.width if console.is_terminal else inf
+    blocks: list[list[Measure]] = [[]]
+    for measure in comparison.measures:
+        wider = [*blocks[-1], measure]
+        if len(wider) == 1 or _width(_table(comparison, wider), console) <= width:
+            blocks[-1] = wider
+        else:
+            blocks.append([measure])
+    return [_table(comparison, block) for block in blocks]
+
+
+def _width(table: Table, console: Console) -> int:
+    """How wide a table is if nothing is broken over lines."""
+    return Measurement.get(console, console.options.update(max_width=1000), table).maximum
+
+
+def _table(comparison: Comparison, measures: Sequence[Measure]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=escape(comparison.task.dataset), title_justify="left")
-    columns, measures = len(_keys(comparison)) + 1, len(comparison.measures)
-    for heading, right in zip(_headings(comparison), [False] * columns + [True] * measures, strict=True):
-        table.add_column(escape(heading), justify="right" if right else "left", vertical="bottom")
-    for i in range(len(comparison.rows)):
-        cells = [escape(cell) for cell in _cells(comparison, i)]
-        for k, measure in enumerate(comparison.measures, start=columns):
-            if _is_best(comparison, i, measure):
-                cells[k] = f"[bold green]{cells[k]}[/]"
+    for heading in (*_keys(comparison), RUNS):
+        table.add_column(escape(_short(heading)))
+    for measure in measures:
+        table.add_column(escape(_heading(measure, comparison.target)), justify="right")
+    for i, row in enumerate(comparison.rows):
+        cells = [escape(cell) for cell in _identity(comparison, i)]
+        for measure in measures:
+            text = measure.text(row.get(measure.key))
+            cells.append(f"[bold green]{text}[/]" if comparison.is_best(i, measure) else text)
         table.add_row(*cells)
     return table
 
@@ -81,21 +103,20 @@ def _keys(comparison: Comparison) -> list[str]:
     return list(dict.fromkeys(key for group in comparison.task.groups for key in group.columns))
 
 
-def _headings(comparison: Comparison) -> list[str]:
-    keys = [key if key in NAMES else key.rpartition(".")[2] for key in _keys(comparison)]
-    return [*keys, "runs", *(_heading(measure, comparison.target) for measure in comparison.measures)]
+def _short(key: str) -> str:
+    return key if key in NAMES else key.rpartition(".")[2]
 
 
 def _heading(measure: Measure, target: float | None) -> str:
-    return (
-        f"time to {units.percent(target)}" if measure.key == TARGET and target is not None else measure.title
-    )
+    at = measure.key == TARGET and target is not None
+    return f"time to {units.percent(target)}" if at else measure.title
 
 
-def _cells(comparison: Comparison, i: int) -> list[str]:
-    group, row = comparison.task.groups[i], comparison.rows[i]
+def _identity(comparison: Comparison, i: int) -> list[str]:
+    """What tells a group from the others, and how many runs it has."""
+    group = comparison.task.groups[i]
     values = [show(group.columns[k]) if k in group.columns else "–" for k in _keys(comparison)]
-    return [*values, _states(group), *(measure.text(row.get(measure.key)) for measure in comparison.measures)]
+    return [*values, _states(group)]
 
 
 def _states(group: Group) -> str:
@@ -104,8 +125,3 @@ def _states(group: Group) -> str:
     states = ", ".join(f"{n} {state}" for state, n in counted.items())
     mixed = f" (differ in {', '.join(group.mixed)})" if group.mixed else ""
     return (str(counted["finished"]) if list(counted) == ["finished"] else states) + mixed
-
-
-def _is_best(comparison: Comparison, i: int, measure: Measure) -> bool:
-    value = comparison.rows[i].get(measure.key)
-    return value is not None and value.mean == comparison.best(measure)
