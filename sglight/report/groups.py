@@ -66,7 +66,7 @@ class Group:
 
     @property
     def mixed(self) -> list[str]:
-        """Keys other than seeds in which its runs differ: only if ``--by`` has put them together."""
+        """Names and keys other than seeds in which its runs differ: only if ``--by`` has put them together."""
         return differing([run.config for run in self.runs])
 
 
@@ -102,7 +102,8 @@ def tasks(runs: Iterable[Run], by: Sequence[str] = ()) -> list[Task]:
         ordered = sorted(together.values(), key=lambda group: [_order(group[0].config.get(k)) for k in keys])
         groups = [Group(count + i, _present(group[0].config, keys), group) for i, group in enumerate(ordered)]
         count += len(groups)
-        result.append(Task(str(dataset), groups, differing([run.config for run in members])))
+        varied = differing([run.config for run in members])
+        result.append(Task(str(dataset), groups, [k for k in varied if k not in NAMES or k not in keys]))
     return result
 
 
@@ -114,11 +115,15 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Keys of `identity` with more than one value among the configs that have them, those that names imply aside."""
+    """Names of choices, and keys of `identity`, with several values among the configs that have them.
+
+    Keys that say the same as a name are left out.
+    """
+    names = [name for name in NAMES[:3] if len({config.get(name) for config in configs}) > 1]
     identities = [identity(config) for config in configs]
     keys = dict.fromkeys(key for each in identities for key in each)
     varied = [key for key in keys if len({_frozen(each[key]) for each in identities if key in each}) > 1]
-    return [key for key in varied if not (key in IMPLIED and _follows(configs, key, IMPLIED[key]))]
+    return names + [key for key in varied if not (key in IMPLIED and _follows(configs, key, IMPLIED[key]))]
 
 
 def show(value: Any) -> str:

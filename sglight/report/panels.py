@@ -12,6 +12,7 @@ from sglight.report.charts import COLOURS, DASHES, Axis, Chart, Line, draw
 from sglight.report.curves import BOUNDARY, FLOW, STEP, Mean, by_epoch, by_number, learning, numbered, shown
 from sglight.report.groups import Group
 from sglight.report.measures import Comparison
+from sglight.report.runs import Run
 
 QUALITIES = {
     "cosine": "cosine with the true gradient",
@@ -30,6 +31,7 @@ FLOWS = {
     "flow_sigma_max": "largest singular value of the flow",
     "reversal_error": "relative error of reversal",
 }
+CLOCKS = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
 LOG_FROM = 8.0  # times of training are drawn on a logarithmic axis if they differ by more
 LOGARITHMIC = ("norm_ratio", "gradient_norm", "state_norm", "growth", "flow_sigma_max", "reversal_error")
 
@@ -69,7 +71,7 @@ def panels(comparison: Comparison) -> list[Panel]:
 
 def _learning(comparison: Comparison) -> Panel:
     groups = comparison.task.groups
-    batches, seconds = Axis("batches"), Axis("seconds of training")
+    batches, clock = Axis("batches"), _clock([t for g in groups for r in shown(g) for t in _last(r)])
     curves = (
         (
             "Validation accuracy",
@@ -79,9 +81,9 @@ def _learning(comparison: Comparison) -> Panel:
         ("Training loss", "train/loss", Axis("training loss", log=True)),
     )
     charts = [
-        draw(f"{name} over {over}", x, y, _lines(groups, partial(learning, tag=tag), clock))
+        draw(f"{name} over {over}", x, y, _lines(groups, partial(learning, tag=tag), over_time))
         for name, tag, y in curves
-        for over, x, clock in (("batches", batches, False), ("wall time", seconds, True))
+        for over, x, over_time in (("batches", batches, False), ("wall time", clock, True))
     ]
     charts.insert(2, _price(comparison))
     loss = Axis("validation loss", log=True)
@@ -108,10 +110,21 @@ def _price(comparison: Comparison) -> Chart | None:
     if len(lines) < 2:
         return None
     times = [line.xs[0] for line in lines]
-    x = Axis("seconds of training", log=max(times) > LOG_FROM * min(times))
-    return draw(
-        "Test accuracy and what it took (best: top left)", x, Axis("test accuracy, %", factor=100), lines
-    )
+    x = _clock(times, log=max(times) > LOG_FROM * min(times))
+    title = "Test accuracy and what it took (best: top left)"
+    return draw(title, x, Axis("test accuracy, %", factor=100), lines)
+
+
+def _clock(seconds: Sequence[float], log: bool = False) -> Axis:
+    """An axis of time in a unit that suits the longest."""
+    longest = max((s for s in seconds if np.isfinite(s)), default=0.0)
+    size, name = next((size, name) for size, name in CLOCKS if longest >= 3 * size or size == 1)
+    return Axis(f"{name} of training", log, factor=1 / size)
+
+
+def _last(run: Run) -> list[float]:
+    """The time of a run's last validation, if it has one."""
+    return [float(curve.elapsed[-1])] if (curve := run.curves.get("val/acc")) is not None else []
 
 
 def _quality(groups: Sequence[Group]) -> Panel:

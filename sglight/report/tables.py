@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from io import StringIO
-from math import inf
 
 from rich import box
 from rich.console import Console
@@ -66,16 +65,21 @@ def to_csv(comparisons: Sequence[Comparison], runs: Sequence[Run]) -> str:
 
 
 def _fitting(comparison: Comparison, console: Console) -> list[Table]:
-    """Tables with as many measures each as fit; one, if a pipe reads it, which does not mind long lines."""
-    width = console.width if console.is_terminal else inf
+    """One table; if it does not fit, several with deviations below the means and as many measures each as do.
+
+    A pipe does not mind long lines.
+    """
+    whole = _table(comparison, comparison.measures)
+    if not console.is_terminal or _width(whole, console) <= console.width:
+        return [whole]
     blocks: list[list[Measure]] = [[]]
     for measure in comparison.measures:
         wider = [*blocks[-1], measure]
-        if len(wider) == 1 or _width(_table(comparison, wider), console) <= width:
-            blocks[-1] = wider
-        else:
+        if len(wider) > 1 and _width(_table(comparison, wider, stacked=True), console) > console.width:
             blocks.append([measure])
-    return [_table(comparison, block) for block in blocks]
+        else:
+            blocks[-1] = wider
+    return [_table(comparison, block, stacked=True) for block in blocks]
 
 
 def _width(table: Table, console: Console) -> int:
@@ -83,16 +87,20 @@ def _width(table: Table, console: Console) -> int:
     return Measurement.get(console, console.options.update(max_width=1000), table).maximum
 
 
-def _table(comparison: Comparison, measures: Sequence[Measure]) -> Table:
+def _table(comparison: Comparison, measures: Sequence[Measure], stacked: bool = False) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=escape(comparison.task.dataset), title_justify="left")
     for heading in (*_keys(comparison), RUNS):
         table.add_column(escape(_short(heading)))
     for measure in measures:
-        table.add_column(escape(_heading(measure, comparison.target)), justify="right")
+        heading = _heading(measure, comparison.target)
+        if stacked:
+            heading = heading.replace(" %", "\N{NO-BREAK SPACE}%").replace(" ", "\n")
+        table.add_column(escape(heading), justify="right")
     for i, row in enumerate(comparison.rows):
-        cells = [escape(cell) for cell in _identity(comparison, i)]
+        cells = [escape(cell) for cell in _identity(comparison, i, "\n" if stacked else ", ")]
         for measure in measures:
-            text = measure.text(row.get(measure.key))
+            mean, spread = measure.halves(row.get(measure.key))
+            text = f"{mean}\n[dim]{spread}[/]" if stacked else measure.text(row.get(measure.key))
             cells.append(f"[bold green]{text}[/]" if comparison.is_best(i, measure) else text)
         table.add_row(*cells)
     return table
@@ -108,20 +116,25 @@ def _short(key: str) -> str:
 
 
 def _heading(measure: Measure, target: float | None) -> str:
-    at = measure.key == TARGET and target is not None
-    return f"time to {units.percent(target)}" if at else measure.title
+    if measure.key == TARGET and target is not None:
+        return f"time to {units.percent(target)}"
+    return measure.title
 
 
-def _identity(comparison: Comparison, i: int) -> list[str]:
+def _identity(comparison: Comparison, i: int, between: str = ", ") -> list[str]:
     """What tells a group from the others, and how many runs it has."""
     group = comparison.task.groups[i]
     values = [show(group.columns[k]) if k in group.columns else "–" for k in _keys(comparison)]
-    return [*values, _states(group)]
+    return [*values, _states(group, between)]
 
 
-def _states(group: Group) -> str:
+def _states(group: Group, between: str) -> str:
     """How many runs are in each state: ``3``, or ``2 finished, 1 failed``; and what else they differ in."""
     counted = group.counted
-    states = ", ".join(f"{n} {state}" for state, n in counted.items())
-    mixed = f" (differ in {', '.join(group.mixed)})" if group.mixed else ""
-    return (str(counted["finished"]) if list(counted) == ["finished"] else states) + mixed
+    if list(counted) == ["finished"]:
+        states = [str(counted["finished"])]
+    else:
+        states = [f"{n} {state}" for state, n in counted.items()]
+    if group.mixed:
+        states.append(f"differ in {' and '.join(group.mixed)}")
+    return between.join(states)
