@@ -12,8 +12,11 @@ from sglight.report.runs import NAMES, Run
 
 T = TypeVar("T")
 
-# Where files lie and what is skipped changes no result.
-PLACES = ("data_dir", "dataset.raw_dir", "skip_completed")
+# What a run finds out does not depend on these keys and what is below them.
+IRRELEVANT = (
+    "skip_completed", "data_dir", "dataset.data_dir", "dataset.raw_dir", "callbacks.progress",
+    "trainer.enable_progress_bar", "trainer.idle_timeout_s", "trainer.show_schedule",
+)  # fmt: skip
 # What the names of the choices say already.
 IMPLIED = {
     "dataset.name": "dataset",
@@ -31,18 +34,18 @@ class Group:
         number: its place in the report.
         columns: the values that tell it from the others, by key.
         runs: all of them.
+        titles: short names of the keys.
     """
 
     number: int
     columns: Mapping[str, Any]
     runs: Sequence[Run]
+    titles: Mapping[str, str]
 
     @property
     def parts(self) -> list[str]:
         """The values of the columns, those of keys with their name: ``dni``, ``lag 2``."""
-        return [
-            str(v) if k in NAMES else f"{k.rpartition('.')[2]} {show(v)}" for k, v in self.columns.items()
-        ]
+        return [v if k in NAMES else f"{self.titles[k]} {show(v)}" for k, v in self.columns.items()]
 
     @property
     def label(self) -> str:
@@ -100,7 +103,11 @@ def tasks(runs: Iterable[Run], by: Sequence[str] = ()) -> list[Task]:
             members, lambda run: _frozen(_chosen(run.config, by) if by else identity(run.config))
         )
         ordered = sorted(together.values(), key=lambda group: [_order(group[0].config.get(k)) for k in keys])
-        groups = [Group(count + i, _present(group[0].config, keys), group) for i, group in enumerate(ordered)]
+        titles = _titles(keys, members)
+        groups = [
+            Group(count + i, _present(group[0].config, keys), group, titles)
+            for i, group in enumerate(ordered)
+        ]
         count += len(groups)
         varied = differing([run.config for run in members])
         result.append(Task(str(dataset), groups, [k for k in varied if k not in NAMES or k not in keys]))
@@ -108,10 +115,12 @@ def tasks(runs: Iterable[Run], by: Sequence[str] = ()) -> list[Task]:
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run shares with the others of its group: all keys but seeds and places."""
+    """What a run shares with the others of its group: all relevant keys but seeds."""
     # A run that went on from a checkpoint is the run that it went on with; a test is one of its checkpoint.
-    left_out = {*PLACES, *NAMES, *(["ckpt"] if config.get("mode") != "test" else [])}
-    return {k: v for k, v in config.items() if k not in left_out and k.rpartition(".")[2] != "seed"}
+    left_out = IRRELEVANT if config.get("mode") == "test" else (*IRRELEVANT, "ckpt")
+    return {
+        key: value for key, value in config.items() if key not in NAMES and not _is_left_out(key, left_out)
+    }
 
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -146,6 +155,18 @@ def _columns(runs: Sequence[Run]) -> list[str]:
     return [*varied, *keys]
 
 
+def _titles(keys: Sequence[str], runs: Sequence[Run]) -> dict[str, str]:
+    """The shortest ending of each key that no other key of the runs has: ``lag``, ``progress.enabled``."""
+    every = {key for run in runs for key in run.config}
+
+    def shortest(key: str) -> str:
+        parts = key.split(".")
+        endings = (".".join(parts[i:]) for i in reversed(range(len(parts))))
+        return next(e for e in endings if e == key or sum(k == e or k.endswith(f".{e}") for k in every) == 1)
+
+    return {key: shortest(key) for key in keys}
+
+
 def _key(name: str, runs: Sequence[Run]) -> str:
     """The key that a name stands for: itself, or the one key that ends like it."""
     keys = dict.fromkeys(key for run in runs for key in run.config)
@@ -176,6 +197,10 @@ def _follows(configs: Sequence[Mapping[str, Any]], key: str, name: str) -> bool:
 
 def _chosen(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     return {key: config.get(key) for key in keys}
+
+
+def _is_left_out(key: str, left_out: Sequence[str]) -> bool:
+    return key.rpartition(".")[2] == "seed" or any(key == k or key.startswith(f"{k}.") for k in left_out)
 
 
 def _present(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:

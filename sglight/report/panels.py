@@ -23,6 +23,7 @@ QUALITIES = {
 DEPTHS = {
     "sigma_max": "largest singular value of a step",
     "sigma_min": "smallest singular value of a step",
+    "spectral_radius": "spectral radius of a step",
     "state_norm": "norm of the state",
     "gradient_norm": "norm of the gradient",
 }

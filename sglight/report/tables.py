@@ -36,7 +36,7 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
     """A heading and a table for each data set."""
     parts = []
     for comparison in comparisons:
-        keys = [*map(_short, _keys(comparison)), RUNS]
+        keys = [*_titles(comparison), RUNS]
         rows = [[*keys, *(_heading(measure, comparison.target) for measure in comparison.measures)]]
         for i, row in enumerate(comparison.rows):
             numbers = [measure.text(row.get(measure.key)) for measure in comparison.measures]
@@ -89,8 +89,8 @@ def _width(table: Table, console: Console) -> int:
 
 def _table(comparison: Comparison, measures: Sequence[Measure], stacked: bool = False) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=escape(comparison.task.dataset), title_justify="left")
-    for heading in (*_keys(comparison), RUNS):
-        table.add_column(escape(_short(heading)))
+    for title in (*_titles(comparison), RUNS):
+        table.add_column(escape(title))
     for measure in measures:
         heading = _heading(measure, comparison.target)
         if stacked:
@@ -111,8 +111,9 @@ def _keys(comparison: Comparison) -> list[str]:
     return list(dict.fromkeys(key for group in comparison.task.groups for key in group.columns))
 
 
-def _short(key: str) -> str:
-    return key if key in NAMES else key.rpartition(".")[2]
+def _titles(comparison: Comparison) -> list[str]:
+    """Short names of `_keys`."""
+    return [comparison.task.groups[0].titles[key] for key in _keys(comparison)]
 
 
 def _heading(measure: Measure, target: float | None) -> str:

@@ -35,14 +35,24 @@ def test_runs_that_differ_in_seeds_only_are_a_group():
 
 
 def test_what_is_not_compared_does_not_separate_runs():
-    places = [
+    same = [
         {},
         {"data_dir": "/other"},
         {"ckpt": "a/last.ckpt", "seed": 2},
         {"dataset__raw_dir": "/x", "seed": 3},
+        {"callbacks": {"progress": {"enabled": False}}},
+        {"callbacks": {"progress": {"enabled": True}}, "trainer__show_schedule": True},
     ]
-    (task,) = tasks([run(**keys) for keys in places])
+    (task,) = tasks([run(**keys) for keys in same])
     assert len(task.groups) == 1 and not task.differences
+
+
+def test_columns_have_the_shortest_names_that_say_which_key_it_is():
+    def both(alone: bool, figures: bool):
+        return run(callbacks={"a": {"enabled": alone}, "b": {"enabled": figures}}, strategy__lag=int(alone))
+
+    (task,) = tasks([both(True, True), both(False, False)])
+    assert task.groups[0].parts == ["backprop", "lag 0", "a.enabled false", "b.enabled false"]
 
 
 def test_a_test_is_one_of_its_checkpoint():
