@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 from sglight.errors import UserError
@@ -35,24 +36,21 @@ class Group:
         columns: the values that tell it from the others, by key.
         runs: all of them.
         titles: short names of the keys.
+        parts: what its label is made of: ``dni``, ``lag 2``; values that most groups share are left out.
     """
 
     number: int
     columns: Mapping[str, Any]
     runs: Sequence[Run]
     titles: Mapping[str, str]
-
-    @property
-    def parts(self) -> list[str]:
-        """The values of the columns, those of keys with their name: ``dni``, ``lag 2``."""
-        return [v if k in NAMES else f"{self.titles[k]} {show(v)}" for k, v in self.columns.items()]
+    parts: Sequence[str]
 
     @property
     def label(self) -> str:
-        """All of them: ``dni · lag 2``."""
-        return " · ".join(self.parts) or "all runs"
+        """All parts: ``dni · lag 2``."""
+        return " · ".join(self.parts)
 
-    @property
+    @cached_property
     def finished(self) -> list[Run]:
         """The runs that results are averaged over: finished, and of equal ones the newest."""
         finished = sorted((run for run in self.runs if run.state == "finished"), key=lambda run: run.changed)
@@ -67,7 +65,7 @@ class Group:
         states["finished"] -= repeated
         return {**{k: n for k, n in states.items() if n}, **({"repeated": repeated} if repeated else {})}
 
-    @property
+    @cached_property
     def mixed(self) -> list[str]:
         """Names and keys other than seeds in which its runs differ: only if ``--by`` has put them together."""
         return differing([run.config for run in self.runs])
@@ -104,9 +102,12 @@ def tasks(runs: Iterable[Run], by: Sequence[str] = ()) -> list[Task]:
         )
         ordered = sorted(together.values(), key=lambda group: [_order(group[0].config.get(k)) for k in keys])
         titles = _titles(keys, members)
+        columns = [{key: group[0].config[key] for key in keys if key in group[0].config} for group in ordered]
+        numbers = range(count, count + len(ordered))
+        parts = _parts(columns, titles)
         groups = [
-            Group(count + i, _present(group[0].config, keys), group, titles)
-            for i, group in enumerate(ordered)
+            Group(*each)
+            for each in zip(numbers, columns, ordered, [titles] * len(ordered), parts, strict=True)
         ]
         count += len(groups)
         varied = differing([run.config for run in members])
@@ -167,6 +168,24 @@ def _titles(keys: Sequence[str], runs: Sequence[Run]) -> dict[str, str]:
     return {key: shortest(key) for key in keys}
 
 
+def _parts(columns: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> list[list[str]]:
+    """The labels of groups, without the values of keys that most of them share, if they still differ."""
+    shared = []
+    for key in titles:
+        values = Counter(_frozen(each[key]) for each in columns if key in each)
+        value, times = values.most_common(1)[0]
+        if key not in NAMES and times > values.total() / 2:
+            shared.append((key, value))
+
+    def parts(group: Mapping[str, Any], left_out: Sequence[tuple[str, Any]]) -> list[str]:
+        kept = {k: v for k, v in group.items() if (k, _frozen(v)) not in left_out}
+        return [show(v) if k in NAMES else f"{titles[k]} {show(v)}" for k, v in kept.items()] or ["all runs"]
+
+    short = [parts(group, shared) for group in columns]
+    distinct = len({tuple(each) for each in short}) == len(short)
+    return short if distinct else [parts(group, []) for group in columns]
+
+
 def _key(name: str, runs: Sequence[Run]) -> str:
     """The key that a name stands for: itself, or the one key that ends like it."""
     keys = dict.fromkeys(key for run in runs for key in run.config)
@@ -201,10 +220,6 @@ def _chosen(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
 
 def _is_left_out(key: str, left_out: Sequence[str]) -> bool:
     return key.rpartition(".")[2] == "seed" or any(key == k or key.startswith(f"{k}.") for k in left_out)
-
-
-def _present(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    return {key: config[key] for key in keys if key in config}
 
 
 def _frozen(value: Any) -> Any:

@@ -28,6 +28,7 @@ HIGHLIGHTS = {
     "memory/peak_bytes": "Least memory",
 }
 
+GOING_WELL = ("finished", "running", "repeated")
 NEAR = 2  # so many groups that are about as good are named
 
 
@@ -47,6 +48,7 @@ class Section:
 
     comparison: Comparison
     styles: dict[int, str]
+    drawn: Sequence[Group]
     tiles: Sequence[Tile]
     literature: Sequence[Beside]
     panels: Sequence[Panel]
@@ -73,7 +75,8 @@ def render(runs: Sequence[Run], comparisons: Sequence[Comparison], folder: Path)
     }
     return environment.get_template(TEMPLATE).render(
         runs=runs,
-        states=Counter(run.state for run in runs),
+        states=sorted(Counter(run.state for run in runs).items(), key=lambda pair: pair[0] not in GOING_WELL),
+        well=GOING_WELL,
         sections=[_section(comparison) for comparison in comparisons],
         measures=MEASURES,
         now=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
@@ -83,13 +86,15 @@ def render(runs: Sequence[Run], comparisons: Sequence[Comparison], folder: Path)
 
 
 def _section(comparison: Comparison) -> Section:
-    groups = comparison.task.groups
+    groups, charts = comparison.task.groups, panels(comparison)
+    drawn = {mark.group for panel in charts for c in (*panel.charts, *panel.more) for mark in c.marks}
     return Section(
         comparison,
         styles(groups),
+        [group for group in groups if group.number in drawn],
         _tiles(comparison),
         beside(comparison),
-        panels(comparison),
+        charts,
         [(key, [_values(group, key) for group in groups]) for key in comparison.task.differences],
         _everything(groups),
     )

@@ -52,7 +52,16 @@ def test_columns_have_the_shortest_names_that_say_which_key_it_is():
         return run(callbacks={"a": {"enabled": alone}, "b": {"enabled": figures}}, strategy__lag=int(alone))
 
     (task,) = tasks([both(True, True), both(False, False)])
-    assert task.groups[0].parts == ["backprop", "lag 0", "a.enabled false", "b.enabled false"]
+    assert task.groups[0].label == "backprop · lag 0 · a.enabled false · b.enabled false"
+
+
+def test_labels_leave_out_what_most_groups_share():
+    settings = [(4, 1), (8, 1), (16, 1), (16, 2)]
+    (task,) = tasks([run(model__steps=steps, trainer__devices=n) for steps, n in settings])
+    labels = [group.label for group in task.groups]
+    assert labels == [f"backprop · steps {n}" for n in (4, 8, 16)] + ["backprop · steps 16 · devices 2"]
+    (task,) = tasks([run(), run(strategy="dni")], ["model.steps"])
+    assert [group.label for group in task.groups] == ["all runs"]
 
 
 def test_a_test_is_one_of_its_checkpoint():
