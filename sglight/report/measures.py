@@ -81,16 +81,16 @@ MEASURES = (
     Measure("time/epoch_s", "epoch", units.seconds, min, "median over the epochs, training batches only"),
     Measure("throughput/samples_per_s", "samples / s", units.count, max, "median over the epochs"),
     Measure(
-        ALONE, "speed-up, one worker", units.ratio, max,
+        ALONE, "speed-up over one worker", units.ratio, max,
         "samples a second over those of the same config with trainer.devices=1",
     ),
     Measure(
-        BACKPROP, "speed-up, backprop", units.ratio, max,
+        BACKPROP, "speed-up over backprop", units.ratio, max,
         "samples a second over those of strategy=backprop on one worker with the same dataset and model (if several: "
         "of the config that differs least)",
     ),
     Measure(
-        "speedup/theoretical", "speed-up, theoretical", units.ratio, max,
+        "speedup/theoretical", "theoretical speed-up", units.ratio, max,
         "what a worker for each stage would gain by the measured times of its phases",
     ),
     Measure(
