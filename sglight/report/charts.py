@@ -13,6 +13,7 @@ WIDTH, HEIGHT = 420, 270
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 12, 44
 COLOURS, DASHES = 7, 4
 TICKS = 5  # about so many on an axis
+LEAST_PART = 2e-3  # of the values themselves: an axis reaches at least so far beyond them
 DOTS = 40  # a line with more points has none marked
 
 Tick = tuple[float, str]
@@ -156,7 +157,8 @@ def _ends(values: np.ndarray, log: bool, room: float) -> tuple[float, float]:
     if log:
         factor = max((high / low) ** room, 1.1)
         return low / factor, high * factor
-    margin = (high - low) * room or abs(high) * room or 1.0
+    # Less than what a short number can tell is drawn as what it is: no difference.
+    margin = max((high - low) * room, LEAST_PART * abs(high)) or 1.0
     return low - margin, high + margin
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import hypot, sqrt
 from pathlib import Path
 from urllib.parse import quote
 
@@ -110,7 +111,7 @@ def _tiles(comparison: Comparison) -> list[Tile]:
 
 
 def _tile(comparison: Comparison, measure: Measure, title: str) -> Tile:
-    """The best group, and those that are as good within one standard deviation of the two."""
+    """The best group, and those that are as good within the mean standard deviation (of squares) of the two."""
     pairs = [
         (group, row[measure.key])
         for group, row in zip(comparison.task.groups, comparison.rows, strict=True)
@@ -121,7 +122,8 @@ def _tile(comparison: Comparison, measure: Measure, title: str) -> Tile:
     near = [
         other.label
         for other, value in pairs
-        if other is not group and abs(value.mean - winner.mean) <= max(value.std or 0.0, winner.std or 0.0)
+        if other is not group
+        and abs(value.mean - winner.mean) <= hypot(value.std or 0, winner.std or 0) / sqrt(2)
     ]
     more = f" and {len(near) - NEAR} more" if len(near) > NEAR else ""
     note = f"within a standard deviation: {', '.join(near[:NEAR])}{more}" if near else ""

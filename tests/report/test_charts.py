@@ -42,6 +42,13 @@ def test_a_band_encloses_its_line():
     assert draw("", Axis("x"), Axis("y"), [line([0, 1], [1, 2], [0, 0])]).marks[0].band == ""
 
 
+def test_differences_of_nothing_are_drawn_as_nothing():
+    chart = draw("", Axis("x"), Axis("y"), [line([0, 1], [1.0, 1.000001])])
+    (_, y), (_, y_2) = corners(chart.marks[0].path)
+    assert y == pytest.approx(y_2, abs=0.11)
+    assert all(len(text) <= 6 for _, text in chart.y_ticks)
+
+
 def test_what_is_no_number_is_left_out_and_nothing_gives_no_chart():
     chart = draw("", Axis("x"), Axis("y"), [line([0, np.nan, 2], [1, 1, 2]), line([np.nan], [1])])
     assert [len(mark.points) for mark in chart.marks] == [2]

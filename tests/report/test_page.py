@@ -156,6 +156,16 @@ def page_of_one(folder: Path) -> str:
     return page(folder / "plain")
 
 
+def test_the_best_says_who_is_as_good_within_a_deviation(tmp_path):
+    accuracies = {"a": (0.95, 0.97), "b": (0.945, 0.965), "c": (0.80, 0.98)}
+    for strategy, values in accuracies.items():
+        for seed, acc in enumerate(values):
+            write_run(tmp_path / f"{strategy}{seed}", config(strategy, seed), {"test/acc": acc})
+    text = " ".join(Page(page(tmp_path)).text.split())
+    # c is 7 % below a, and the root of the mean of both variances is 9.1 %.
+    assert "Most accurate a 96.00 ± 1.41 % within a standard deviation: b, c" in text
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_page_of_hardly_anything(tmp_path, count):
     write_run(tmp_path / "broken", config(), results())
