@@ -10,7 +10,7 @@ import numpy as np
 
 # The viewBox: small enough for letters to be read on a phone, where a chart is about as wide.
 WIDTH, HEIGHT = 420, 270
-LEFT, RIGHT, TOP, BOTTOM = 56, 14, 12, 44
+LEFT, RIGHT, TOP, BOTTOM = 56, 18, 12, 44
 COLOURS, DASHES = 7, 4
 TICKS = 5  # about so many on an axis
 LEAST_PART = 2e-3  # of the values themselves: an axis reaches at least so far beyond them
@@ -158,7 +158,7 @@ def _ends(values: np.ndarray, log: bool, room: float) -> tuple[float, float]:
         factor = max((high / low) ** room, 1.1)
         return low / factor, high * factor
     # Less than what a short number can tell is drawn as what it is: no difference.
-    margin = max((high - low) * room, LEAST_PART * abs(high)) or 1.0
+    margin = max((high - low or abs(high)) * room, LEAST_PART * abs(high)) or 1.0
     return low - margin, high + margin
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from typing import Any, TypeVar
 
 from sglight.errors import UserError
@@ -93,26 +94,11 @@ def tasks(runs: Iterable[Run], by: Sequence[str] = ()) -> list[Task]:
     """
     known = [run for run in runs if run.config]
     by = [_key(name, known) for name in by]
-    result: list[Task] = []
-    count = 0
-    for dataset, members in _split(known, lambda run: run.config.get("dataset")).items():
-        keys = [*by] if by else _columns(members)
-        together = _split(
-            members, lambda run: _frozen(_chosen(run.config, by) if by else identity(run.config))
-        )
-        ordered = sorted(together.values(), key=lambda group: [_order(group[0].config.get(k)) for k in keys])
-        titles = _titles(keys, members)
-        columns = [{key: group[0].config[key] for key in keys if key in group[0].config} for group in ordered]
-        numbers = range(count, count + len(ordered))
-        parts = _parts(columns, titles)
-        groups = [
-            Group(*each)
-            for each in zip(numbers, columns, ordered, [titles] * len(ordered), parts, strict=True)
-        ]
-        count += len(groups)
-        varied = differing([run.config for run in members])
-        result.append(Task(str(dataset), groups, [k for k in varied if k not in NAMES or k not in keys]))
-    return result
+    numbers = count()
+    return [
+        _task(str(dataset), members, by, numbers)
+        for dataset, members in _split(known, lambda run: run.config.get("dataset")).items()
+    ]
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,6 +131,23 @@ def show(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(show, value))}]"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _task(dataset: str, runs: Sequence[Run], by: Sequence[str], numbers: Iterator[int]) -> Task:
+    """The runs of a data set, grouped, in order of the values that tell the groups apart."""
+    keys = list(by) or _columns(runs)
+    together = _split(
+        runs, lambda run: _frozen({k: run.config.get(k) for k in by} if by else identity(run.config))
+    )
+    ordered = sorted(together.values(), key=lambda group: [_order(group[0].config.get(k)) for k in keys])
+    columns = [{key: group[0].config[key] for key in keys if key in group[0].config} for group in ordered]
+    titles = _titles(keys, runs)
+    groups = [
+        Group(next(numbers), values, members, titles, parts)
+        for values, members, parts in zip(columns, ordered, _parts(columns, titles), strict=True)
+    ]
+    told = [key for key in differing([run.config for run in runs]) if key not in NAMES or key not in keys]
+    return Task(dataset, groups, told)
 
 
 def _columns(runs: Sequence[Run]) -> list[str]:
@@ -212,10 +215,6 @@ def _follows(configs: Sequence[Mapping[str, Any]], key: str, name: str) -> bool:
     """Whether the value of ``key`` is the same wherever ``name`` is."""
     pairs = {(config.get(name), _frozen(config[key])) for config in configs if key in config}
     return len(pairs) == len({first for first, _ in pairs})
-
-
-def _chosen(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    return {key: config.get(key) for key in keys}
 
 
 def _is_left_out(key: str, left_out: Sequence[str]) -> bool:
