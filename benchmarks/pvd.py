@@ -3,7 +3,7 @@
 An evaluation is a pass through the training set that gives the gradient of some or all weights. Each row is the
 training of a preset and the test of its best epoch; seconds are those of the training, with its validations and
 checkpoints, without its start. For every number of processors a row further down is backpropagation for as many epochs
-as those processors took evaluations.
+as those processors took evaluations. The first row and those on workers include what torch imports at the first step.
 
     python benchmarks/pvd.py                                  # ellipse, swiss_roll and digits; 1, 2 and 4 processors
     python benchmarks/pvd.py ellipse --workers 2              # 2 processors once more, on 2 workers

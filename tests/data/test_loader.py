@@ -31,6 +31,16 @@ def test_without_shuffling_the_order_is_the_samples_own():
     assert torch.cat([y for _, y in loader()]).tolist() == list(range(103))
 
 
+def test_a_sequential_loader_of_a_shuffled_one_leaves_that_as_it_is():
+    served, untouched = loader(shuffle=True), loader(shuffle=True)
+    first = iter(served)
+    began = [next(first)[1].tolist()]
+    for _ in range(2):
+        assert torch.cat([y for _, y in served.sequential()]).tolist() == list(range(103))
+    assert began + numbers(first) == numbers(untouched)
+    assert served.state_dict() == untouched.state_dict()
+
+
 def test_a_new_order_each_epoch_and_the_same_again_for_the_same_epoch():
     served = loader(shuffle=True)
     orders = []

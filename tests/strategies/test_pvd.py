@@ -20,6 +20,7 @@ from sglight.strategies.backprop import Backprop
 from sglight.strategies.objective import flat
 from sglight.strategies.pvd import PVD
 from sglight.strategies.synchronisation import SYNCHRONISATIONS
+from tests.parallel.training import Resumable
 from tests.strategies.common import ADAM, IMAGES, NETWORK, assert_equal, batches, fit, whole
 
 SEGMENTS = {"channels": [4, 6], "steps": [3, 2], "shape": (1, 8, 8), "normalisation": "group", "groups": 2}
@@ -60,7 +61,7 @@ def settings() -> list[Any]:
 def test_the_objective_never_increases(network: dict[str, Any], rule: str) -> None:
     data = batches(3, shape=network["shape"])
     module = PVD(network, BOLD, processors=3, synchronisation=rule, regularisation={"smoothness": 0.01})
-    reports = iterate(module, data, epochs=4)[0].reports
+    reports = iterate(module, data, epochs=3)[0].reports
     values = [reports[0]["pvd/objective_before"], *(report["pvd/objective_after"] for report in reports)]
     for report, before, after in zip(reports, values, values[1:], strict=False):
         found = [report[f"pvd/candidate_{i}"] for i in range(3)]
@@ -186,6 +187,8 @@ def test_between_batches_the_weights_are_those_of_the_last_synchronisation() -> 
     assert torch.equal(seen[3], seen[2]) and torch.equal(seen[4], seen[2])
 
 
+# What is resumed, and at which steps: in the first iteration, in the second, behind it.
+STEPS = {"default": (1, 8, 10), "lbfgs": (8,), "drawn": (8,)}
 RESUMED: dict[str, dict[str, Any]] = {
     "default": {"scheduler": {"name": "cosine", "min_factor": 0.1}},
     "lbfgs": {"local_solver": "lbfgs", "local_steps": 3, "directions": "normalised"},
@@ -196,11 +199,9 @@ RESUMED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_resumed_training_ends_bit_identical(name: str, tmp_path: Path) -> None:
     def train(ckpt: str | None = None, **options: Any) -> tuple[PVD, dict[str, Any]]:
-        from tests.parallel.training import Resumable
-
         module = PVD(IMAGES, ADAM, processors=2, **RESUMED[name])
         trainer = pl.Trainer(
-            max_epochs=4, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            max_epochs=3, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
             default_root_dir=tmp_path, callbacks=[PVDLoop(), *options.pop("callbacks", [])], **options,
         )  # fmt: skip
         data = Resumable(batches(5, shape=(1, 6, 6)))
@@ -211,7 +212,7 @@ def test_a_resumed_training_ends_bit_identical(name: str, tmp_path: Path) -> Non
     straight, metrics = train(
         callbacks=[ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)]
     )
-    for step in (1, 8, 10):  # in the first iteration, in the second, behind it
+    for step in STEPS[name]:
         module, found = train(str(tmp_path / f"step={step}.ckpt"), enable_checkpointing=False)
         assert_equal(module.state_dict(), straight.state_dict())
         assert found == metrics
