@@ -24,13 +24,15 @@ AT_LEAST = {
         "strategy.estimator.kernel_size strategy.estimator.every_n_batches trainer.devices trainer.num_nodes "
         "trainer.max_epochs trainer.log_every_n_steps trainer.check_val_every_n_epoch trainer.threads "
         "callbacks.checkpoint.every_n_epochs callbacks.figures.every_n_epochs callbacks.progress.refresh_rate "
-        "callbacks.early_stopping.patience callbacks.timeline.batches"
+        "callbacks.early_stopping.patience callbacks.timeline.batches callbacks.stability.every_n_epochs "
+        "callbacks.stability.samples callbacks.stability.iterations"
     ),
     0: (
         "seed dataset.seed dataset.data_seed dataset.noise dataset.crop_padding dataset.memory_limit model.gamma "
         "model.init_scale strategy.lag strategy.optimizer.weight_decay strategy.estimator.optimizer.weight_decay "
         "strategy.scheduler.warmup_epochs strategy.scheduler.patience strategy.regularisation.smoothness "
-        "strategy.regularisation.classifier_smoothness strategy.diagnose_every_n_batches trainer.fast_dev_run"
+        "strategy.regularisation.classifier_smoothness strategy.diagnose_every_n_batches trainer.fast_dev_run "
+        "callbacks.stability.exact_up_to"
     ),
 }
 POSITIVE = (
@@ -180,6 +182,10 @@ def check_workers(cfg: DictConfig) -> None:
         raise UserError(
             f"trainer.devices={devices} on trainer.num_nodes={nodes} makes {workers} workers, but there are only "
             f"{stages} stage(s); {remedy}, or lower trainer.devices"
+        )
+    if cfg.skip_completed and TORCHRUN in environ:
+        raise UserError(
+            "skip_completed=true does not go with torchrun, whose processes would each look; leave it out"
         )
     started = environ.get("WORLD_SIZE") if TORCHRUN in environ else None
     if started is None and nodes > 1:

@@ -222,6 +222,8 @@ def hydra_config(compose_config, tmp_path, monkeypatch):
         OmegaConf.set_readonly(cfg.hydra, False)
         cfg.hydra.runtime.cwd = str(tmp_path)
         HydraConfig.instance().set_config(cfg)
+        cfg.hydra.runtime.output_dir = cfg.hydra.run.dir
+        HydraConfig.instance().set_config(cfg)
         return cfg
 
     yield started
@@ -242,9 +244,14 @@ def test_last_is_the_newest_checkpoint_of_the_same_choices(hydra_config, tmp_pat
     write_checkpoint(day / "10-00-00-000000-ellipse-hamiltonian-dni", age=30)
     wanted = write_checkpoint(day / "09-00-00-000000-ellipse-hamiltonian-dni", age=20)
     write_checkpoint(day / "11-00-00-000000-digits-hamiltonian-dni", age=10)
-    (day / "12-00-00-000000-ellipse-hamiltonian-dni").mkdir()
+    (day / "12-00-00-000000-ellipse-hamiltonian-dni-seed1").mkdir()
     assert resolve_ckpt("last") == str(wanted)
-    job = write_checkpoint(tmp_path / "outputs/multirun/2026-01-01/10/0-ellipse-hamiltonian-dni", age=5)
+    seeded = write_checkpoint(day / "08-00-00-000000-ellipse-hamiltonian-dni-seed7", age=15)
+    write_checkpoint(day / "08-00-00-000000-ellipse-hamiltonian-dnix-seed7", age=1)
+    assert resolve_ckpt("last") == str(seeded)
+    job = write_checkpoint(
+        tmp_path / "outputs/multirun/2026-01-01/10/0-ellipse-hamiltonian-dni-seed1-lag=2", age=5
+    )
     assert resolve_ckpt("last") == str(job)
 
 

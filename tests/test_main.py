@@ -156,7 +156,7 @@ def test_the_run_gets_the_checked_config(call, tmp_path):
     assert done.status == 0
     assert seen[0].data_dir == str(tmp_path / "store")
     (folder,) = (tmp_path / "outputs").glob("*/*")
-    assert folder.name.endswith("-ellipse-hamiltonian-dni")
+    assert folder.name.endswith("-ellipse-hamiltonian-dni-seed1")
 
 
 def test_a_users_mistake_in_the_run_is_one_sentence(call):
@@ -189,7 +189,7 @@ def test_a_failed_job_does_not_take_the_others_down(call, tmp_path, error):
     assert "job 1 (seed=2)" in done.err
     assert str(error) in done.err
     assert ("Traceback" in done.err) == isinstance(error, RuntimeError)
-    assert len(list((tmp_path / "outputs" / "multirun").glob("*/*/*-digits-hamiltonian-dni"))) == 3
+    assert len(list((tmp_path / "outputs" / "multirun").glob("*/*/*-digits-hamiltonian-dni-seed?"))) == 3
 
 
 def test_a_job_whose_keys_do_not_go_together_does_not_take_the_others_down(call):
