@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.experimental.callback import Callback
 from hydra.utils import to_absolute_path
-from omegaconf import Container, DictConfig, OmegaConf
+from omegaconf import Container, DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from sglight import checks
@@ -113,7 +113,8 @@ class CheckFirst(Callback):
             OmegaConf.set_struct(node, False)
             OmegaConf.set_readonly(node, False)
         HydraConfig.instance().set_config(cfg)  # parts of the folder's name come from there
-        cfg.hydra.runtime.output_dir = cfg.hydra.run.dir
+        with read_write(cfg.hydra):
+            cfg.hydra.runtime.output_dir = cfg.hydra.run.dir
         HydraConfig.instance().set_config(cfg)
         cfg.pop("hydra")
         try:

@@ -25,14 +25,20 @@ def fit(
     epochs: int = 2,
     ckpt: Path | None = None,
     logger: Any = False,
+    diagnose_every_n_batches: int = 50,
+    fast_dev_run: bool = False,
     **network: Any,
 ) -> pl.Trainer:
     """Train a network of two stages."""
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=epochs, callbacks=callbacks, logger=logger, default_root_dir=folder,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=1,
-        enable_checkpointing=any("Checkpoint" in type(c).__name__ for c in callbacks),
+        fast_dev_run=fast_dev_run, enable_checkpointing=any("Checkpoint" in type(c).__name__ for c in callbacks),
     )  # fmt: skip
-    module = DNI({**NETWORK, **network}, {"name": "adam", "lr": 1e-2})
+    module = DNI(
+        {**NETWORK, **network},
+        {"name": "adam", "lr": 1e-2},
+        diagnose_every_n_batches=diagnose_every_n_batches,
+    )
     trainer.fit(module, data(), ckpt_path=str(ckpt) if ckpt else None, weights_only=True)
     return trainer
