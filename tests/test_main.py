@@ -73,7 +73,7 @@ def test_help_is_quick_and_says_what_there_is(tmp_path):
     for word in (
         "hamiltonian",
         "mnist_conv",
-        "backprop, dni",
+        "backprop, dni, multilevel",
         "overfit",
         "strategy.stages",
         "seed",
@@ -106,7 +106,7 @@ MISTAKES = {
     "trainer.limit_val_batches=x": "it must be a whole number, a number or null",
     "strategy.estimator.hidden=3": "it must be a list, as [1,2], each entry a whole number",
     "strategy.optimizer=adam": "set its keys instead: strategy.optimizer.name,",
-    "strategy=null": "strategy=null is not allowed; choose one of backprop, dni",
+    "strategy=null": "strategy=null is not allowed; choose one of backprop, dni, multilevel",
     "model.steps.x=3": "model.steps is a value and has no keys of its own",
     "dataset.raw_dir=x": "dataset.raw_dir is a key of dataset=cifar10,",
     "trainer.gradient_clip_val=1": "use strategy.clip_norm",

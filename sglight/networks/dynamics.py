@@ -74,6 +74,14 @@ class Dynamics(ABC):
         """The state in which the first step begins."""
         return (y,)
 
+    def restepped(self, state: State, factor: float) -> State:
+        """The state of the same motion for steps ``factor`` times as long, up to terms of their square."""
+        return state
+
+    def restepped_gradient(self, gradient: State, factor: float) -> State:
+        """The gradient with respect to `restepped`, from that with respect to the state."""
+        return gradient
+
 
 class Euler(Dynamics):
     """y+ = y + h s(K y + b): forward Euler, a residual network (Haber & Ruthotto 2017, eq. 2.1)."""
@@ -143,6 +151,14 @@ class Leapfrog(Dynamics):
 
     def start(self, y: Tensor, initial_velocity: str = "zero") -> State:
         return y, y if initial_velocity == "zero" else torch.zeros_like(y)
+
+    def restepped(self, state: State, factor: float) -> State:
+        y, y_prev = state
+        return y, y + factor * (y_prev - y)
+
+    def restepped_gradient(self, gradient: State, factor: float) -> State:
+        g, g_prev = gradient
+        return g + (1 - 1 / factor) * g_prev, g_prev / factor
 
 
 DYNAMICS: dict[str, Dynamics] = {

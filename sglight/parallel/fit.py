@@ -12,6 +12,7 @@ from pytorch_lightning.trainer.states import TrainerFn, TrainerState
 from typing_extensions import override
 
 from sglight.parallel.launcher import cores, launch
+from sglight.strategies.base import StagedModule
 
 if TYPE_CHECKING:
     from sglight.parallel.strategy import StageStrategy
@@ -24,6 +25,7 @@ class Outcome:
     result: Any
     state: TrainerState
     state_dict: dict[str, Any]
+    progress: dict[str, Any]
     callback_metrics: dict[str, Any]
     callback_states: dict[str, Any]
     fit_loop: dict[str, Any]
@@ -78,6 +80,7 @@ def _in_worker(
         result,
         trainer.state,
         strategy.final_state,
+        trainer.lightning_module.progress(),  # type: ignore[operator]
         {name: value.cpu() for name, value in trainer.callback_metrics.items()},
         {callback.state_key: callback.state_dict() for callback in trainer.callbacks},  # type: ignore[attr-defined]
         trainer.fit_loop.state_dict(),
@@ -92,5 +95,8 @@ def _take_over(trainer: pl.Trainer, outcome: Outcome) -> None:
             callback.load_state_dict(state)
     if outcome.state.fn == TrainerFn.FITTING:
         trainer.fit_loop.load_state_dict(outcome.fit_loop)
-    trainer.lightning_module.configure_model()
-    trainer.lightning_module.load_state_dict(outcome.state_dict)
+    module = trainer.lightning_module
+    assert isinstance(module, StagedModule)
+    module.configure_model()
+    module.go_on_from(outcome.progress)
+    module.load_state_dict(outcome.state_dict)

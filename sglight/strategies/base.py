@@ -247,16 +247,25 @@ class StagedModule(pl.LightningModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["sglight"] = self.identity()
+        checkpoint["progress"] = self.progress()
         # By name: who goes on from here may have other stages in its process.
         for key in BY_OPTIMIZER & checkpoint.keys():
             checkpoint[key] = dict(zip(self.optimizer_names(), checkpoint[key], strict=True))
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.go_on_from(checkpoint.get("progress", {}))
         own = self.state_dict()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in own}
         for key in BY_OPTIMIZER & checkpoint.keys():
             checkpoint[key] = [checkpoint[key][name] for name in self.optimizer_names()]
+
+    def progress(self) -> dict[str, Any]:
+        """Where a training is, besides its parameters, in plain containers and tensors."""
+        return {}
+
+    def go_on_from(self, progress: Mapping[str, Any]) -> None:
+        """Be where `progress` says, before parameters are loaded."""
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree on with the module that loads it, by the keys that set it."""

@@ -149,6 +149,14 @@ class DNI(StagedModule):
         """The estimator behind stage i."""
         return self.estimators[str(i)]  # type: ignore[return-value]
 
+    def estimate(self, i: int, state: Tensor, labels: Tensor) -> Tensor:
+        """The synthetic gradient at the boundary behind stage i."""
+        return self.estimator(i).estimate(state, labels, self.time(i))
+
+    def teach(self, i: int, state: Tensor, labels: Tensor, target: Tensor) -> Tensor:
+        """A lesson for the estimator behind stage i; returns its loss."""
+        return self.estimator(i).learn(state, labels, target, self.time(i))
+
     def time(self, i: int) -> float:
         """Network time of the boundary behind stage i."""
         return self.spec.time(self.cuts[i + 1])
@@ -206,7 +214,7 @@ class DNI(StagedModule):
         if i < self.last:
             self.hand_on(i, handed_on)
             with phase("estimate", i):
-                gradient = self.estimator(i).estimate(handed_on, labels, self.time(i))
+                gradient = self.estimate(i, handed_on, labels)
             if lesson:
                 self.waiting[i].append((t, handed_on, labels))
         with phase("backward", i):
@@ -229,7 +237,7 @@ class DNI(StagedModule):
                     self.received[i].popleft() if self.received[i] else self.true_gradient(i, len(labels))
                 )
                 with self.recorder.phase("learn", i):
-                    self.losses[i] = self.estimator(i).learn(state, labels, target, self.time(i))
+                    self.losses[i] = self.teach(i, state, labels, target)
 
     def true_gradient(self, i: int, count: int) -> Tensor:
         """The next gradient that comes up through the boundary behind stage i."""
@@ -282,7 +290,7 @@ class DNI(StagedModule):
                     gradient, outputs[i] = None, F.cross_entropy(outputs[i], labels, reduction="sum")
                 else:
                     gradient = self.true_gradient(i, len(labels))
-                    estimate = self.estimator(i).estimate(outputs[i].detach(), labels, self.time(i))
+                    estimate = self.estimate(i, outputs[i].detach(), labels)
                     known |= {f"estimator_{i}/{k}": v for k, v in compare(estimate, gradient).items()}
                 if i > 0:
                     self.hand_back(i, torch.autograd.grad(outputs[i], inputs[i], gradient)[0])

@@ -69,10 +69,10 @@ def first_epochs(levels: Sequence[Level], max_epochs: int) -> list[int]:
     open_levels = [k for k, level in enumerate(levels) if level.epochs is None]
     left = max_epochs - claimed
     if left < len(open_levels) or (left and not open_levels):
-        told = [level.epochs for level in levels]
+        told = ", ".join("null" if level.epochs is None else str(level.epochs) for level in levels)
         raise ValueError(
-            f"trainer.max_epochs={max_epochs} is not the sum of strategy.level.epochs={told}, at least one for each of "
-            f"strategy.levels={len(levels)}; set trainer.max_epochs={claimed + len(open_levels)}"
+            f"trainer.max_epochs={max_epochs} is not the sum of strategy.level.epochs=[{told}], at least one for each "
+            f"of strategy.levels={len(levels)}; set trainer.max_epochs={claimed + len(open_levels)}"
             f"{' or more' if open_levels else ''}, or other epochs"
         )
     epochs = [level.epochs or left // len(open_levels) for level in levels]

@@ -11,7 +11,7 @@ prolonged as theta is and multiplied by 1/2, its second moments by 1/4.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from math import inf
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -51,9 +52,9 @@ class Multilevel(DNI):
 
     Attributes:
         level: the current one, from 0.
-        history: of each level begun: ``steps``; ``epochs``; ``fit_s`` and ``cpu_s`` (of all workers), with validations;
-            ``val_acc`` and ``val_loss`` of its last epoch; and ``loss_before`` and ``loss_after`` the refinement that
-            it begins with (validation).
+        history: of each level begun: ``steps``; ``epochs``; ``fit_s`` and ``cpu_s`` (of all workers), with validations
+            and the refinement; ``val_acc`` and ``val_loss`` of its last epoch; and, of the validation data,
+            ``loss_before`` and ``loss_after`` the refinement that it begins with.
 
     Raises:
         ValueError: if the steps cannot be halved so often, or leave too few for the stages.
@@ -85,6 +86,11 @@ class Multilevel(DNI):
         ):
             if value not in options:
                 raise ValueError(f"strategy.{key}={value} is unknown; choose {' or '.join(options)}")
+        if self.spec.initial_velocity != "zero" and levels > 1:
+            raise ValueError(
+                "model.initial_velocity=paper starts with a velocity of y / h, another one on each of strategy.levels="
+                f"{levels}; use model.initial_velocity=zero"
+            )
         self.prolongation, self.moments = prolongation, moments
         self._finest = self.spec, self.cuts, self.optimizer_config, self.estimator_config
         self.history: list[dict[str, float]] = []
@@ -152,7 +158,10 @@ class Multilevel(DNI):
 
     @property
     def first_epochs(self) -> list[int]:
-        """The epoch with which each level begins."""
+        """The epoch with which each level begins; a dev run goes through all of them at once."""
+        trainer: Any = self.trainer
+        if trainer.fast_dev_run:
+            return [0] * len(self.levels)
         return first_epochs(self.levels, self.trainer.max_epochs or 0)
 
     @override
@@ -160,12 +169,17 @@ class Multilevel(DNI):
         _ = self.first_epochs  # refuses what does not add up
 
     @override
+    def on_train_start(self) -> None:
+        # A training that goes on in mid-epoch has no start of it.
+        self._clocks = perf_counter(), process_time()
+
+    @override
     def on_train_epoch_start(self) -> None:
+        self._clocks = perf_counter(), process_time()
         if not self.history:
             self._begin_level({})
         while self.level < bisect_right(self.first_epochs, self.current_epoch) - 1:
             self.refine()
-        self._clocks = perf_counter(), process_time()
         super().on_train_epoch_start()
 
     def refine(self) -> None:
@@ -246,6 +260,25 @@ class Multilevel(DNI):
         else:
             self.exact_step(*batch)
 
+    # To the estimators a state looks as at the coarsest level, where they have begun: leapfrog's holds a velocity as
+    # a difference over h.
+
+    @override
+    def estimate(self, i: int, state: Tensor, labels: Tensor) -> Tensor:
+        rule, ratio = self.spec.rule, 2**self.level
+        coarse = _on_fields(rule.restepped, state, rule.fields, ratio)
+        return _on_fields(
+            rule.restepped_gradient, super().estimate(i, coarse, labels), rule.fields, 1 / ratio
+        )
+
+    @override
+    def teach(self, i: int, state: Tensor, labels: Tensor, target: Tensor) -> Tensor:
+        rule, ratio = self.spec.rule, 2**self.level
+        coarse = _on_fields(rule.restepped, state, rule.fields, ratio)
+        return super().teach(
+            i, coarse, labels, _on_fields(rule.restepped_gradient, target, rule.fields, ratio)
+        )
+
     def exact_step(self, x: Tensor | None, labels: Tensor) -> None:
         """All stages forward, then back with true gradients, which the estimators learn from a batch later.
 
@@ -270,7 +303,7 @@ class Multilevel(DNI):
             if i < self.last:
                 gradient = self.true_gradient(i, count)
                 if is_due:
-                    estimate = self.estimator(i).estimate(state, labels, self.time(i))
+                    estimate = self.estimate(i, state, labels)
                     known |= {f"estimator_{i}/{k}": v for k, v in compare(estimate, gradient).items()}
                 if self.is_lesson(t):
                     # Still valid a batch later: the next gradient is received behind the lesson.
@@ -295,6 +328,8 @@ class Multilevel(DNI):
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
         means = self.trainer.callback_metrics
+        if self.trainer.sanity_checking or self.trainer.state.fn != TrainerFn.FITTING:
+            return
         self.history[-1] |= {f"val_{name}": float(means[f"val/{name}"]) for name in ("loss", "acc")}
 
     @override
@@ -322,23 +357,18 @@ class Multilevel(DNI):
             return {**super().identity(), "strategy.levels": len(self.levels)}
 
     @override
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["level"], checkpoint["history"] = self.level, self.history
+    def progress(self) -> dict[str, Any]:
+        return {"level": self.level, "history": self.history}
 
     @override
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.history = [dict(facts) for facts in checkpoint["history"]]
-        if checkpoint["level"] != self.level:
-            self._go_to(checkpoint["level"])
-            for i, stage in list(self.own_stages()):
+    def go_on_from(self, progress: Mapping[str, Any]) -> None:
+        self.history = [dict(facts) for facts in progress["history"]]
+        if progress["level"] != self.level:
+            self._go_to(progress["level"])
+            for i, stage in dict(self.own_stages()).items():
                 example = next(stage.parameters())
-                self.stages[str(i)] = (
-                    Stage(self.spec, *self.cuts[i : i + 2])
-                    .to(example.device, example.dtype)
-                    .train(stage.training)
-                )
-        super().on_load_checkpoint(checkpoint)
+                other = Stage(self.spec, *self.cuts[i : i + 2]).to(example.device, example.dtype)
+                self.stages[str(i)] = other.train(stage.training)
 
 
 def _moments(stage: Stage, state: State) -> Iterator[tuple[str, str, Tensor]]:
@@ -347,3 +377,15 @@ def _moments(stage: Stage, state: State) -> Iterator[tuple[str, str, Tensor]]:
         for kind, value in state.get(k, {}).items():
             if kind in MOMENTS and value is not None:
                 yield name, kind, value
+
+
+def _on_fields(
+    change: Callable[[tuple[Tensor, ...], float], tuple[Tensor, ...]],
+    state: Tensor,
+    fields: int,
+    ratio: float,
+) -> Tensor:
+    """``change`` for a state whose fields are joined along the channels."""
+    parts = state.chunk(fields, 1)
+    changed = change(parts, ratio)
+    return state if changed is parts or ratio == 1 else torch.cat(changed, 1)

@@ -44,6 +44,17 @@ def test_best_is_the_best_epoch(tmp_path: Path, mode: str, expected: int) -> Non
     assert epoch(tmp_path / "best.ckpt") == expected
 
 
+def test_best_is_one_of_the_refined_network(tmp_path: Path) -> None:
+    """By this metric the first epoch is the best, but it is of the coarse network."""
+    fit([Counted(), *checkpoints(tmp_path, "run/epoch", "min")], tmp_path, epochs=4, levels=2)
+    assert epoch(tmp_path / "best.ckpt") == 2
+    # Also in runs that go on from there.
+    for name, ckpt in (("from best", tmp_path / "best.ckpt"), ("from last", tmp_path / "last.ckpt")):
+        folder = tmp_path / name
+        fit([Counted(), *checkpoints(folder, "run/epoch", "min")], folder, epochs=6, ckpt=ckpt, levels=2)
+        assert epoch(folder / "best.ckpt") == 2
+
+
 def test_a_resumed_run_knows_the_best_of_all_epochs(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     fit(checkpoints(first), first, epochs=4)

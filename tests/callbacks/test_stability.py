@@ -69,6 +69,14 @@ def test_it_does_not_change_the_training(tmp_path: Path, options: dict[str, Any]
     assert_equal(*states)
 
 
+def test_a_refined_network_has_more_steps(tmp_path: Path) -> None:
+    logger, monitor = TensorBoardLogger(tmp_path, name=None, version=""), StabilityMonitor(tmp_path)
+    fit([monitor], tmp_path, levels=2, logger=logger)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in events.Scalars("stability/step_1/sigma_max")] == [2, 5]
+    assert [event.step for event in events.Scalars("stability/step_3/sigma_max")] == [5]
+
+
 def test_a_dev_run_writes_nothing(tmp_path: Path) -> None:
     monitor = StabilityMonitor(tmp_path / "figures")
     fit([monitor], tmp_path, fast_dev_run=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -180,3 +181,46 @@ def test_starts() -> None:
     assert torch.equal(DYNAMICS["leapfrog"].start(y)[1], y)
     assert torch.equal(DYNAMICS["leapfrog"].start(y, "paper")[1], torch.zeros(2, 3))
     assert len(DYNAMICS["euler"].start(y)) == 1
+
+
+@pytest.mark.parametrize("dynamics", list(DYNAMICS))
+def test_states_and_gradients_in_the_middle_keep_their_meaning_when_steps_are_halved(dynamics: str) -> None:
+    """Written for the coarsest step size they converge under refinement, though leapfrog's hold differences over h."""
+    net = StableNet(
+        (6,), 3, dynamics=dynamics, steps=8, channels=8, horizon=2.0, init="smooth", seed=3
+    ).double()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 6, generator=generator, dtype=torch.float64)
+    y = torch.randint(3, (20,), generator=generator)
+    rule, found = net.spec.rule, list[tuple[torch.Tensor, torch.Tensor]]()
+    for level in range(4):
+        first, second = net.split(2)
+        state = first(x).detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(torch.nn.functional.cross_entropy(second(state), y), state)
+        fields = (t.detach().chunk(rule.fields, 1) for t in (state, gradient))
+        ratio = 2.0**level
+        found.append(
+            (
+                torch.cat(rule.restepped(next(fields), ratio), 1),
+                torch.cat(rule.restepped_gradient(next(fields), ratio), 1),
+            )
+        )
+        net = net.refine()
+    for kind in range(2):
+        changes = [float((b[kind] - a[kind]).norm() / a[kind].norm()) for a, b in pairwise(found)]
+        assert changes[0] < 0.1
+        assert all(1.6 < a / b < 2.4 for a, b in pairwise(changes)), changes
+
+
+@pytest.mark.parametrize("dynamics", list(DYNAMICS))
+def test_restepped_gradients_are_the_adjoint(dynamics: str) -> None:
+    """d f(restepped(s)) / ds by autograd, undone."""
+    rule = DYNAMICS[dynamics]
+    state = [torch.randn(2, 3, dtype=torch.float64, requires_grad=True) for _ in range(rule.fields)]
+    other = [torch.randn(2, 3, dtype=torch.float64) for _ in range(rule.fields)]
+    changed = rule.restepped(tuple(state), 4.0)
+    value = sum((c * o).sum() for c, o in zip(changed, other, strict=True))
+    assert isinstance(value, torch.Tensor)
+    gradient = torch.autograd.grad(value, state)
+    for found, expected in zip(rule.restepped_gradient(gradient, 4.0), other, strict=True):
+        torch.testing.assert_close(found, expected)

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 from sglight.errors import UserError
 from sglight.parallel.strategy import StageStrategy
 from sglight.strategies.backprop import Backprop
-from sglight.strategies.dni import DNI
 from sglight.strategies.schedule import stage_names
 from tests.parallel.training import ESTIMATOR, Job, module, train_on
 from tests.strategies.common import ADAM, IMAGES, NETWORK, assert_equal, batches
@@ -26,6 +25,12 @@ from tests.strategies.common import ADAM, IMAGES, NETWORK, assert_equal, batches
 pytestmark = pytest.mark.timeout(300)
 
 DYNAMICS = ("euler", "antisymmetric", "hamiltonian", "leapfrog")
+LEVELS: dict[str, Any] = {
+    "stages": 3,
+    "levels": 2,
+    "prolongation": "linear",
+    "estimator": {**ESTIMATOR, "every_n_batches": 2},
+}
 TIMES = ("time/", "worker_", "speedup/")  # metrics that tell how long something took
 
 
@@ -59,6 +64,18 @@ OTHERS: dict[str, Job] = {
     },
     "bf16": {"network": IMAGES, "options": {"stages": 4}, "trainer": {"precision": "bf16-mixed"}},
     "float64": {"network": NETWORK, "options": {"stages": 4}, "trainer": {"precision": "64-true"}},
+    **{
+        f"{name}, refined": {"network": {**NETWORK, "dynamics": name, "steps": 8}, "options": LEVELS, "epochs": 3}
+        for name in DYNAMICS
+    },
+    "segments with norms, refined": {
+        "network": {
+            **IMAGES, "shape": (1, 8, 8), "channels": [4, 6], "steps": [4, 8], "normalisation": "group", "groups": 2,
+        },
+        "options": {**LEVELS, "levels": 3, "level": {"mode": ["dni", "exact", "dni"]}},
+        "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9},
+        "epochs": 3,
+    },
     "stopped in mid-epoch": {"network": NETWORK, "options": {"stages": 4, "lag": 2}, "trainer": {"max_steps": 10}},
 }  # fmt: skip
 
@@ -124,6 +141,23 @@ def test_a_checkpoint_is_read_by_any_other_placement(before: int, after: int, tm
     assert tested.metrics[0].keys() == {"test/loss", "test/acc"}
 
 
+def test_a_refined_network_goes_on_in_any_other_placement(tmp_path: Path) -> None:
+    level = {"mode": ["exact", "dni"], "epochs": [1, 2], "lr": [1e-2, 5e-3]}
+    network = {**IMAGES, "steps": 8}
+    job: Job = {"network": network, "options": {"stages": 4, "levels": 2, "level": level}, "epochs": 3}
+    savers = [
+        ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=5, save_top_k=-1),
+        ModelCheckpoint(tmp_path, filename="{epoch}", every_n_epochs=1, save_top_k=-1),
+    ]
+    (straight,) = train_on(1, [job])
+    train_on(2, [{**job, "callbacks": savers}])
+    # In mid-epoch of the exact level, at its end, and in mid-epoch of the finest.
+    names = ("step=5", "epoch=0", "step=10")
+    for workers in (1, 4):
+        for resumed in train_on(workers, [{**job, "ckpt": str(tmp_path / f"{name}.ckpt")} for name in names]):
+            assert_equal(resumed.parameters, straight.parameters)
+
+
 def test_checkpoints_of_all_placements_are_the_same_file(tmp_path: Path) -> None:
     job: Job = {"network": NETWORK, "options": {"stages": 4, "lag": 2}}
     written = []
@@ -173,15 +207,16 @@ def test_early_stopping_and_the_best_epoch_are_decided_alike(tmp_path: Path) -> 
     assert found[1][0] < 30 * 7  # it did stop
 
 
-def test_a_script_gets_back_what_its_workers_have_learnt() -> None:
+@pytest.mark.parametrize("options", [{}, {"levels": 2}], ids=["dni", "multilevel"])
+def test_a_script_gets_back_what_its_workers_have_learnt(options: dict[str, Any]) -> None:
     data, validation = batches(5), batches(3, seed=1)
-    modules = [DNI(NETWORK, ADAM, stages=3, estimator=ESTIMATOR) for _ in range(2)]
+    modules = [module({"network": NETWORK, "options": {"stages": 3, **options}}) for _ in range(2)]
     strategies: list[dict[str, Any]] = [{}, {"strategy": StageStrategy(threads=1), "devices": 2}]
     results = []
-    for trained, options in zip(modules, strategies, strict=True):
+    for trained, where in zip(modules, strategies, strict=True):
         trainer = pl.Trainer(
             max_epochs=2, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-            enable_checkpointing=False, **options,
+            enable_checkpointing=False, **where,
         )  # fmt: skip
         trainer.fit(trained, DataLoader(data, batch_size=None), DataLoader(validation, batch_size=None))
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}

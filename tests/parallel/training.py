@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from sglight.parallel.launcher import launch
 from sglight.parallel.strategy import StageStrategy
 from sglight.strategies.dni import DNI
+from sglight.strategies.multilevel import Multilevel
 from tests.strategies.common import ADAM, batches
 
 ESTIMATOR = {"name": "mlp", "hidden": [9], "optimizer": {"name": "adam", "lr": 3e-3}}
@@ -77,7 +78,8 @@ class Collect(Callback):
 def module(job: Job) -> DNI:
     """The module that ``job`` describes."""
     options = {"estimator": ESTIMATOR, "diagnose_every_n_batches": 2, **job.get("options", {})}
-    return DNI(job["network"], job.get("optimizer", ADAM), **options)
+    kind = Multilevel if "levels" in options else DNI
+    return kind(job["network"], job.get("optimizer", ADAM), **options)
 
 
 def train(job: Job, workers: int = 1, share_memory: bool = True) -> Result:

@@ -185,3 +185,45 @@ def test_any_grid_fits(
     assert max(map(len, (header, legend, pace))) <= 100
     names = [row.split("  ")[0] for row in rows if row]
     assert len(names) % len(case[0]) == 0 and set(names) == {f"worker {w}" for w in range(len(case[0]))}
+
+
+def locked_pace(costs: list[StageTimes]) -> float:
+    """What a batch takes with true gradients and a worker a stage: lessons hide behind the later stages.
+
+    The time from the state's arrival at a stage until its gradient leaves, from the last stage to the first.
+    """
+    pace = 0.0
+    for i, stage in reversed(list(enumerate(costs))):
+        lesson = stage.learn if i + 1 < len(costs) else 0.0
+        pace = stage.forward + max(pace, lesson) + stage.backward
+    return pace
+
+
+@settings(deadline=None)
+@given(st.lists(stage_times, min_size=1, max_size=4))
+def test_true_gradients_lock_all_but_the_lessons(costs: list[StageTimes]) -> None:
+    groups = groups_of(*[1] * len(costs))
+    assert group_period(groups, costs, None) == pytest.approx(locked_pace(costs), rel=1e-9)
+    alone = sum(c.forward + c.backward for c in costs) + sum(c.learn for c in costs[:-1])
+    assert group_speedup(groups, costs, None) == pytest.approx(alone / locked_pace(costs), rel=1e-9)
+
+
+@settings(deadline=None)
+@given(grouped())
+def test_true_gradients_come_in_the_order_of_the_chain_rule(
+    case: tuple[list[range], list[StageTimes]],
+) -> None:
+    groups, costs = case
+    workers, last = simulate(groups, costs, None, BATCHES), len(costs) - 1
+    spans = by_name(workers)
+    for own in workers:
+        assert all(a.end <= b.start for a, b in pairwise(own))
+    for t in range(BATCHES):
+        for i in range(last):
+            assert spans["forward", i, t].end <= spans["forward", i + 1, t].start
+            assert spans["backward", i + 1, t].end <= spans["backward", i, t].start
+        assert spans["forward", last, t].end <= spans["backward", last, t].start
+        for i in range(last):
+            if t:
+                assert spans["backward", i, t - 1].end <= spans["learn", i, t - 1].start
+    assert "true gradients" in schedule_grid(groups, costs, None)

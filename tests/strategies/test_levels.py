@@ -1,0 +1,58 @@
+"""Levels: defaults, lists, and the epochs with which they begin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sglight.strategies.levels import Level, first_epochs, make_levels
+
+
+def test_the_default_is_the_classic_warm_start() -> None:
+    assert make_levels(3) == [Level("exact"), Level("exact"), Level("dni")]
+    assert make_levels(1) == [Level("dni")]
+
+
+def test_one_value_or_one_for_each() -> None:
+    config = {"mode": "exact", "lr": [1e-2, 1e-3], "epochs": [None, 4], "estimator_lr": None}
+    assert make_levels(2, config) == [Level("exact", None, 1e-2), Level("exact", 4, 1e-3)]
+
+
+@given(claims=st.lists(st.none() | st.integers(1, 9), min_size=1, max_size=6), spare=st.integers(0, 20))
+def test_epochs_add_up(claims: list[int | None], spare: int) -> None:
+    some_open = None in claims
+    total = sum(1 if c is None else c for c in claims) + (spare if some_open else 0)
+    firsts = first_epochs([Level("exact", c) for c in claims], total)
+    lengths = [b - a for a, b in zip(firsts, [*firsts[1:], total], strict=True)]
+    assert firsts[0] == 0 and sum(lengths) == total and min(lengths) >= 1
+    assert all(c in (None, n) for c, n in zip(claims, lengths, strict=True))
+    shared = [n for c, n in zip(claims, lengths, strict=True) if c is None]
+    assert len(set(shared[:-1])) <= 1 and all(0 <= shared[-1] - n < len(shared) for n in shared)
+
+
+@pytest.mark.parametrize(("claims", "total"), [([4, 4], 9), ([4, 4], 7), ([4, None], 4), ([None] * 3, 2)])
+def test_epochs_that_do_not_add_up(claims: list[int | None], total: int) -> None:
+    with pytest.raises(
+        ValueError, match=rf"trainer\.max_epochs={total} is not the sum .* set trainer\.max_epochs="
+    ):
+        first_epochs([Level("exact", c) for c in claims], total)
+
+
+@pytest.mark.parametrize(
+    ("count", "config", "message"),
+    [
+        (0, {}, r"strategy\.levels=0 must be at least 1"),
+        (2, {"mode": "both"}, r"strategy\.level\.mode=both is unknown; choose one of exact, dni"),
+        (2, {"lr": [0.1]}, r"strategy\.level\.lr=\[0\.1\] has 1 entries, but strategy\.levels=2"),
+        (2, {"lr": -1}, r"strategy\.level\.lr=-1 is not allowed; it must be a positive number"),
+        (2, {"epochs": [2, 2.5]}, r"strategy\.level\.epochs=2\.5 .* positive whole number"),
+        (2, {"epochs": 0}, r"strategy\.level\.epochs=0 .* positive whole number"),
+        (2, {"estimator_lr": "fast"}, r"strategy\.level\.estimator_lr=fast is not allowed"),
+    ],
+)
+def test_what_is_refused(count: int, config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_levels(count, config)
