@@ -158,14 +158,15 @@ def _absolute(path: str) -> str:
 def _varied() -> str:
     """What the command line gives a job besides the choices that name its folder, as part of a folder's name.
 
-    ``-lag=2-steps=16`` for ``strategy.lag=2 model.steps=16``; paths are left out.
+    ``-lag_2-channels_8x8`` for ``strategy.lag=2 model.channels=[8,8]``: nothing that would have to be quoted in
+    ``ckpt=PATH``. Paths are left out.
     """
-    parts = [
-        override.rpartition("=")[0].rpartition(".")[2] + "=" + override.rpartition("=")[2]
-        for override in HydraConfig.get().overrides.task
-        if override.startswith(VARIED) and "/" not in override
-    ]
-    return re.sub(r"[^\w.,=-]", "", "".join(f"-{part}" for part in parts))[:LONGEST_NAME]
+    parts = []
+    for override in HydraConfig.get().overrides.task:
+        key, _, value = override.partition("=")
+        if key.startswith(VARIED) and "/" not in value:
+            parts.append(f"-{key.rpartition('.')[2]}_{value.replace(',', 'x')}")
+    return re.sub(r"[^\w.-]", "", "".join(parts))[:LONGEST_NAME]
 
 
 def _list_groups() -> str:

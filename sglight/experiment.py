@@ -62,6 +62,7 @@ COLUMNS = ("val/acc", "val/loss", "test/acc", "test/loss", "time/epoch_s", "memo
 def run(plain: dict[str, Any], folder: Path) -> float:
     """The run that a plain config describes, in this process, or this worker's part of it; see `sglight.start.run`."""
     plain, folder = agree((plain, folder))
+    asked = config_hash(plain)
     rank = 0 if (place := environment()) is None else place.global_rank()
     set_up(plain)
     forget_peak()
@@ -103,7 +104,7 @@ def run(plain: dict[str, Any], folder: Path) -> float:
     metrics |= memory.metrics() | {
         "model/parameters": sum(n for name, n in summary.parameters.items() if name.startswith("stage_")),
         "run/seed": plain["seed"],
-        "run/config_hash": config_hash(plain),
+        "run/config_hash": asked,
         "run/monitored": monitored,
         "run/status": "finished",
     }

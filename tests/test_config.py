@@ -259,7 +259,7 @@ def test_last_is_the_newest_checkpoint_of_the_same_choices(hydra_config, tmp_pat
     write_checkpoint(day / "08-00-00-000000-ellipse-hamiltonian-dnix-seed7", age=1)
     assert resolve_ckpt("last") == str(seeded)
     job = write_checkpoint(
-        tmp_path / "outputs/multirun/2026-01-01/10/0-ellipse-hamiltonian-dni-seed1-lag=2", age=5
+        tmp_path / "outputs/multirun/2026-01-01/10/0-ellipse-hamiltonian-dni-seed1-lag_2", age=5
     )
     assert resolve_ckpt("last") == str(job)
 

@@ -205,10 +205,10 @@ def test_a_job_whose_keys_do_not_go_together_does_not_take_the_others_down(call)
 
 
 SWEEPS = {
-    "depth": (["model.steps=4,64"], "0-digits-resnet-backprop-seed1-steps=4", 8),
-    "horizon": (["model=resnet"], "0-digits-resnet-backprop-seed1-horizon=1", 5),
-    "stages": ([], "3-digits-hamiltonian-dni-seed1-stages=8", 4),
-    "lag": ([], "2-digits-hamiltonian-dni-seed1-lag=2", 5),
+    "depth": (["model.steps=4,64"], "0-digits-resnet-backprop-seed1-steps_4", 8),
+    "horizon": (["model=resnet"], "0-digits-resnet-backprop-seed1-horizon_1", 5),
+    "stages": ([], "3-digits-hamiltonian-dni-seed1-stages_8", 4),
+    "lag": ([], "2-digits-hamiltonian-dni-seed1-lag_2", 5),
 }
 
 
@@ -248,7 +248,7 @@ def test_folders_are_named_without_paths_and_brackets(call, tmp_path):
     call("-m", "dataset=mnist", f"dataset.raw_dir={tmp_path}/raw", "trainer.max_epochs=3", "seed=4")
     names = {folder.name for folder in tmp_path.glob("outputs/multirun/*/*/*-mnist-*")}
     common = "mnist-hamiltonian-dni-seed"
-    assert names == {f"{k}-{common}{k + 1}-raw_dir=raw-channels=8,8" for k in (0, 1)} | {f"0-{common}4"}
+    assert names == {f"{k}-{common}{k + 1}-raw_dir_raw-channels_8x8" for k in (0, 1)} | {f"0-{common}4"}
 
 
 def finish(cfg):
