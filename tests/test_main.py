@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -96,6 +97,7 @@ MISTAKES = {
     "experment=x": "experment is unknown; did you mean experiment?",
     "model=resent": "model=resent is unknown; did you mean resnet? (one of antisymmetric,",
     "experiment=mnist_dens": "experiment=mnist_dens is unknown; did you mean mnist_dense?",
+    "experiment=sweep/dept": "experiment=sweep/dept is unknown; did you mean sweep/depth? (one of sweep/depth,",
     "dataset=cifar": "did you mean cifar10?",
     "model.dynamics=eulr": "model.dynamics=eulr is not allowed; did you mean euler?",
     "mode=tset": "mode=tset is not allowed; did you mean test?",
@@ -247,6 +249,7 @@ def test_folders_are_named_without_paths_and_brackets(call, tmp_path):
     )
     call("-m", "dataset=mnist", f"dataset.raw_dir={tmp_path}/raw", "trainer.max_epochs=3", "seed=4")
     names = {folder.name for folder in tmp_path.glob("outputs/multirun/*/*/*-mnist-*")}
+    assert all(re.fullmatch(r"[\w.-]+", name) for name in names), "ckpt=PATH would need quotes"
     common = "mnist-hamiltonian-dni-seed"
     assert names == {f"{k}-{common}{k + 1}-raw_dir_raw-channels_8x8" for k in (0, 1)} | {f"0-{common}4"}
 
