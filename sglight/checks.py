@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sglight.errors import UserError
+from sglight.schema import PVDConfig
 from sglight.strategies.levels import first_epochs, make_levels
 
 # Set in every process that torchrun starts.
@@ -25,14 +26,15 @@ AT_LEAST = {
         "trainer.max_epochs trainer.log_every_n_steps trainer.check_val_every_n_epoch trainer.threads "
         "callbacks.checkpoint.every_n_epochs callbacks.figures.every_n_epochs callbacks.progress.refresh_rate "
         "callbacks.early_stopping.patience callbacks.timeline.batches callbacks.stability.every_n_epochs "
-        "callbacks.stability.samples callbacks.stability.iterations"
+        "callbacks.stability.samples callbacks.stability.iterations strategy.processors strategy.local_steps "
+        "strategy.synchronisation_steps strategy.objective_samples strategy.chunk_samples"
     ),
     0: (
         "seed dataset.seed dataset.data_seed dataset.noise dataset.crop_padding dataset.memory_limit model.gamma "
         "model.init_scale strategy.lag strategy.optimizer.weight_decay strategy.estimator.optimizer.weight_decay "
         "strategy.scheduler.warmup_epochs strategy.scheduler.patience strategy.regularisation.smoothness "
         "strategy.regularisation.classifier_smoothness strategy.diagnose_every_n_batches trainer.fast_dev_run "
-        "callbacks.stability.exact_up_to"
+        "callbacks.stability.exact_up_to strategy.min_decrease"
     ),
 }
 POSITIVE = (
@@ -52,6 +54,7 @@ def check_values(cfg: DictConfig) -> None:
         _each(cfg, keys, partial(le, least), f"it must be at least {least}")
     _each(cfg, POSITIVE, lambda v: 0 < v < inf, "it must be greater than 0")
     _each(cfg, BELOW_ONE, lambda v: 0 <= v < 1, "it must be at least 0 and less than 1")
+    _each(cfg, "strategy.target_accuracy", lambda v: 0 < v <= 1, "it must be above 0 and up to 1")
     _each(cfg, "strategy.scheduler.min_factor", lambda v: 0 <= v <= 1, "it must be from 0 to 1")
     _each(
         cfg,
@@ -112,20 +115,23 @@ def check_model(model: DictConfig) -> None:
 
 
 def check_strategy(cfg: DictConfig) -> None:
-    """Refuse more stages than time steps, and estimators that do not fit the network."""
-    stages = OmegaConf.select(cfg, "strategy.stages")
+    """Refuse more stages or processors than time steps, and what does not fit the network."""
     steps = _per_segment("steps", cfg.model.steps, int)
     total = (
         sum(steps) if len(steps) > 1 else steps[0] * len(_per_segment("channels", cfg.model.channels, int))
     )
-    if stages is not None and stages > total:
-        raise UserError(
-            f"strategy.stages={stages} is more than the network's {total} time steps; "
-            f"use at most {total} stages or raise model.steps"
-        )
+    for key in ("stages", "processors"):
+        parts = OmegaConf.select(cfg, f"strategy.{key}")
+        if parts is not None and parts > total:
+            raise UserError(
+                f"strategy.{key}={parts} is more than the network's {total} time steps; "
+                f"use at most {total} {key} or raise model.steps"
+            )
     levels = OmegaConf.select(cfg, "strategy.levels")
     if levels is not None:
         _check_levels(cfg, levels, steps)
+    if OmegaConf.get_type(cfg.strategy) is PVDConfig:
+        _check_pvd(cfg)
     scheduler = OmegaConf.select(cfg, "strategy.scheduler")
     if scheduler is not None and scheduler.name == "plateau" and scheduler.warmup_epochs:
         raise UserError(
@@ -171,17 +177,35 @@ def _check_levels(cfg: DictConfig, count: int, steps: Sequence[int]) -> None:
         )
 
 
+def _check_pvd(cfg: DictConfig) -> None:
+    """Refuse what has no objective that depends on the weights alone."""
+    for key in ("normalisation", "opening_normalisation"):
+        if cfg.model[key] == "batch":
+            raise UserError(
+                f"model.{key}=batch does not go with strategy=pvd, whose objective must depend on the weights alone; "
+                f"choose another {key} or none"
+            )
+    optimizer = cfg.strategy.optimizer
+    if optimizer.name == "adamw" and optimizer.weight_decay:
+        raise UserError(
+            "strategy.optimizer.name=adamw does not go with strategy=pvd: its decay belongs to no objective; choose "
+            "adam, or set strategy.optimizer.weight_decay to 0"
+        )
+    if cfg.strategy.local_solver == "lbfgs" and cfg.strategy.clip_norm is not None:
+        raise UserError("strategy.clip_norm does not go with strategy.local_solver=lbfgs; set it to null")
+
+
 def check_workers(cfg: DictConfig) -> None:
     """Refuse more workers than stages, machines without torchrun, and workers that torchrun has not started."""
     devices, nodes = cfg.trainer.devices, cfg.trainer.num_nodes
-    workers, stages = devices * nodes, OmegaConf.select(cfg, "strategy.stages") or 1
-    if workers > stages:
-        remedy = (
-            "raise strategy.stages" if "stages" in cfg.strategy else "choose a strategy that has them, as dni"
-        )
+    workers = devices * nodes
+    key = "processors" if "processors" in cfg.strategy else "stages"
+    parts = OmegaConf.select(cfg, f"strategy.{key}") or 1
+    if workers > parts:
+        remedy = f"raise strategy.{key}" if key in cfg.strategy else "choose a strategy that has them, as dni"
         raise UserError(
             f"trainer.devices={devices} on trainer.num_nodes={nodes} makes {workers} workers, but there are only "
-            f"{stages} stage(s); {remedy}, or lower trainer.devices"
+            f"{parts} {key.removesuffix('s')}(s); {remedy}, or lower trainer.devices"
         )
     if cfg.skip_completed and TORCHRUN in environ:
         raise UserError(

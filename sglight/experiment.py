@@ -28,6 +28,7 @@ from sglight.callbacks.console import Summary, print_results
 from sglight.callbacks.figures import PlanarFigures
 from sglight.callbacks.gradient_quality import GradientQuality
 from sglight.callbacks.memory import PeakMemory, forget_peak
+from sglight.callbacks.pvd_loop import PVDLoop
 from sglight.callbacks.stability import StabilityMonitor
 from sglight.callbacks.tensorboard import add_layout
 from sglight.callbacks.timeline import Timeline
@@ -39,6 +40,7 @@ from sglight.networks import NetworkSpec
 from sglight.parallel.launcher import cores
 from sglight.parallel.strategy import StageStrategy, agree, environment
 from sglight.strategies.base import StagedModule, limited
+from sglight.strategies.pvd import PVD
 
 # Keys of trainer.* that are ours, or that need translation, before the rest goes to Lightning's Trainer.
 OWN_TRAINER_KEYS = ("threads", "idle_timeout_s", "share_devices", "show_schedule")
@@ -52,8 +54,9 @@ NOISE = (
 )
 HYPERPARAMETERS = (
     "seed", "dataset.name", "dataset.batch_size", "model.dynamics", "model.kernel", "model.steps", "model.horizon",
-    "model.channels", "strategy.stages", "strategy.lag", "strategy.estimator.name", "strategy.optimizer.name",
-    "strategy.optimizer.lr", "trainer.max_epochs", "trainer.precision", "trainer.devices",
+    "model.channels", "strategy.stages", "strategy.lag", "strategy.estimator.name", "strategy.processors",
+    "strategy.synchronisation", "strategy.optimizer.name", "strategy.optimizer.lr", "trainer.max_epochs",
+    "trainer.precision", "trainer.devices",
 )  # fmt: skip
 # Of TensorBoard's HParams page.
 COLUMNS = ("val/acc", "val/loss", "test/acc", "test/loss", "time/epoch_s", "memory/peak_bytes")
@@ -68,7 +71,7 @@ def run(plain: dict[str, Any], folder: Path) -> float:
     forget_peak()
     if rank == 0:
         write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
-    datamodule = build_datamodule(plain, inputs=rank == 0)
+    datamodule = build_datamodule(plain, inputs=rank == 0 or _strategy(plain).inputs_everywhere)
     module = build_module(plain, datamodule)
     here = plain["trainer"]["devices"]
     torch.set_num_threads(
@@ -80,7 +83,8 @@ def run(plain: dict[str, Any], folder: Path) -> float:
     memory = PeakMemory(curves=plain["callbacks"]["memory"]["enabled"])
     batches = limited(len(datamodule.train_dataloader()), plain["trainer"]["limit_train_batches"])
     plain["trainer"]["log_every_n_steps"] = min(plain["trainer"]["log_every_n_steps"], batches)
-    trainer = build_trainer(plain, folder, [summary, *callbacks, timer, memory])
+    loop = [PVDLoop()] if isinstance(module, PVD) else []
+    trainer = build_trainer(plain, folder, [*loop, summary, *callbacks, timer, memory])
     for logger in trainer.loggers:
         logger.log_hyperparams(_hyperparameters(plain), *_metric_columns(logger))
         add_layout(logger)
@@ -147,14 +151,18 @@ def build_module(plain: Mapping[str, Any], datamodule: Any) -> StagedModule:
         "classes": datamodule.classes,
         "seed": plain["seed"],
     }
-    settings = dict(plain["strategy"])
-    target = get_class(settings.pop("_target_"))
+    settings = {key: value for key, value in plain["strategy"].items() if key != "_target_"}
     try:
-        module: StagedModule = target(network=network, **settings)
+        module = _strategy(plain)(network=network, **settings)
     except ValueError as error:
         # The network's own checks know the data's shape, which the config's could not.
         raise UserError(str(error)) from error
     return module
+
+
+def _strategy(plain: Mapping[str, Any]) -> type[StagedModule]:
+    target: type[StagedModule] = get_class(plain["strategy"]["_target_"])
+    return target
 
 
 def build_callbacks(config: Mapping[str, Any], folder: Path) -> tuple[BestCheckpoint, list[Callback]]:

@@ -22,6 +22,9 @@ Head = StrEnum("Head", ["flatten", "pool"])
 Init = StrEnum("Init", ["random", "smooth", "identity", "zeros"])
 OptimizerName = StrEnum("OptimizerName", ["adam", "adamw", "sgd"])
 SchedulerName = StrEnum("SchedulerName", ["none", "cosine", "step", "exponential", "plateau"])
+Directions = StrEnum("Directions", ["gradient", "normalised", "rms"])
+LocalSolver = StrEnum("LocalSolver", ["first_order", "lbfgs"])
+Synchronisation = StrEnum("Synchronisation", ["best", "average", "affine"])
 EstimatorName = StrEnum("EstimatorName", ["linear", "mlp", "conv"])
 Prolongation = StrEnum("Prolongation", ["linear", "constant"])
 Moments = StrEnum("Moments", ["prolong", "reset"])
@@ -146,6 +149,24 @@ class MultilevelConfig(DNIConfig):
     level: LevelConfig = field(default_factory=LevelConfig)
     prolongation: Prolongation = Prolongation.linear
     moments: Moments = Moments.prolong
+
+
+@dataclass
+class PVDConfig(StrategyConfig):
+    """Parallel variable distribution over blocks of time steps."""
+
+    _target_: str = "sglight.strategies.pvd.PVD"
+    processors: int = 2
+    forget_me_not: bool = True
+    directions: Directions = Directions.rms
+    local_solver: LocalSolver = LocalSolver.first_order
+    local_steps: int = 1
+    synchronisation: Synchronisation = Synchronisation.affine
+    synchronisation_steps: int = 4
+    objective_samples: int | None = None
+    chunk_samples: int = 1024
+    target_accuracy: float | None = None
+    min_decrease: float | None = None
 
 
 @dataclass
@@ -299,4 +320,5 @@ STRATEGIES: dict[str, type[StrategyConfig]] = {
     "base_backprop": BackpropConfig,
     "base_dni": DNIConfig,
     "base_multilevel": MultilevelConfig,
+    "base_pvd": PVDConfig,
 }

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from sglight.checks import TORCHRUN
 from sglight.config import to_plain
 from sglight.parallel import launcher
+from sglight.status import recorded
 
 
 def run(cfg: DictConfig, folder: Path | None = None) -> float:
@@ -29,14 +30,22 @@ def run(cfg: DictConfig, folder: Path | None = None) -> float:
         UserError: if the config asks for something that does not exist or go together, or if a worker fails.
     """
     folder = Path(HydraConfig.get().runtime.output_dir) if folder is None else folder
-    plain, workers = to_plain(cfg), cfg.trainer.devices
+    plain = to_plain(cfg)
+    if TORCHRUN in os.environ and int(os.environ["RANK"]) > 0:  # the first has the folder
+        return _run(plain, folder)
+    with recorded(folder):
+        return _start(plain, folder)
+
+
+def _start(plain: dict[str, Any], folder: Path) -> float:
+    workers = plain["trainer"]["devices"]
     if workers == 1 or TORCHRUN in os.environ:
         return _run(plain, folder)
     # By one first, and without a limit: a download may stand still for longer than a worker should, and the others
     # would stand still with it.
     launcher.launch(_prepare, plain, workers=1, idle_timeout_s=inf)
     monitored: float = launcher.launch(
-        _run, plain, folder, workers=workers, idle_timeout_s=cfg.trainer.idle_timeout_s
+        _run, plain, folder, workers=workers, idle_timeout_s=plain["trainer"]["idle_timeout_s"]
     )
     return monitored
 

@@ -16,7 +16,7 @@ from sglight.errors import UserError
 GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name not in ("hydra", "dataset"))
 CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 DATASETS = sorted(file.stem for file in (CONF / "dataset").glob("*.yaml"))
-STRATEGIES = ["backprop", "dni", "multilevel"]
+STRATEGIES = ["backprop", "dni", "multilevel", "pvd"]
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 
 
@@ -143,6 +143,25 @@ REFUSED = {
         ["strategy=backprop", "trainer.devices=2"],
         r"trainer\.devices=2 .*1 stage.* strategy that has them",
     ),
+    "processors": (["strategy=pvd", "strategy.processors=9"], r"strategy\.processors=9 .* 8 time steps"),
+    "no processor": (["strategy=pvd", "strategy.processors=0"], r"strategy\.processors=0 .* at least 1"),
+    "workers of processors": (
+        ["strategy=pvd", "trainer.devices=3"],
+        r"trainer\.devices=3 .*3 workers, .*2 processor.* raise strategy\.processors",
+    ),
+    "pvd with batch statistics": (
+        ["strategy=pvd", "model.normalisation=batch"],
+        r"model\.normalisation=batch does not go with strategy=pvd",
+    ),
+    "decoupled decay": (
+        ["strategy=pvd", "strategy.optimizer.name=adamw", "strategy.optimizer.weight_decay=0.1"],
+        r"optimizer\.name=adamw does not go with strategy=pvd.* choose adam",
+    ),
+    "clipped L-BFGS": (
+        ["strategy=pvd", "strategy.local_solver=lbfgs", "strategy.clip_norm=1"],
+        r"strategy\.clip_norm .* strategy\.local_solver=lbfgs",
+    ),
+    "target": (["strategy=pvd", "strategy.target_accuracy=2"], r"strategy\.target_accuracy=2\.0 .* up to 1"),
     "nodes": (["trainer.num_nodes=2"], r"trainer\.num_nodes=2 needs torchrun .*--nnodes 2"),
     "idle": (["trainer.idle_timeout_s=0"], r"trainer\.idle_timeout_s=0"),
     "timeline": (["callbacks.timeline.batches=0"], r"callbacks\.timeline\.batches=0 .* at least 1"),

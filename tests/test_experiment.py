@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ SMALL = (
     "model.channels=4", "model.steps=4", "trainer.max_epochs=2", "trainer.accelerator=cpu", "trainer.threads=1",
     "callbacks.progress.enabled=false",
 )  # fmt: skip
+STRATEGIES = ("backprop", "dni", "multilevel", "pvd")
 PROMISED = {
     "test/acc", "test/loss", "val/acc", "time/fit_s", "time/epoch_s", "throughput/samples_per_s", "memory/peak_bytes",
     "model/parameters", "run/stages", "run/workers", "run/seed", "run/config_hash", "run/monitored",
@@ -55,7 +57,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("strategy", ["backprop", "dni", "multilevel"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_run_leaves_what_is_promised(start: Callable[..., float], tmp_path: Path, strategy: str) -> None:
     value = start(tmp_path, f"strategy={strategy}", "trainer.max_epochs=3", "trainer.log_every_n_steps=1")
     found = metrics(tmp_path)
@@ -124,7 +126,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(
     assert not all(torch.equal(a[name], c[name]) for name in a)
 
 
-@pytest.mark.parametrize("strategy", ["backprop", "dni", "multilevel"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_resumed_run_ends_bit_identical(start: Callable[..., float], tmp_path: Path, strategy: str) -> None:
     common = [f"strategy={strategy}", "strategy.scheduler.name=step", "strategy.scheduler.step_epochs=1"]
     if strategy == "multilevel":
@@ -139,6 +141,26 @@ def test_a_resumed_run_ends_bit_identical(start: Callable[..., float], tmp_path:
     assert all(torch.equal(straight[name], second[name]) for name in straight)
     for name in ("test/acc", "test/loss", "val/acc", "run/steps"):
         assert metrics(tmp_path / "straight")[name] == metrics(tmp_path / "second")[name]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_processors_on_two_workers_leave_what_they_leave_on_one(
+    start: Callable[..., float], tmp_path: Path
+) -> None:
+    for workers in (1, 2):
+        start(tmp_path / str(workers), "strategy=pvd", f"trainer.devices={workers}")
+    one, two = metrics(tmp_path / "1"), metrics(tmp_path / "2")
+    for name in (
+        "test/acc",
+        "test/loss",
+        "val/loss",
+        "run/steps",
+        *(key for key in one if key.startswith("pvd/")),
+    ):
+        assert one[name] == two[name], name
+    a, b = weights(tmp_path / "1"), weights(tmp_path / "2")
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_mode_test_evaluates_only(start: Callable[..., float], tmp_path: Path) -> None:
@@ -208,8 +230,14 @@ def test_one_thread_for_small_steps(compose_config: Compose) -> None:
     assert experiment.useful_threads(large, 128) >= 1
 
 
-@pytest.mark.parametrize("strategy", ["backprop", "dni", "multilevel"])
-@pytest.mark.parametrize("preset", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
+PRESETS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+TAKEN = [
+    *product(PRESETS, ("backprop", "dni", "multilevel")),
+    *((preset, "pvd") for preset in PRESETS if (CONF / f"experiment/tuned/{preset}_pvd.yaml").is_file()),
+]
+
+
+@pytest.mark.parametrize(("preset", "strategy"), TAKEN)
 def test_every_preset_takes_a_step(
     compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str, strategy: str
 ) -> None:
@@ -219,6 +247,7 @@ def test_every_preset_takes_a_step(
         f"experiment={preset}", f"strategy={strategy}", f"trainer.max_epochs={epochs}", "trainer.limit_train_batches=1",
         "trainer.limit_val_batches=1", "trainer.limit_test_batches=1", "trainer.accelerator=cpu",
         "callbacks.progress.enabled=false", "dataset.batch_size=8",
+        *(["strategy.objective_samples=8"] if strategy == "pvd" else []),
     )  # fmt: skip
     if (shape := shapes.get(cfg.dataset.name)) is not None:
         # The presets' pictures may not be at hand; noise of their shape is.

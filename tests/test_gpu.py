@@ -60,6 +60,16 @@ def test_equal_seeds_give_equal_runs(strategy: type[StagedModule], precision: An
 
 
 @pytest.mark.timeout(300)
+def test_processors_that_share_a_gpu_find_the_same_as_one_process() -> None:
+    todo = [
+        {"network": network, "options": {"processors": 3}, "accelerator": "gpu"}
+        for network in (NETWORK, IMAGES)
+    ]
+    for found, expected in zip(train_on(2, todo), train_on(1, todo), strict=True):
+        assert_equal(found.parameters, expected.parameters)
+
+
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("workers", [2, 4])
 def test_workers_that_share_a_gpu_learn_the_same_as_one(workers: int) -> None:
     todo = [

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.report.common import config, curve, results, write_run
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -62,6 +64,16 @@ def test_the_wheel_composes_its_own_config_anywhere(site, tmp_path):
 def test_the_wheel_knows_the_console_script(site):
     (points,) = site.glob("*.dist-info/entry_points.txt")
     assert "sglight = sglight.__main__:main" in points.read_text()
+    assert "sglight-report = sglight.report.__main__:main" in points.read_text()
+
+
+@pytest.mark.slow
+def test_the_wheel_reports_without_the_checkout(site, tmp_path):
+    write_run(tmp_path / "runs" / "a", config(), results(), curve())
+    output(
+        sys.executable, "-m", "sglight.report", "runs", "--html", "page.html", cwd=tmp_path, PYTHONPATH=str(site)
+    )  # fmt: skip
+    assert "<svg" in (tmp_path / "page.html").read_text()
 
 
 def test_the_console_script_of_this_environment_works(tmp_path):

@@ -209,6 +209,12 @@ class BatchLoader:
                 yield batch
             skip = 0
 
+    def sequential(self) -> "BatchLoader":
+        """The same samples in their own order, and not augmented."""
+        return BatchLoader(
+            self.samples, self.labels, self.batch_size, scale=self.scale, shift=self.shift, inputs=self.inputs
+        )
+
     def state_dict(self) -> dict[str, int]:
         """The epoch and the batch to go on with."""
         batch = self._batch if self._position is None else self._position()

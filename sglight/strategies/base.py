@@ -55,10 +55,14 @@ class StagedModule(pl.LightningModule):
         clip_norm: largest norm of a stage's gradient; None for no limit.
         regularisation: weights of the penalties in `sglight.networks.regularisers.penalty`.
         stages: M.
+
+    Attributes:
+        inputs_everywhere: whether all workers need the inputs, not only that of the first stage.
     """
 
     # How often the network has been refined: results before and after do not compare.
     level = 0
+    inputs_everywhere = False
 
     def __init__(
         self,
@@ -128,11 +132,16 @@ class StagedModule(pl.LightningModule):
         """How many tensors a channel must hold so that no worker waits where the algorithm does not."""
         return 2
 
+    @property
+    def held(self) -> range:
+        """Numbers of the stages whose parameters are here."""
+        return self.placement.own
+
     def place(self, placement: Placement) -> None:
         """Say which stages live here, and what leads to the others; parts that live elsewhere are dropped."""
         self.placement = placement
         for part in self.parts():
-            for key in [key for key in part if int(key) not in placement.own]:
+            for key in [key for key in part if int(key) not in self.held]:
                 del part[key]
 
     def parts(self) -> list[nn.ModuleDict]:
@@ -142,7 +151,7 @@ class StagedModule(pl.LightningModule):
     @override
     def configure_model(self) -> None:
         # Lightning may call this more than once.
-        for i in self.placement.own:
+        for i in self.held:
             if str(i) not in self.stages:
                 self.stages[str(i)] = Stage(self.spec, self.cuts[i], self.cuts[i + 1])
 
@@ -276,9 +285,13 @@ class StagedModule(pl.LightningModule):
 
     def record(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add a batch's summed loss and hits to the running means; where the last stage lives."""
-        now = torch.stack([loss.detach().float(), hits(logits.detach(), labels).float()])
-        self._sums = now if self._sums is None else self._sums + now
-        self._seen += len(labels)
+        sums = torch.stack([loss.detach().float(), hits(logits.detach(), labels).float()])
+        self.record_sums(sums, len(labels))
+
+    def record_sums(self, sums: Tensor, count: int) -> None:
+        """`record` by the two sums, of ``count`` samples."""
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._seen += count
 
     def end_batch(self, known: Mapping[str, float | Tensor] | None = None) -> None:
         """Move the learning rates on; log the means since the last time, and what is ``known`` of `curve_names`.
@@ -357,9 +370,13 @@ class StagedModule(pl.LightningModule):
             if i < self.last:
                 self.hand_on(i, output)
             else:
-                loss = F.cross_entropy(output, labels, reduction="sum")
-                self._evaluated.append(torch.stack([loss, hits(output, labels).to(loss.dtype)]))
+                self.record_evaluation(output, labels)
         self._evaluated_samples += len(labels)
+
+    def record_evaluation(self, logits: Tensor, labels: Tensor) -> None:
+        """Keep a batch's summed loss and hits; on one worker."""
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        self._evaluated.append(torch.stack([loss, hits(logits, labels).to(loss.dtype)]))
 
     def _log_evaluation(self, prefix: str) -> dict[str, float]:
         """Log mean loss and accuracy over all batches since the last call, on every worker."""

@@ -52,6 +52,7 @@ class Curves:
 
     def write(self, module: pl.LightningModule, wait: bool = False) -> None:
         """Log the reports that have arrived, or (``wait``) all of them."""
+        newest: dict[str, float] = {}
         while self._reports and (wait or self._reports[0].sums.ready()):
             report = self._reports.popleft()
             values = report.values()
@@ -60,6 +61,8 @@ class Curves:
             for logger in module.trainer.loggers:
                 logger.log_metrics({"epoch": float(report.epoch), **values}, report.step)
                 logger.save()
-            for name, value in values.items():
-                # For callbacks and the bar; the loggers have it already, at the right step.
-                module.log(name, value, prog_bar=name in SHOWN, logger=False)
+            newest |= values
+        for name, value in newest.items():
+            # For callbacks and the bar; the loggers have it already, at the right step. Only the newest: of several,
+            # Lightning would take the mean at an epoch's end.
+            module.log(name, value, prog_bar=name in SHOWN, logger=False)

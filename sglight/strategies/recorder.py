@@ -95,6 +95,6 @@ class Phase:
 
 
 def _counters(placement: Placement) -> tuple[float, float]:
-    """Seconds that the channels here have waited and moved since they were made."""
+    """Seconds that this worker has waited for others, and that its channels have moved, since they were made."""
     channels = [*placement.states.values(), *placement.gradients.values()]
-    return sum(c.waited_s for c in channels), sum(c.moved_s for c in channels)
+    return sum(c.waited_s for c in [*channels, placement.peers]), sum(c.moved_s for c in channels)

@@ -12,10 +12,13 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from sglight.callbacks.pvd_loop import PVDLoop
 from sglight.parallel.launcher import launch
 from sglight.parallel.strategy import StageStrategy
+from sglight.strategies.base import StagedModule
 from sglight.strategies.dni import DNI
 from sglight.strategies.multilevel import Multilevel
+from sglight.strategies.pvd import PVD
 from tests.strategies.common import ADAM, batches
 
 ESTIMATOR = {"name": "mlp", "hidden": [9], "optimizer": {"name": "adam", "lr": 3e-3}}
@@ -75,8 +78,10 @@ class Collect(Callback):
         self.result.steps = [steps for *_, steps in told]
 
 
-def module(job: Job) -> DNI:
-    """The module that ``job`` describes."""
+def module(job: Job) -> StagedModule:
+    """The module that ``job`` describes: `PVD` where its options name processors."""
+    if "processors" in job["options"]:
+        return PVD(job["network"], job.get("optimizer", ADAM), **job["options"])
     options = {"estimator": ESTIMATOR, "diagnose_every_n_batches": 2, **job.get("options", {})}
     kind = Multilevel if "levels" in options else DNI
     return kind(job["network"], job.get("optimizer", ADAM), **options)
@@ -92,10 +97,12 @@ def train(job: Job, workers: int = 1, share_memory: bool = True) -> Result:
         parallel = {"strategy": StageStrategy(share_memory=share_memory, workers=workers)}
         # Workers take turns on one GPU unless each is to have its own.
         parallel["devices"] = workers if accelerator == "cpu" or job.get("each") else 1
+    loop = [PVDLoop()] if "processors" in job["options"] else []
     trainer = pl.Trainer(
         max_epochs=job.get("epochs", 2), accelerator=accelerator, logger=False, enable_progress_bar=False,
         enable_model_summary=False, enable_checkpointing=bool(job.get("callbacks")), log_every_n_steps=2,
-        num_sanity_val_steps=0, callbacks=[*job.get("callbacks", []), collect], **parallel, **job.get("trainer", {}),
+        num_sanity_val_steps=0, callbacks=[*loop, *job.get("callbacks", []), collect], **parallel,
+        **job.get("trainer", {}),
     )  # fmt: skip
     training = Resumable(batches(BATCHES, shape=shape))
     training.trainer = trainer

@@ -1,0 +1,95 @@
+"""The command: `python -m sglight.report PATH...`, or `sglight-report` once installed; imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from sglight.errors import UserError
+from sglight.files import replacing
+from sglight.report.groups import tasks
+from sglight.report.measures import compare
+from sglight.report.page import render
+from sglight.report.runs import find_runs
+from sglight.report.tables import markdown, print_tables, to_csv
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; a mistake ends it with one sentence and status 1."""
+    options = _parser().parse_args(arguments)
+    try:
+        report(options)
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def report(options: argparse.Namespace) -> None:
+    """Read the runs, print the comparison and write the files that are asked for.
+
+    Raises:
+        UserError: if there are no runs, or a key of ``--by`` is none of theirs.
+    """
+    runs = find_runs(options.paths)
+    if not runs:
+        raise UserError(
+            f"no runs in {', '.join(map(str, options.paths))}; give the folder of one, or one above it"
+        )
+    comparisons = [compare(task, options.target) for task in tasks(runs, options.by)]
+    if options.markdown:
+        print(markdown(comparisons))
+    else:
+        print_tables(comparisons, runs, Console())
+    if options.csv is not None:
+        _write(options.csv, to_csv(comparisons, runs))
+    if options.html is not None:
+        _write(options.html, render(runs, comparisons, options.html.parent))
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(f"written: {path}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m sglight.report",
+        description="Compare runs: accuracy, time, speed-up, memory; mean and deviation over seeds.",
+    )
+    parser.add_argument(
+        "paths", nargs="*", type=Path, default=[Path("outputs")], metavar="PATH",
+        help="folders of runs, or folders above them (default: outputs)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--by", type=_names, default=[], metavar="KEY,...",
+        help="group by these keys (strategy,model,trainer.devices or just devices) instead of by all but the seed",
+    )  # fmt: skip
+    parser.add_argument(
+        "--target", type=_accuracy, metavar="ACC",
+        help="validation accuracy to which time is taken, such as 0.97 (default: 99 %% of the worst contender's)",
+    )  # fmt: skip
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with tables and charts")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a line for each run")
+    parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
+    return parser
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in (part.strip() for part in text.split(",")) if name]
+
+
+def _accuracy(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no accuracy; give a number above 0, at most 1")
+    return value
+
+
+if __name__ == "__main__":
+    main()

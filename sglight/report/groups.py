@@ -1,0 +1,236 @@
+"""Runs that are the same but for their seeds, and what tells one group of them from another."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
+from typing import Any, TypeVar
+
+from sglight.errors import UserError
+from sglight.report.runs import NAMES, Run
+
+T = TypeVar("T")
+
+# What a run finds out does not depend on these keys and what is below them.
+IRRELEVANT = (
+    "skip_completed", "data_dir", "dataset.data_dir", "dataset.raw_dir", "callbacks.progress",
+    "trainer.enable_progress_bar", "trainer.idle_timeout_s", "trainer.show_schedule",
+)  # fmt: skip
+# What the names of the choices say already.
+IMPLIED = {
+    "dataset.name": "dataset",
+    "dataset._target_": "dataset",
+    "model.dynamics": "model",
+    "strategy._target_": "strategy",
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one setting.
+
+    Attributes:
+        number: its place in the report.
+        columns: the values that tell it from the others, by key.
+        runs: all of them.
+        titles: short names of the keys.
+        parts: what its label is made of: ``dni``, ``lag 2``; values that most groups share are left out.
+    """
+
+    number: int
+    columns: Mapping[str, Any]
+    runs: Sequence[Run]
+    titles: Mapping[str, str]
+    parts: Sequence[str]
+
+    @property
+    def label(self) -> str:
+        """All parts: ``dni · lag 2``."""
+        return " · ".join(self.parts)
+
+    @cached_property
+    def finished(self) -> list[Run]:
+        """The runs that results are averaged over: finished, and of equal ones the newest."""
+        finished = sorted((run for run in self.runs if run.state == "finished"), key=lambda run: run.changed)
+        newest = {_frozen({**identity(run.config), "seed": run.seed}): run for run in finished}
+        return [run for run in self.runs if any(run is each for each in newest.values())]
+
+    @property
+    def counted(self) -> dict[str, int]:
+        """How many runs there are in each state; ``repeated`` are finished ones that a newer equal one replaces."""
+        states = Counter(run.state for run in self.runs)
+        repeated = states["finished"] - len(self.finished)
+        states["finished"] -= repeated
+        return {**{k: n for k, n in states.items() if n}, **({"repeated": repeated} if repeated else {})}
+
+    @cached_property
+    def mixed(self) -> list[str]:
+        """Names and keys other than seeds in which its runs differ: only if ``--by`` has put them together."""
+        return differing([run.config for run in self.runs])
+
+
+@dataclass(frozen=True)
+class Task:
+    """The groups that were trained on one data set, and the keys in which their configs differ."""
+
+    dataset: str
+    groups: Sequence[Group]
+    differences: Sequence[str] = ()
+
+
+def tasks(runs: Iterable[Run], by: Sequence[str] = ()) -> list[Task]:
+    """The runs, grouped, by data set.
+
+    Args:
+        runs: those whose config cannot be read are left out.
+        by: keys of the config (or their last parts), or names of choices, whose equality makes a group; none: all
+            keys but seeds.
+
+    Raises:
+        UserError: if no run has one of the keys ``by``.
+    """
+    known = [run for run in runs if run.config]
+    by = [_key(name, known) for name in by]
+    numbers = count()
+    return [
+        _task(str(dataset), members, by, numbers)
+        for dataset, members in _split(known, lambda run: run.config.get("dataset")).items()
+    ]
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run shares with the others of its group: all relevant keys but seeds."""
+    # A run that went on from a checkpoint is the run that it went on with; a test is one of its checkpoint.
+    left_out = IRRELEVANT if config.get("mode") == "test" else (*IRRELEVANT, "ckpt")
+    return {
+        key: value for key, value in config.items() if key not in NAMES and not _is_left_out(key, left_out)
+    }
+
+
+def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of choices, and keys of `identity`, with several values among the configs that have them.
+
+    Keys that say the same as a name are left out.
+    """
+    names = [name for name in NAMES[:3] if len({config.get(name) for config in configs}) > 1]
+    identities = [identity(config) for config in configs]
+    keys = dict.fromkeys(key for each in identities for key in each)
+    varied = [key for key in keys if len({_frozen(each[key]) for each in identities if key in each}) > 1]
+    return names + [key for key in varied if not (key in IMPLIED and _follows(configs, key, IMPLIED[key]))]
+
+
+def show(value: Any) -> str:
+    """A value of a config, as on the command line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return f"[{', '.join(map(show, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _task(dataset: str, runs: Sequence[Run], by: Sequence[str], numbers: Iterator[int]) -> Task:
+    """The runs of a data set, grouped, in order of the values that tell the groups apart."""
+    keys = list(by) or _columns(runs)
+    together = _split(
+        runs, lambda run: _frozen({k: run.config.get(k) for k in by} if by else identity(run.config))
+    )
+    ordered = sorted(together.values(), key=lambda group: [_order(group[0].config.get(k)) for k in keys])
+    columns = [{key: group[0].config[key] for key in keys if key in group[0].config} for group in ordered]
+    titles = _titles(keys, runs)
+    groups = [
+        Group(next(numbers), values, members, titles, parts)
+        for values, members, parts in zip(columns, ordered, _parts(columns, titles), strict=True)
+    ]
+    told = [key for key in differing([run.config for run in runs]) if key not in NAMES or key not in keys]
+    return Task(dataset, groups, told)
+
+
+def _columns(runs: Sequence[Run]) -> list[str]:
+    """The strategy, other names that vary, and the keys that still vary where all names are equal."""
+    configs = [run.config for run in runs]
+    varied = [k for k in ("strategy", "model") if k == "strategy" or len({c.get(k) for c in configs}) > 1]
+    alike = _split(runs, lambda run: tuple(run.config.get(name) for name in NAMES[:3]))
+    keys = dict.fromkeys(k for part in alike.values() for k in differing([run.config for run in part]))
+    return [*varied, *keys]
+
+
+def _titles(keys: Sequence[str], runs: Sequence[Run]) -> dict[str, str]:
+    """The shortest ending of each key that no other key of the runs has: ``lag``, ``progress.enabled``."""
+    every = {key for run in runs for key in run.config}
+
+    def shortest(key: str) -> str:
+        parts = key.split(".")
+        endings = (".".join(parts[i:]) for i in reversed(range(len(parts))))
+        return next(e for e in endings if e == key or sum(k == e or k.endswith(f".{e}") for k in every) == 1)
+
+    return {key: shortest(key) for key in keys}
+
+
+def _parts(columns: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> list[list[str]]:
+    """The labels of groups, without the values of keys that most of them share, if they still differ."""
+    shared = []
+    for key in titles:
+        values = Counter(_frozen(each[key]) for each in columns if key in each)
+        value, times = values.most_common(1)[0]
+        if key not in NAMES and times > values.total() / 2:
+            shared.append((key, value))
+
+    def parts(group: Mapping[str, Any], left_out: Sequence[tuple[str, Any]]) -> list[str]:
+        kept = {k: v for k, v in group.items() if (k, _frozen(v)) not in left_out}
+        return [show(v) if k in NAMES else f"{titles[k]} {show(v)}" for k, v in kept.items()] or ["all runs"]
+
+    short = [parts(group, shared) for group in columns]
+    distinct = len({tuple(each) for each in short}) == len(short)
+    return short if distinct else [parts(group, []) for group in columns]
+
+
+def _key(name: str, runs: Sequence[Run]) -> str:
+    """The key that a name stands for: itself, or the one key that ends like it."""
+    keys = dict.fromkeys(key for run in runs for key in run.config)
+    if name in keys or not runs:
+        return name
+    endings = [key for key in keys if key.endswith(f".{name}")]
+    if len(endings) == 1:
+        return endings[0]
+    if endings:
+        raise UserError(f"--by {name} may be {' or '.join(endings)}; give one of them")
+    raise UserError(
+        f"--by {name}: no run has this key; give a key of config.yaml, or one of {', '.join(NAMES)}"
+    )
+
+
+def _split(runs: Iterable[Run], key: Callable[[Run], T]) -> dict[T, list[Run]]:
+    parts: dict[T, list[Run]] = {}
+    for run in runs:
+        parts.setdefault(key(run), []).append(run)
+    return parts
+
+
+def _follows(configs: Sequence[Mapping[str, Any]], key: str, name: str) -> bool:
+    """Whether the value of ``key`` is the same wherever ``name`` is."""
+    pairs = {(config.get(name), _frozen(config[key])) for config in configs if key in config}
+    return len(pairs) == len({first for first, _ in pairs})
+
+
+def _is_left_out(key: str, left_out: Sequence[str]) -> bool:
+    return key.rpartition(".")[2] == "seed" or any(key == k or key.startswith(f"{k}.") for k in left_out)
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return frozenset((key, _frozen(each)) for key, each in value.items())
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def _order(value: Any) -> tuple[int, Any]:
+    """Numbers as numbers, before words; what is absent first."""
+    if value is None:
+        return 0, 0
+    if isinstance(value, int | float):
+        return 1, value
+    return 2, str(value)

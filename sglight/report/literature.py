@@ -1,0 +1,66 @@
+"""Figures of the literature beside ours: `literature.yaml`, matched with the configs of the runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sglight.report.groups import Group
+from sglight.report.measures import MEASURES, Comparison
+
+FILE = Path(__file__).with_name("literature.yaml")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One entry of the file; see there."""
+
+    source: str
+    setting: str
+    match: Mapping[str, Any]
+    metric: str
+    values: Sequence[float]
+    exact: bool
+
+    def suits(self, group: Group) -> bool:
+        """Whether every run of the group has all values of ``match``."""
+        return all(run.config.get(key) == value for run in group.runs for key, value in self.match.items())
+
+    @property
+    def text(self) -> str:
+        """The figure, or the range, with its unit."""
+        show = next(measure.show for measure in MEASURES if measure.key == self.metric)
+        ends = [show(value, None) for value in dict.fromkeys((min(self.values), max(self.values)))]
+        return ("" if self.exact else "about ") + " to ".join(ends)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A figure of the literature and ours."""
+
+    group: Group
+    reference: Reference
+    measure: str
+    ours: str
+
+
+@cache
+def references() -> list[Reference]:
+    """All entries of the file."""
+    return [Reference(**entry) for entry in yaml.safe_load(FILE.read_text())]
+
+
+def beside(comparison: Comparison) -> list[Beside]:
+    """What the literature has for the groups of a comparison."""
+    measures = {measure.key: measure for measure in MEASURES}
+    return [
+        Beside(group, reference, measures[reference.metric].title, measures[reference.metric].text(ours))
+        for group, row in zip(comparison.task.groups, comparison.rows, strict=True)
+        for reference in references()
+        if reference.suits(group) and (ours := row.get(reference.metric)) is not None
+    ]

@@ -1,0 +1,231 @@
+"""What the runs are compared by: means and deviations over seeds, time to an accuracy, speed-ups."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from sglight.report import units
+from sglight.report.groups import Group, Task, identity
+from sglight.report.runs import Run
+
+# The target is this part of the lowest mean of best validation accuracies ...
+TARGET_PART = 0.99
+# ... among the groups that come this near to the best of them: one that learns nothing makes no target.
+CONTENDER_PART = 0.9
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """Mean and sample standard deviation (None of one value) of n values, where ``of`` runs could have had one."""
+
+    mean: float
+    std: float | None
+    n: int
+    of: int
+
+    @property
+    def part(self) -> str:
+        """`` (2 of 3)`` if not all runs have the value."""
+        return "" if self.n == self.of else f" ({self.n} of {self.of})"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column of the comparison.
+
+    Attributes:
+        key: its name in files.
+        title: its heading.
+        show: a mean and a deviation as a text with a unit.
+        best: `max` or `min`, None where neither is better.
+        help: what it is, in a sentence.
+    """
+
+    key: str
+    title: str
+    show: Callable[[float, float | None], str]
+    best: Callable[[Sequence[float]], float] | None
+    help: str
+
+    def text(self, statistic: Statistic | None) -> str:
+        """Mean ± deviation, and how many runs have the value if not all."""
+        if statistic is None:
+            return "–"
+        return self.show(statistic.mean, statistic.std) + statistic.part
+
+    def halves(self, statistic: Statistic | None) -> tuple[str, str]:
+        """`text`, but the mean with its unit, and apart from it the deviation and how many runs have the value."""
+        if statistic is None:
+            return "–", ""
+        text = self.show(statistic.mean, statistic.std)
+        spread = re.search(r" (± [\d.]+)", text)
+        if spread is None:
+            return text, statistic.part
+        return text.replace(spread[0], ""), spread[1] + statistic.part
+
+
+TARGET, ALONE, BACKPROP = "time/to_target_s", "speedup/one_worker", "speedup/backprop"
+
+MEASURES = (
+    Measure("test/acc", "test accuracy", units.percent, max, "of the checkpoint with the best validation"),
+    Measure("val/acc", "valid. accuracy", units.percent, max, "of the best epoch"),
+    Measure(
+        TARGET, "time to target", units.seconds, min,
+        "from the first record of the training to the end of the first validation whose accuracy reaches the "
+        "target, over the runs that reach it",
+    ),
+    Measure("time/fit_s", "training", units.seconds, min, "the whole training, with validation and files"),
+    Measure("time/epoch_s", "epoch", units.seconds, min, "median over the epochs, training batches only"),
+    Measure("throughput/samples_per_s", "samples / s", units.count, max, "median over the epochs"),
+    Measure(
+        ALONE, "speed-up over one worker", units.ratio, max,
+        "samples a second over those of the same config with trainer.devices=1",
+    ),
+    Measure(
+        BACKPROP, "speed-up over backprop", units.ratio, max,
+        "samples a second over those of strategy=backprop on one worker with the same dataset and model (if several: "
+        "of the config that differs least)",
+    ),
+    Measure(
+        "speedup/theoretical", "theoretical speed-up", units.ratio, max,
+        "what a worker for each stage would gain by the measured times of its phases",
+    ),
+    Measure(
+        "memory/peak_bytes", "peak memory", units.size, min,
+        "of the worker that took the most (on a CPU: its process, libraries included)",
+    ),
+    Measure("model/parameters", "parameters", units.count, None, "of the network, without estimators"),
+)  # fmt: skip
+
+Row = Mapping[str, Statistic]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The groups of a data set, side by side.
+
+    Attributes:
+        task: the groups.
+        target: the validation accuracy to which time is taken, None if there is none.
+        rows: for each group, its statistics by measure; what no run has is absent.
+    """
+
+    task: Task
+    target: float | None
+    rows: Sequence[Row]
+
+    @property
+    def measures(self) -> list[Measure]:
+        """The measures that some group has."""
+        return [measure for measure in MEASURES if any(measure.key in row for row in self.rows)]
+
+    def best(self, measure: Measure) -> float | None:
+        """The best mean of a measure, None if there is no better and worse."""
+        means = [row[measure.key].mean for row in self.rows if measure.key in row]
+        return measure.best(means) if measure.best is not None and len(set(means)) > 1 else None
+
+    def is_best(self, i: int, measure: Measure) -> bool:
+        """Whether group i of the task has the best mean of a measure."""
+        statistic = self.rows[i].get(measure.key)
+        return statistic is not None and statistic.mean == self.best(measure)
+
+
+def compare(task: Task, target: float | None = None) -> Comparison:
+    """Statistics of all groups of a data set; the target is chosen (`default_target`) unless it is given."""
+    target = default_target(task.groups) if target is None else target
+    rows = [_statistics(group, target) for group in task.groups]
+    for group, row in zip(task.groups, rows, strict=True):
+        for key, reference in (
+            (ALONE, _one_worker(group, task.groups)),
+            (BACKPROP, _backprop(group, task.groups)),
+        ):
+            if (
+                reference is not None
+                and (ratio := _ratio(row, rows[task.groups.index(reference)])) is not None
+            ):
+                row[key] = ratio
+    return Comparison(task, target, rows)
+
+
+def statistic(values: Sequence[float], of: int) -> Statistic:
+    """Of at least one value."""
+    return Statistic(fmean(values), stdev(values) if len(values) > 1 else None, len(values), of)
+
+
+def default_target(groups: Sequence[Group]) -> float | None:
+    """99 % of the lowest mean of best validation accuracies that is at least 90 % of the highest."""
+    accuracies = [[r.metrics["val/acc"] for r in g.finished if "val/acc" in r.metrics] for g in groups]
+    means = [fmean(each) for each in accuracies if each]
+    if not means:
+        return None
+    return TARGET_PART * min(mean for mean in means if mean >= CONTENDER_PART * max(means))
+
+
+def time_to(run: Run, target: float) -> float | None:
+    """Seconds until the end of the first validation with that accuracy; None if there is none, or no clock."""
+    curve = run.curves.get("val/acc")
+    reached = (
+        [] if curve is None else [t for t, v in zip(curve.elapsed, curve.value, strict=True) if v >= target]
+    )
+    return float(reached[0]) if reached and reached[0] == reached[0] else None
+
+
+def _statistics(group: Group, target: float | None) -> dict[str, Statistic]:
+    row, runs = {}, group.finished
+    for measure in MEASURES:
+        if measure.key == TARGET:
+            found = [] if target is None else [time_to(run, target) for run in runs]
+        else:
+            found = [run.metrics.get(measure.key) for run in runs]
+        if values := [value for value in found if value is not None]:
+            row[measure.key] = statistic(values, len(runs))
+    return row
+
+
+def _ratio(row: Row, reference: Row) -> Statistic | None:
+    """Mean throughput over mean throughput."""
+    key = "throughput/samples_per_s"
+    if key not in row or key not in reference or not reference[key].mean:
+        return None
+    return Statistic(row[key].mean / reference[key].mean, None, row[key].n, row[key].of)
+
+
+def _workers(config: Mapping[str, object]) -> tuple[object, object]:
+    return config.get("trainer.devices", 1), config.get("trainer.num_nodes", 1)
+
+
+def _one_worker(group: Group, groups: Sequence[Group]) -> Group | None:
+    """The group of the same config on one worker, if this one has several."""
+    config = dict(group.runs[0].config)
+    if _workers(config) == (1, 1) or group.mixed:
+        return None
+    wanted = identity({**config, "trainer.devices": 1, "trainer.num_nodes": 1})
+    return next((g for g in groups if not g.mixed and identity(g.runs[0].config) == wanted), None)
+
+
+def _backprop(group: Group, groups: Sequence[Group]) -> Group | None:
+    """The group of backpropagation with the same data and model, whose config differs least."""
+    config = identity(group.runs[0].config)
+
+    def same_network(other: Mapping[str, object]) -> bool:
+        keys = {k for k in (*config, *other) if k.startswith(("dataset.", "model."))}
+        return all(config.get(k) == other.get(k) for k in keys)
+
+    def distance(other: Group) -> int:
+        theirs = identity(other.runs[0].config)
+        return sum(theirs.get(k) != v for k, v in config.items())
+
+    if group.mixed or group.runs[0].config["strategy"] == "backprop":
+        return None
+    candidates = [
+        g
+        for g in groups
+        if g.runs[0].config["strategy"] == "backprop"
+        and not g.mixed
+        and _workers(g.runs[0].config) == (1, 1)
+        and same_network(identity(g.runs[0].config))
+    ]
+    return min(candidates, key=distance, default=None)

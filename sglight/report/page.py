@@ -1,0 +1,151 @@
+"""The comparison as one HTML page that needs no network."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from math import hypot, sqrt
+from pathlib import Path
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from sglight.report import units
+from sglight.report.groups import Group, identity, show
+from sglight.report.literature import Beside, beside
+from sglight.report.measures import ALONE, BACKPROP, MEASURES, TARGET, Comparison, Measure, statistic
+from sglight.report.panels import Panel, panels, styles
+from sglight.report.runs import Run
+
+TEMPLATE = "page.html.jinja"
+# What the tiles at the top name the best of.
+HIGHLIGHTS = {
+    "test/acc": "Most accurate",
+    TARGET: "First at the target",
+    "throughput/samples_per_s": "Most samples a second",
+    "memory/peak_bytes": "Least memory",
+}
+
+GOING_WELL = ("finished", "running", "repeated")
+NEAR = 2  # so many groups that are about as good are named
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Which group is the best in something."""
+
+    title: str
+    group: Group
+    value: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page shows of a data set."""
+
+    comparison: Comparison
+    styles: dict[int, str]
+    drawn: Sequence[Group]
+    tiles: Sequence[Tile]
+    literature: Sequence[Beside]
+    panels: Sequence[Panel]
+    differences: Sequence[tuple[str, Sequence[str]]]
+    everything: Sequence[tuple[str, Sequence[str]]]
+
+
+def render(runs: Sequence[Run], comparisons: Sequence[Comparison], folder: Path) -> str:
+    """The page, to be written into ``folder``: links to the runs are relative to it."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "link": lambda run: quote(os.path.relpath(run.folder, folder.resolve())) + "/",
+        "name": lambda run: f"{run.folder.parent.name}/{run.folder.name}",
+        "percent": units.percent,
+        "seconds": units.seconds,
+        "show": show,
+        "when": lambda run: datetime.fromtimestamp(run.changed, UTC).astimezone().strftime("%Y-%m-%d %H:%M"),
+    }
+    return environment.get_template(TEMPLATE).render(
+        runs=runs,
+        states=sorted(Counter(run.state for run in runs).items(), key=lambda pair: pair[0] not in GOING_WELL),
+        well=GOING_WELL,
+        sections=[_section(comparison) for comparison in comparisons],
+        measures=MEASURES,
+        now=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        TARGET=TARGET,
+        relative=(ALONE, BACKPROP),
+    )
+
+
+def _section(comparison: Comparison) -> Section:
+    groups, charts = comparison.task.groups, panels(comparison)
+    drawn = {mark.group for panel in charts for c in (*panel.charts, *panel.more) for mark in c.marks}
+    return Section(
+        comparison,
+        styles(groups),
+        [group for group in groups if group.number in drawn],
+        _tiles(comparison),
+        beside(comparison),
+        charts,
+        [(key, [_values(group, key) for group in groups]) for key in comparison.task.differences],
+        _everything(groups),
+    )
+
+
+def _tiles(comparison: Comparison) -> list[Tile]:
+    measures = {measure.key: measure for measure in comparison.measures}
+    return [
+        _tile(comparison, measures[key], title)
+        for key, title in HIGHLIGHTS.items()
+        if key in measures and comparison.best(measures[key]) is not None
+    ]
+
+
+def _tile(comparison: Comparison, measure: Measure, title: str) -> Tile:
+    """The best group, and those that are as good within the mean standard deviation (of squares) of the two."""
+    pairs = [
+        (group, row[measure.key])
+        for group, row in zip(comparison.task.groups, comparison.rows, strict=True)
+        if measure.key in row
+    ]
+    best = comparison.best(measure)
+    group, winner = next(pair for pair in pairs if pair[1].mean == best)
+    near = [
+        other.label
+        for other, value in pairs
+        if other is not group
+        and abs(value.mean - winner.mean) <= hypot(value.std or 0, winner.std or 0) / sqrt(2)
+    ]
+    more = f" and {len(near) - NEAR} more" if len(near) > NEAR else ""
+    note = f"within a standard deviation: {', '.join(near[:NEAR])}{more}" if near else ""
+    return Tile(title, group, measure.text(winner), note)
+
+
+def _values(group: Group, key: str) -> str:
+    """The value of a key in the runs of a group, all of them if there are several."""
+    found = [identity(run.config) for run in group.runs]
+    values = dict.fromkeys(show(config[key]) for config in found if key in config)
+    return ", ".join(values) or "–"
+
+
+def _everything(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
+    """Every number of `metrics.json`, mean ± deviation by group."""
+    keys = sorted({key for group in groups for run in group.finished for key in run.metrics} - {"run/seed"})
+    rows = []
+    for key in keys:
+        cells = []
+        for group in groups:
+            values = [run.metrics[key] for run in group.finished if key in run.metrics]
+            stat = statistic(values, len(values)) if values else None
+            cells.append("–" if stat is None else units.plain(stat.mean, stat.std or None))
+        rows.append((key, cells))
+    return rows

@@ -1,0 +1,141 @@
+"""The comparison as a table: in the terminal, as Markdown, as CSV."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from io import StringIO
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Table
+
+from sglight.report import units
+from sglight.report.groups import Group, show
+from sglight.report.measures import TARGET, Comparison, Measure
+from sglight.report.runs import NAMES, Run
+
+RUNS = "runs"
+
+
+def print_tables(comparisons: Sequence[Comparison], runs: Sequence[Run], console: Console) -> None:
+    """A table for each data set, as several where the terminal is narrow; then who did not finish, and why."""
+    for comparison in comparisons:
+        for table in _fitting(comparison, console):
+            console.width = max(console.width, _width(table, console))
+            console.print(table)
+    for run in runs:
+        if run.state not in ("finished", "running"):
+            reason = f": {run.reason}" if run.reason else ""
+            console.print(f"{run.state}: {run.folder}{reason}", soft_wrap=True, highlight=False, markup=False)
+
+
+def markdown(comparisons: Sequence[Comparison]) -> str:
+    """A heading and a table for each data set."""
+    parts = []
+    for comparison in comparisons:
+        keys = [*_titles(comparison), RUNS]
+        rows = [[*keys, *(_heading(measure, comparison.target) for measure in comparison.measures)]]
+        for i, row in enumerate(comparison.rows):
+            numbers = [measure.text(row.get(measure.key)) for measure in comparison.measures]
+            rows.append([*_identity(comparison, i), *numbers])
+        rows = [[cell.replace("|", r"\|").replace("\n", " ") for cell in row] for row in rows]
+        rows.insert(1, [*["---"] * len(keys), *["---:"] * len(comparison.measures)])
+        lines = [f"| {' | '.join(row)} |" for row in rows]
+        parts.append("\n".join([f"### {comparison.task.dataset}", "", *lines, ""]))
+    return "\n".join(parts)
+
+
+def to_csv(comparisons: Sequence[Comparison], runs: Sequence[Run]) -> str:
+    """A line for each run, whatever its state: folder, names, differing keys, numbers of `metrics.json`."""
+    keys = list(dict.fromkeys(key for c in comparisons for key in c.task.differences))
+    names = [name for name in NAMES if any(name in run.config for run in runs)]
+    metrics = sorted({key for run in runs for key in run.metrics})
+    label = {id(run): group.label for c in comparisons for group in c.task.groups for run in group.runs}
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["folder", "state", "reason", "setting", "seed", *names, *keys, *metrics])
+    for run in runs:
+        values = [show(run.config[key]) if key in run.config else "" for key in ("seed", *names, *keys)]
+        numbers = [f"{run.metrics[key]:.16g}" if key in run.metrics else "" for key in metrics]
+        writer.writerow([str(run.folder), run.state, run.reason, label.get(id(run), ""), *values, *numbers])
+    return text.getvalue()
+
+
+def _fitting(comparison: Comparison, console: Console) -> list[Table]:
+    """One table; if it does not fit, several with deviations below the means and as many measures each as do.
+
+    A pipe does not mind long lines.
+    """
+    whole = _table(comparison, comparison.measures)
+    if not console.is_terminal or _width(whole, console) <= console.width:
+        return [whole]
+    blocks: list[list[Measure]] = [[]]
+    for measure in comparison.measures:
+        wider = [*blocks[-1], measure]
+        if len(wider) > 1 and _width(_table(comparison, wider, stacked=True), console) > console.width:
+            blocks.append([measure])
+        else:
+            blocks[-1] = wider
+    return [_table(comparison, block, stacked=True) for block in blocks]
+
+
+def _width(table: Table, console: Console) -> int:
+    """How wide a table is if nothing is broken over lines."""
+    return Measurement.get(console, console.options.update(max_width=1000), table).maximum
+
+
+def _table(comparison: Comparison, measures: Sequence[Measure], stacked: bool = False) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=escape(comparison.task.dataset), title_justify="left")
+    for title in (*_titles(comparison), RUNS):
+        table.add_column(escape(title))
+    for measure in measures:
+        heading = _heading(measure, comparison.target)
+        if stacked:
+            heading = heading.replace(" %", "\N{NO-BREAK SPACE}%").replace(" ", "\n")
+        table.add_column(escape(heading), justify="right")
+    for i, row in enumerate(comparison.rows):
+        cells = [escape(cell) for cell in _identity(comparison, i, "\n" if stacked else ", ")]
+        for measure in measures:
+            mean, spread = measure.halves(row.get(measure.key))
+            text = f"{mean}\n[dim]{spread}[/]" if stacked else measure.text(row.get(measure.key))
+            cells.append(f"[bold green]{text}[/]" if comparison.is_best(i, measure) else text)
+        table.add_row(*cells)
+    return table
+
+
+def _keys(comparison: Comparison) -> list[str]:
+    """The columns that tell the groups apart."""
+    return list(dict.fromkeys(key for group in comparison.task.groups for key in group.columns))
+
+
+def _titles(comparison: Comparison) -> list[str]:
+    """Short names of `_keys`."""
+    return [comparison.task.groups[0].titles[key] for key in _keys(comparison)]
+
+
+def _heading(measure: Measure, target: float | None) -> str:
+    if measure.key == TARGET and target is not None:
+        return f"time to {units.percent(target)}"
+    return measure.title
+
+
+def _identity(comparison: Comparison, i: int, between: str = ", ") -> list[str]:
+    """What tells a group from the others, and how many runs it has."""
+    group = comparison.task.groups[i]
+    values = [show(group.columns[k]) if k in group.columns else "–" for k in _keys(comparison)]
+    return [*values, _states(group, between)]
+
+
+def _states(group: Group, between: str) -> str:
+    """How many runs are in each state: ``3``, or ``2 finished, 1 failed``; and what else they differ in."""
+    counted = group.counted
+    if list(counted) == ["finished"]:
+        states = [str(counted["finished"])]
+    else:
+        states = [f"{n} {state}" for state, n in counted.items()]
+    if group.mixed:
+        states.append(f"differ in {' and '.join(group.mixed)}")
+    return between.join(states)

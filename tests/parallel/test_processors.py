@@ -1,0 +1,66 @@
+"""Processors of parallel variable distribution on several workers: the result is that of one process, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from sglight.strategies.pvd import PVD
+from tests.parallel.test_strategy import assert_same
+from tests.parallel.training import Job, train_on
+from tests.strategies.common import ADAM, IMAGES, NETWORK
+
+# Generous: beside other work the first workers of a process take half a minute to start.
+pytestmark = pytest.mark.timeout(300)
+
+SEGMENTS = {**IMAGES, "shape": (1, 8, 8), "channels": [4, 6], "steps": [3, 3], "reversible": True}
+# More shares of the samples than chunks, and fewer.
+JOBS: dict[str, Job] = {
+    "affine": {"network": NETWORK, "options": {"processors": 3, "chunk_samples": 10}, "epochs": 3},
+    "best": {"network": {**NETWORK, "dynamics": "euler"}, "options": {"processors": 4, "synchronisation": "best"}},
+    "average": {
+        "network": SEGMENTS,
+        "options": {"processors": 3, "synchronisation": "average", "objective_samples": 2},
+    },
+    "lbfgs": {"network": NETWORK, "options": {"processors": 3, "local_solver": "lbfgs", "local_steps": 3}},
+    "penalties": {
+        "network": {**NETWORK, "dynamics": "leapfrog"},
+        "options": {"processors": 3, "regularisation": {"smoothness": 0.1}, "forget_me_not": False},
+        "optimizer": {**ADAM, "weight_decay": 0.01},
+    },
+    "stopped in mid-iteration": {"network": NETWORK, "options": {"processors": 3}, "trainer": {"max_steps": 10}},
+}  # fmt: skip
+
+
+def test_every_placement_gives_the_same(tmp_path: Path) -> None:
+    straight: Job = {"network": IMAGES, "options": {"processors": 3, "local_steps": 2}, "epochs": 3}
+    saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
+    *expected, whole = train_on(1, [*JOBS.values(), {**straight, "callbacks": [saver]}])
+    # From an epoch's end, and from mid-epoch: one process has written, several go on.
+    resumed = [{**straight, "ckpt": str(tmp_path / f"step={step}.ckpt")} for step in (9, 15)]
+    found = train_on(2, [*JOBS.values(), *resumed])
+    for name, a, b in zip([*JOBS, "resumed", "resumed"], found, [*expected, whole, whole], strict=True):
+        print(name)
+        assert_same(a, b)
+
+
+@pytest.mark.slow
+def test_a_worker_a_processor_gives_the_same_and_is_read_by_one_process(tmp_path: Path) -> None:
+    straight: Job = {"network": IMAGES, "options": {"processors": 3, "local_steps": 2}, "epochs": 3}
+    saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
+    found = train_on(3, [*JOBS.values(), {**straight, "callbacks": [saver]}])
+    expected = train_on(1, [*JOBS.values(), straight])
+    for a, b in zip(found, expected, strict=True):
+        assert_same(a, b)
+    for step in (6, 9, 18):
+        assert_same(train_on(1, [{**straight, "ckpt": str(tmp_path / f"step={step}.ckpt")}])[0], expected[-1])
+
+
+def test_processors_are_shared_out_evenly() -> None:
+    module = PVD(NETWORK, ADAM, processors=5)
+    assert [len(group) for group in module.groups(2)] in ([2, 3], [3, 2])
+    assert [len(group) for group in module.groups(5)] == [1] * 5
+    with pytest.raises(ValueError, match=r"6 workers for 5 processor\(s\): raise strategy\.processors"):
+        module.groups(6)

@@ -1,0 +1,301 @@
+"""Parallel variable distribution of whole networks: what never increases, what equals what, how it goes on and ends."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from torch.utils.data import DataLoader
+
+from sglight.callbacks.pvd_loop import PVDLoop
+from sglight.errors import UserError
+from sglight.networks.dynamics import DYNAMICS
+from sglight.strategies.backprop import Backprop
+from sglight.strategies.objective import flat
+from sglight.strategies.pvd import PVD
+from sglight.strategies.synchronisation import SYNCHRONISATIONS
+from tests.strategies.common import ADAM, IMAGES, NETWORK, assert_equal, batches, fit, whole
+
+SEGMENTS = {"channels": [4, 6], "steps": [3, 2], "shape": (1, 8, 8), "normalisation": "group", "groups": 2}
+# Takes too large steps now and then, so that candidates are refused.
+BOLD = {"name": "adam", "lr": 0.1}
+
+
+class Iterations(Callback):
+    """Keeps what each iteration reports, and the weights after it."""
+
+    def __init__(self) -> None:
+        self.reports: list[dict[str, float]] = []
+        self.points: list[torch.Tensor] = []
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.reports.append(pl_module.report)
+        self.points.append(flat([p.detach() for p in pl_module.parameters()]))
+
+
+def iterate(module: PVD, data: Any, epochs: int, **options: Any) -> tuple[Iterations, pl.Trainer]:
+    """Train, and tell what each iteration reports."""
+    watch = Iterations()
+    callbacks = [PVDLoop(), *options.pop("callbacks", []), watch]
+    return watch, fit(module, data, epochs, callbacks=callbacks, **options)
+
+
+def settings() -> list[Any]:
+    """Every dynamics with every synchronisation, and on images in several segments."""
+    dense = [(NETWORK, dynamics, rule) for dynamics, rule in product(DYNAMICS, SYNCHRONISATIONS)]
+    conv = [({**IMAGES, **SEGMENTS}, dynamics, "affine") for dynamics in DYNAMICS]
+    return [
+        pytest.param({**network, "dynamics": d}, rule, id=f"{d}-{network.get('kernel', 'dense')}-{rule}")
+        for network, d, rule in dense + conv
+    ]
+
+
+@pytest.mark.parametrize(("network", "rule"), settings())
+def test_the_objective_never_increases(network: dict[str, Any], rule: str) -> None:
+    data = batches(3, shape=network["shape"])
+    module = PVD(network, BOLD, processors=3, synchronisation=rule, regularisation={"smoothness": 0.01})
+    reports = iterate(module, data, epochs=4)[0].reports
+    values = [reports[0]["pvd/objective_before"], *(report["pvd/objective_after"] for report in reports)]
+    for report, before, after in zip(reports, values, values[1:], strict=False):
+        found = [report[f"pvd/candidate_{i}"] for i in range(3)]
+        assert after <= before == report["pvd/objective_before"]
+        assert max(found) <= before
+        assert report["pvd/winner"] == found.index(min(found))
+        if rule != "average":
+            assert after <= min(found)
+    assert values[-1] < values[0]
+
+
+def test_the_objective_is_the_mean_loss_of_the_network_that_is_left() -> None:
+    data = batches(3)
+    module = PVD(NETWORK, ADAM, processors=2)
+    watch, _ = iterate(module, data, epochs=2)
+    x, y = (torch.cat(parts) for parts in zip(*data, strict=True))
+    module.requires_grad_(False)
+    assert watch.reports[-1]["pvd/objective_after"] == pytest.approx(
+        float(F.cross_entropy(module(x), y)), rel=1e-6
+    )
+    assert watch.reports[-1]["pvd/accuracy"] == pytest.approx(
+        float((module(x).argmax(1) == y).float().mean())
+    )
+
+
+def test_one_processor_with_the_best_candidate_is_backpropagation() -> None:
+    data = batches(5)
+    options = {"regularisation": {"smoothness": 0.01}, "clip_norm": 0.5}
+    single = PVD(NETWORK, ADAM, processors=1, synchronisation="best", **options)
+    plain = Backprop(NETWORK, ADAM, **options)
+    watch, _ = iterate(single, data, epochs=3)
+    fit(plain, data, epochs=3)
+    assert all(report["pvd/objective_after"] < report["pvd/objective_before"] for report in watch.reports)
+    for name, value in whole(plain).items():
+        torch.testing.assert_close(whole(single)[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_every_processor_that_overshoots_returns_its_start() -> None:
+    module = PVD(NETWORK, {"name": "sgd", "lr": 1e4, "momentum": 0.0}, processors=2)
+    watch, _ = iterate(module, batches(2), epochs=2)
+    assert torch.equal(watch.points[0], watch.points[1])
+    for report in watch.reports:
+        assert report["pvd/candidate_0"] == report["pvd/candidate_1"] == report["pvd/objective_before"]
+        assert report["pvd/scalar_0_1"] == report["pvd/scalar_1_0"] == 0
+
+
+def test_l_bfgs_on_full_batches_goes_further_than_one_gradient_step() -> None:
+    data = batches(1, size=40)
+    options = {"processors": 2, "directions": "normalised", "synchronisation": "best"}
+    quick = PVD(NETWORK, ADAM, local_solver="lbfgs", local_steps=8, **options)
+    slow = PVD(NETWORK, ADAM, **options)
+    reached = [
+        iterate(module, data, epochs=3)[0].reports[-1]["pvd/objective_after"] for module in (quick, slow)
+    ]
+    assert reached[0] < reached[1]
+
+
+def test_local_steps_are_taken_on_each_batch() -> None:
+    data = batches(2)
+    # A batch that comes three times in a row gives three steps.
+    threefold = [batch for batch in data for _ in range(3)]
+    options = {"processors": 2, "synchronisation": "best"}
+    modules = [PVD(NETWORK, ADAM, local_steps=3, **options), PVD(NETWORK, ADAM, **options)]
+    watches = [
+        iterate(module, batch, epochs=1) for module, batch in zip(modules, (data, threefold), strict=True)
+    ]
+    torch.testing.assert_close(watches[0][0].points[0], watches[1][0].points[0], rtol=1e-4, atol=1e-5)
+    assert [trainer.global_step for _, trainer in watches] == [2, 6]
+
+
+@pytest.mark.parametrize("remember", [True, False])
+def test_forget_me_not_moves_the_foreign_blocks_along_the_negative_gradient(remember: bool) -> None:
+    module = PVD(NETWORK, ADAM, processors=3, forget_me_not=remember, directions="gradient")
+    report = iterate(module, batches(4), epochs=1)[0].reports[0]
+    scalars = [value for name, value in report.items() if name.startswith("pvd/scalar")]
+    assert len(scalars) == (6 if remember else 0)
+    assert all(m > 0 for m in scalars)
+
+
+def test_evaluations_are_counted_in_passes_through_the_training_set() -> None:
+    reports = iterate(PVD(NETWORK, ADAM, processors=3, synchronisation="best"), batches(4), epochs=2)[
+        0
+    ].reports
+    # For the directions one, and one a processor; values of each candidate, and of the very first point.
+    assert [report["pvd/gradient_evaluations"] for report in reports] == [4, 8]
+    assert [report["pvd/function_evaluations"] for report in reports] == [1 + 3, 1 + 3 + 3]
+    assert all(1 < report["speedup/theoretical"] <= 3 for report in reports)
+
+
+def test_weight_decay_belongs_to_the_objective() -> None:
+    decayed = {**ADAM, "weight_decay": 0.5}
+    watch, _ = iterate(PVD(NETWORK, decayed, processors=2), batches(3), epochs=1)
+    free, _ = iterate(PVD(NETWORK, ADAM, processors=2), batches(3), epochs=1)
+    module = PVD(NETWORK, ADAM)
+    module.configure_model()
+    norm = float(sum(p.square().sum() for p in module.parameters()))
+    more = watch.reports[0]["pvd/objective_before"] - free.reports[0]["pvd/objective_before"]
+    assert more == pytest.approx(0.25 * norm, rel=1e-5)
+
+
+def test_a_part_of_the_samples_is_drawn_for_each_iteration() -> None:
+    module = PVD(NETWORK, ADAM, processors=2, objective_samples=10)
+    reports = iterate(module, batches(4), epochs=3)[0].reports
+    for report in reports:
+        assert report["pvd/objective_after"] <= report["pvd/objective_before"]
+        assert report["pvd/accuracy"] * 10 == pytest.approx(round(report["pvd/accuracy"] * 10))
+    assert reports[0]["pvd/objective_after"] != reports[1]["pvd/objective_before"]
+
+
+def test_between_batches_the_weights_are_those_of_the_last_synchronisation() -> None:
+    seen = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+            seen.append(flat([p.detach() for p in pl_module.parameters()]))
+
+    module = PVD(NETWORK, ADAM, processors=2)
+    module.configure_model()
+    start = flat([p.detach() for p in module.parameters()])
+    iterate(module, batches(3), epochs=2, callbacks=[Look()])
+    assert torch.equal(seen[0], start) and torch.equal(seen[1], start)
+    assert not torch.equal(seen[2], start)
+    assert torch.equal(seen[3], seen[2]) and torch.equal(seen[4], seen[2])
+
+
+RESUMED: dict[str, dict[str, Any]] = {
+    "default": {"scheduler": {"name": "cosine", "min_factor": 0.1}},
+    "lbfgs": {"local_solver": "lbfgs", "local_steps": 3, "directions": "normalised"},
+    "drawn": {"objective_samples": 20, "synchronisation": "average"},
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_resumed_training_ends_bit_identical(name: str, tmp_path: Path) -> None:
+    def train(ckpt: str | None = None, **options: Any) -> tuple[PVD, dict[str, Any]]:
+        from tests.parallel.training import Resumable
+
+        module = PVD(IMAGES, ADAM, processors=2, **RESUMED[name])
+        trainer = pl.Trainer(
+            max_epochs=4, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            default_root_dir=tmp_path, callbacks=[PVDLoop(), *options.pop("callbacks", [])], **options,
+        )  # fmt: skip
+        data = Resumable(batches(5, shape=(1, 6, 6)))
+        data.trainer = trainer
+        trainer.fit(module, data, ckpt_path=ckpt, weights_only=True)
+        return module, {k: v for k, v in trainer.callback_metrics.items() if k.startswith("pvd/")}
+
+    straight, metrics = train(
+        callbacks=[ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)]
+    )
+    for step in (1, 8, 10):  # in the first iteration, in the second, behind it
+        module, found = train(str(tmp_path / f"step={step}.ckpt"), enable_checkpointing=False)
+        assert_equal(module.state_dict(), straight.state_dict())
+        assert found == metrics
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
+def test_precisions(precision: str) -> None:
+    module = PVD(NETWORK, ADAM, processors=2)
+    reports = iterate(module, batches(3), epochs=3, precision=precision)[0].reports
+    assert reports[-1]["pvd/objective_after"] < reports[0]["pvd/objective_before"]
+    kind = torch.float64 if precision == "64-true" else torch.float32
+    assert all(p.dtype == kind for p in module.parameters())
+
+
+def test_a_second_training_begins_anew_with_its_own_data() -> None:
+    module = PVD(NETWORK, ADAM, processors=2)
+    iterate(module, batches(3), epochs=2)
+    other = batches(2, seed=5)
+    watch, _ = iterate(module, other, epochs=1)
+    fresh = PVD(NETWORK, ADAM, processors=2)
+    fresh.configure_model()
+    x, y = (torch.cat(parts) for parts in zip(*other, strict=True))
+    assert watch.reports[0]["pvd/gradient_evaluations"] < 12
+    assert watch.reports[0]["pvd/accuracy"] == pytest.approx(float((module(x).argmax(1) == y).float().mean()))
+
+
+def test_it_stops_at_a_target_or_when_nothing_is_gained() -> None:
+    easy = PVD(NETWORK, ADAM, processors=2, target_accuracy=0.05)
+    assert iterate(easy, batches(2), epochs=5)[1].current_epoch == 1
+    stuck = PVD(
+        NETWORK, {"name": "sgd", "lr": 1e-9, "momentum": 0.0}, synchronisation="best", min_decrease=1e-3
+    )
+    assert iterate(stuck, batches(2), epochs=5)[1].current_epoch == 1
+    assert iterate(PVD(NETWORK, ADAM, min_decrease=0.0), batches(2), epochs=3)[1].current_epoch == 3
+
+
+def test_without_the_callback_one_sentence() -> None:
+    with pytest.raises(UserError, match=r"callbacks=\[PVDLoop\(\)\]"):
+        fit(PVD(NETWORK, ADAM), batches(2))
+
+
+def test_the_callback_with_another_strategy_is_one_sentence() -> None:
+    with pytest.raises(UserError, match="PVDLoop iterates the strategy PVD, not Backprop"):
+        fit(Backprop(NETWORK, ADAM), batches(2), callbacks=[PVDLoop()])
+
+
+def test_a_start_that_overflows_is_one_sentence() -> None:
+    network = {**NETWORK, "activation": "relu", "dynamics": "euler", "horizon": 1e30}
+    with pytest.raises(UserError, match=r"model\.horizon"):
+        fit(PVD(network, ADAM), batches(2), callbacks=[PVDLoop()])
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "key"),
+    [
+        ({}, {"processors": 7}, r"strategy\.processors=7 must be from 1 to the number of time steps, 6"),
+        ({"normalisation": "batch"}, {}, r"model\.normalisation=batch"),
+        ({}, {"synchronisation": "worst"}, r"strategy\.synchronisation=worst .* best, average, affine"),
+        ({}, {"local_solver": "newton"}, r"strategy\.local_solver=newton .* first_order, lbfgs"),
+        ({}, {"local_solver": "lbfgs", "clip_norm": 1.0}, r"strategy\.clip_norm"),
+        ({}, {"optimizer": {**ADAM, "name": "adamw", "weight_decay": 0.1}}, "adamw"),
+    ],
+)
+def test_what_does_not_go_together_names_its_key(
+    network: dict[str, Any], options: dict[str, Any], key: str
+) -> None:
+    with pytest.raises(ValueError, match=key):
+        PVD({**NETWORK, **network}, **{"optimizer": ADAM, **options})
+
+
+def test_the_schedule_says_who_does_what() -> None:
+    rows = PVD(NETWORK, ADAM, processors=3).schedule(2).splitlines()
+    assert len(rows) == 2
+    assert "processor 0, then processor 1" in rows[0] or "processor 1, then processor 2" in rows[1]
+
+
+def test_validation_sees_the_synchronised_network() -> None:
+    module = PVD(NETWORK, ADAM, processors=2)
+    trainer = pl.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, callbacks=[PVDLoop()],
+    )  # fmt: skip
+    loader = DataLoader(batches(3), batch_size=None)
+    trainer.fit(module, loader, loader)
+    metrics = trainer.callback_metrics
+    assert float(metrics["val/loss"]) == pytest.approx(float(metrics["pvd/objective_after"]), rel=1e-6)
+    assert float(metrics["val/acc"]) == pytest.approx(float(metrics["pvd/accuracy"]))
