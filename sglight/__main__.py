@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from sglight import start
+from sglight import start, status
 from sglight.checks import TORCHRUN
 from sglight.completed import Completed, find_completed
 from sglight.config import CONF, check, to_plain
@@ -77,9 +77,11 @@ def main() -> None:
 def _run(cfg: DictConfig) -> float:
     cfg = check(cfg)
     if cfg.skip_completed and (done := _completed(cfg)) is not None:
-        print(
-            f"done already in {done.folder}, {cfg.callbacks.checkpoint.monitor} {done.monitored:g}; skipped"
-        )
+        reason = f"done already in {done.folder}"
+        print(f"{reason}, {cfg.callbacks.checkpoint.monitor} {done.monitored:g}; skipped")
+        folder = Path(HydraConfig.get().runtime.output_dir).resolve()
+        if folder != done.folder:  # a sweep may be repeated in its own folder
+            status.skip(folder, reason)
         return done.monitored
     # Waiting threads sleep: spinning ones slow each other down manyfold on a machine with other work. Read by OpenMP
     # when torch is imported.

@@ -18,6 +18,7 @@ import sglight.__main__ as command
 from sglight.completed import config_hash
 from sglight.config import to_plain
 from sglight.errors import UserError
+from sglight.report.runs import find_runs
 
 RUNS = [sys.executable, "-m", "sglight"]
 
@@ -283,6 +284,9 @@ def test_completed_jobs_are_skipped_and_the_others_done(call, tmp_path):
         folder = Path(line.removeprefix("done already in ").partition(",")[0])
         assert f"-seed{seed}" in folder.name and (folder / "metrics.json").is_file()
         assert f"val/acc {seed / 8:g}" in line
+    states = [json.loads(path.read_text())["status"] for path in tmp_path.glob("outputs/**/status.json")]
+    assert states == ["skipped"] * 3  # of the others `start.run` would have said what became of them
+    assert len(find_runs([tmp_path / "outputs"])) == 4, "what was skipped is no run of its own"
     assert call("seed=3", "skip_completed=true", run=run).status == 0
     assert call("seed=3", run=run).status == 0
     assert seen == [3, 3], "only when asked to"
@@ -301,6 +305,8 @@ def test_a_sweep_that_is_repeated_in_its_own_folder_goes_on_where_it_failed(call
     assert call(*sweep, run=run).status == 1
     assert call(*sweep, run=run).status == 0
     assert seen == [1, 2, 3, 2]
+    assert len(find_runs([tmp_path / "mine"])) == 3
+    assert not list(tmp_path.glob("mine/*/status.json")), "a finished run stays one"
 
 
 def test_a_sweeper_gets_the_metric_of_every_job_done_or_skipped(call, monkeypatch):

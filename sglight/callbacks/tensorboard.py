@@ -32,7 +32,7 @@ LAYOUT = {
     "time": {
         "an epoch [s]": [r"^time/epoch_s$"],
         "validation and overhead [s an epoch]": [r"^time/(validation|overhead)_s$"],
-        "phases of the stages [s a batch]": [r"^time/stage_\d+/"],
+        "phases [s a batch]": [r"^time/(stage|processor)_\d+/"],
         "theoretical speed-up": [r"^speedup/theoretical$"],
     },
     "stability": {
