@@ -3,18 +3,21 @@
 import os
 import sys
 import traceback
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
+from hydra.utils import to_absolute_path
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from sglight import start
+from sglight import start, status
 from sglight.checks import TORCHRUN
-from sglight.config import CONF, check
+from sglight.completed import Completed, find_completed
+from sglight.config import CONF, check, to_plain
 from sglight.errors import UserError
 from sglight.explain import explain
 
@@ -73,10 +76,24 @@ def main() -> None:
 
 def _run(cfg: DictConfig) -> float:
     cfg = check(cfg)
+    if cfg.skip_completed and (done := _completed(cfg)) is not None:
+        reason = f"done already in {done.folder}"
+        print(f"{reason}, {cfg.callbacks.checkpoint.monitor} {done.monitored:g}; skipped")
+        folder = Path(HydraConfig.get().runtime.output_dir).resolve()
+        if folder != done.folder:  # a sweep may be repeated in its own folder
+            status.skip(folder, reason)
+        return done.monitored
     # Waiting threads sleep: spinning ones slow each other down manyfold on a machine with other work. Read by OpenMP
     # when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return start.run(cfg)
+
+
+def _completed(cfg: DictConfig) -> Completed | None:
+    """The finished run that did what `cfg` asks for, under ``outputs`` or in the folder of this sweep."""
+    hydra_cfg = HydraConfig.get()
+    sweep = Path(to_absolute_path(hydra_cfg.sweep.dir)) if hydra_cfg.mode == RunMode.MULTIRUN else None
+    return find_completed(to_plain(cfg), Path(to_absolute_path("outputs")), sweep)
 
 
 def _job(cfg: DictConfig) -> float:

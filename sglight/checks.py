@@ -25,7 +25,8 @@ AT_LEAST = {
         "strategy.estimator.kernel_size strategy.estimator.every_n_batches trainer.devices trainer.num_nodes "
         "trainer.max_epochs trainer.log_every_n_steps trainer.check_val_every_n_epoch trainer.threads "
         "callbacks.checkpoint.every_n_epochs callbacks.figures.every_n_epochs callbacks.progress.refresh_rate "
-        "callbacks.early_stopping.patience callbacks.timeline.batches strategy.processors strategy.local_steps "
+        "callbacks.early_stopping.patience callbacks.timeline.batches callbacks.stability.every_n_epochs "
+        "callbacks.stability.samples callbacks.stability.iterations strategy.processors strategy.local_steps "
         "strategy.synchronisation_steps strategy.objective_samples strategy.chunk_samples"
     ),
     0: (
@@ -33,7 +34,7 @@ AT_LEAST = {
         "model.init_scale strategy.lag strategy.optimizer.weight_decay strategy.estimator.optimizer.weight_decay "
         "strategy.scheduler.warmup_epochs strategy.scheduler.patience strategy.regularisation.smoothness "
         "strategy.regularisation.classifier_smoothness strategy.diagnose_every_n_batches trainer.fast_dev_run "
-        "strategy.min_decrease"
+        "callbacks.stability.exact_up_to strategy.min_decrease"
     ),
 }
 POSITIVE = (
@@ -205,6 +206,10 @@ def check_workers(cfg: DictConfig) -> None:
         raise UserError(
             f"trainer.devices={devices} on trainer.num_nodes={nodes} makes {workers} workers, but there are only "
             f"{parts} {key.removesuffix('s')}(s); {remedy}, or lower trainer.devices"
+        )
+    if cfg.skip_completed and TORCHRUN in environ:
+        raise UserError(
+            "skip_completed=true does not go with torchrun, whose processes would each look; leave it out"
         )
     started = environ.get("WORLD_SIZE") if TORCHRUN in environ else None
     if started is None and nodes > 1:

@@ -3,6 +3,7 @@
 `CONF` is the folder of the YAML files: `sglight/conf` in an installed wheel, `conf` beside the package in a checkout.
 """
 
+import re
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
@@ -14,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.experimental.callback import Callback
 from hydra.utils import to_absolute_path
-from omegaconf import Container, DictConfig, OmegaConf
+from omegaconf import Container, DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from sglight import checks
@@ -28,6 +29,9 @@ CONF = next(
     (d for d in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (d / "config.yaml").is_file()),
     _PACKAGE / "conf",
 )
+# Keys whose values tell the jobs of a sweep apart, in the names of their folders.
+VARIED = ("dataset.", "model.", "strategy.", "trainer.devices", "trainer.precision")
+LONGEST_NAME = 100
 PATHS = ("data_dir", "dataset.raw_dir", "dataset.archive", "dataset.path")
 
 
@@ -40,6 +44,7 @@ def register() -> None:
     for name, strategy in STRATEGIES.items():
         store(group="strategy", name=name, node=strategy)
     OmegaConf.register_new_resolver("sglight_groups", _list_groups, replace=True)
+    OmegaConf.register_new_resolver("sglight_varied", _varied, replace=True)
 
 
 def to_plain(node: Container) -> dict[str, Any]:
@@ -87,8 +92,7 @@ def resolve_ckpt(ckpt: str | None) -> str | None:
     if not HydraConfig.initialized():
         raise UserError("ckpt=last is known to the command only; give the path of a checkpoint")
     hydra = HydraConfig.get()
-    folder = hydra.run.dir if OmegaConf.is_missing(hydra.runtime, "output_dir") else hydra.runtime.output_dir
-    own = Path(_absolute(folder), "checkpoints", "last.ckpt")
+    own = Path(_absolute(hydra.runtime.output_dir), "checkpoints", "last.ckpt")
     if own.is_file():
         return str(own)
     choices = "-".join(hydra.runtime.choices[group] for group in ("dataset", "model", "strategy"))
@@ -104,10 +108,14 @@ class CheckFirst(Callback):
     """Refuses a single run before its folder is made, so that a mistake leaves an older run there as it was."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        HydraConfig.instance().set_config(config)
         cfg = deepcopy(config)
-        OmegaConf.set_struct(cfg, False)
-        OmegaConf.set_readonly(cfg, False)
+        for node in (cfg, cfg.hydra):
+            OmegaConf.set_struct(node, False)
+            OmegaConf.set_readonly(node, False)
+        HydraConfig.instance().set_config(cfg)  # parts of the folder's name come from there
+        with read_write(cfg.hydra):
+            cfg.hydra.runtime.output_dir = cfg.hydra.run.dir
+        HydraConfig.instance().set_config(cfg)
         cfg.pop("hydra")
         try:
             check(cfg)
@@ -138,12 +146,27 @@ def _check_keys(node: DictConfig, prefix: str) -> None:
 
 
 def _last_checkpoints(outputs: Path, choices: str) -> Iterator[Path]:
-    yield from outputs.glob(f"*/*-{choices}/checkpoints/last.ckpt")
-    yield from outputs.glob(f"multirun/*/*/*-{choices}/checkpoints/last.ckpt")
+    for folder in (f"*/*-{choices}", f"multirun/*/*/*-{choices}"):
+        yield from outputs.glob(f"{folder}/checkpoints/last.ckpt")
+        yield from outputs.glob(f"{folder}-seed*/checkpoints/last.ckpt")
 
 
 def _absolute(path: str) -> str:
     return to_absolute_path(str(Path(path).expanduser()))
+
+
+def _varied() -> str:
+    """What the command line gives a job besides the choices that name its folder, as part of a folder's name.
+
+    ``-lag_2-channels_8x8`` for ``strategy.lag=2 model.channels=[8,8]``: nothing that would have to be quoted in
+    ``ckpt=PATH``. Paths are left out.
+    """
+    parts = []
+    for override in HydraConfig.get().overrides.task:
+        key, _, value = override.partition("=")
+        if key.startswith(VARIED) and "/" not in value:
+            parts.append(f"-{key.rpartition('.')[2]}_{value.replace(',', 'x')}")
+    return re.sub(r"[^\w.-]", "", "".join(parts))[:LONGEST_NAME]
 
 
 def _list_groups() -> str:

@@ -26,10 +26,14 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from sglight.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
 from sglight.callbacks.console import Summary, print_results
 from sglight.callbacks.figures import PlanarFigures
+from sglight.callbacks.gradient_quality import GradientQuality
 from sglight.callbacks.memory import PeakMemory, forget_peak
 from sglight.callbacks.pvd_loop import PVDLoop
+from sglight.callbacks.stability import StabilityMonitor
+from sglight.callbacks.tensorboard import add_layout
 from sglight.callbacks.timeline import Timeline
 from sglight.callbacks.timing import EpochTimer
+from sglight.completed import config_hash
 from sglight.errors import UserError
 from sglight.files import replacing
 from sglight.networks import NetworkSpec
@@ -45,6 +49,7 @@ WORK_FOR_THREADS = 3e7
 # Warnings that the user can do nothing about.
 NOISE = (
     r".*treespec, LeafSpec",  # Lightning's use of torch
+    r".*torch.jit.script. is deprecated",  # torch's own use of it, for forward-mode derivatives
     r"Detected call of `lr_scheduler.step",  # an estimator first learns `lag` batches later
 )
 HYPERPARAMETERS = (
@@ -53,11 +58,14 @@ HYPERPARAMETERS = (
     "strategy.synchronisation", "strategy.optimizer.name", "strategy.optimizer.lr", "trainer.max_epochs",
     "trainer.precision", "trainer.devices",
 )  # fmt: skip
+# Of TensorBoard's HParams page.
+COLUMNS = ("val/acc", "val/loss", "test/acc", "test/loss", "time/epoch_s", "memory/peak_bytes")
 
 
 def run(plain: dict[str, Any], folder: Path) -> float:
     """The run that a plain config describes, in this process, or this worker's part of it; see `sglight.start.run`."""
     plain, folder = agree((plain, folder))
+    asked = config_hash(plain)
     rank = 0 if (place := environment()) is None else place.global_rank()
     set_up(plain)
     forget_peak()
@@ -71,13 +79,15 @@ def run(plain: dict[str, Any], folder: Path) -> float:
     )
     best, callbacks = build_callbacks(plain["callbacks"], folder)
     summary = Summary(folder, plain["trainer"]["show_schedule"])
-    timer, memory = EpochTimer(), PeakMemory()
+    timer = EpochTimer(curves=plain["callbacks"]["timing"]["enabled"])
+    memory = PeakMemory(curves=plain["callbacks"]["memory"]["enabled"])
     batches = limited(len(datamodule.train_dataloader()), plain["trainer"]["limit_train_batches"])
     plain["trainer"]["log_every_n_steps"] = min(plain["trainer"]["log_every_n_steps"], batches)
     loop = [PVDLoop()] if isinstance(module, PVD) else []
     trainer = build_trainer(plain, folder, [*loop, summary, *callbacks, timer, memory])
     for logger in trainer.loggers:
         logger.log_hyperparams(_hyperparameters(plain), *_metric_columns(logger))
+        add_layout(logger)
     ckpt, testing = plain["ckpt"], plain["mode"] == "test"
     if ckpt is not None:
         _check_checkpoint(ckpt, module, None if testing else plain["trainer"]["max_epochs"])
@@ -92,9 +102,14 @@ def run(plain: dict[str, Any], folder: Path) -> float:
             score = best.best_model_score
             monitored = float(metrics.get(str(best.monitor), math.nan) if score is None else score)
             metrics |= _test(trainer, module, datamodule, best)
+            for callback in callbacks:
+                if isinstance(callback, StabilityMonitor):
+                    metrics |= callback.metrics()
     metrics |= memory.metrics() | {
         "model/parameters": sum(n for name, n in summary.parameters.items() if name.startswith("stage_")),
         "run/seed": plain["seed"],
+        "run/config_hash": asked,
+        "run/monitored": monitored,
         "run/status": "finished",
     }
     # Not a number is no JSON either.
@@ -163,8 +178,13 @@ def build_callbacks(config: Mapping[str, Any], folder: Path) -> tuple[BestCheckp
         callbacks.append(LearningRateMonitor("epoch"))
     if config["figures"]["enabled"]:
         callbacks.append(PlanarFigures(folder / "figures", config["figures"]["every_n_epochs"]))
+    if config["gradient_quality"]["enabled"]:
+        callbacks.append(GradientQuality(folder / "figures"))
     if config["timeline"]["enabled"]:
         callbacks.append(Timeline(folder, config["timeline"]["batches"]))
+    if config["stability"]["enabled"]:
+        settings = {key: value for key, value in config["stability"].items() if key != "enabled"}
+        callbacks.append(StabilityMonitor(folder / "figures", **settings))
     if config["progress"]["enabled"]:
         callbacks.append(RichProgressBar(config["progress"]["refresh_rate"]))
     return best, [*callbacks, best, last]
@@ -294,7 +314,7 @@ def _hyperparameters(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _metric_columns(logger: Logger) -> tuple[dict[str, float], ...]:
-    columns = dict.fromkeys(("val/acc", "val/loss", "test/acc", "test/loss"), float("nan"))
+    columns = dict.fromkeys(COLUMNS, float("nan"))
     return (columns,) if isinstance(logger, TensorBoardLogger) else ()
 
 

@@ -43,7 +43,7 @@ def explain(error: BaseException, conf: Path, overrides: Sequence[str] = ()) -> 
         return f"{mark.name}, line {mark.line + 1}, is not valid YAML: {error.problem}"
     for cause in chain:
         if isinstance(cause, MissingConfigException) and cause.options is not None:
-            return _unknown_choice(cause)
+            return _unknown_choice(cause, conf)
         if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None:
             return unknown_key(str(cause.full_key), cause.parent_node, conf) + _origin(error)
         if isinstance(cause, ValidationError) and cause.parent_node is not None:
@@ -92,11 +92,14 @@ def _close(name: str, options: list[str]) -> list[str]:
     return swapped or close
 
 
-def _unknown_choice(error: MissingConfigException) -> str:
+def _unknown_choice(error: MissingConfigException, conf: Path) -> str:
     group, _, choice = str(error.missing_cfg_file).partition("/")
     if group == "hydra":
         group, choice = re.split(r"/(?=[^/]*$)", str(error.missing_cfg_file))
     options = [o for o in error.options or () if not o.startswith("base_")]
+    if folder := choice.rpartition("/")[0]:
+        inside = sorted((conf / group / folder).glob("*.yaml"))
+        options = [f"{folder}/{file.stem}" for file in inside] or options
     if not choice:
         return f"there is no config {group}"
     return f"{group}={choice} is unknown; {did_you_mean(choice, options)}"

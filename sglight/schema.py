@@ -245,6 +245,38 @@ class LRMonitorConfig:
 
 
 @dataclass
+class GradientQualityConfig:
+    """The picture of how well estimators predict."""
+
+    enabled: bool = True
+
+
+@dataclass
+class StabilityConfig:
+    """Jacobians, norms and reversal of a few samples by depth."""
+
+    enabled: bool = False
+    every_n_epochs: int = 1
+    samples: int = 8
+    exact_up_to: int = 256
+    iterations: int = 12
+
+
+@dataclass
+class TimingConfig:
+    """The seconds of each epoch in the log."""
+
+    enabled: bool = True
+
+
+@dataclass
+class MemoryConfig:
+    """The peak memory after each epoch in the log."""
+
+    enabled: bool = True
+
+
+@dataclass
 class CallbacksConfig:
     """What happens around the training."""
 
@@ -254,6 +286,10 @@ class CallbacksConfig:
     progress: ProgressConfig = field(default_factory=ProgressConfig)
     lr_monitor: LRMonitorConfig = field(default_factory=LRMonitorConfig)
     timeline: TimelineConfig = field(default_factory=TimelineConfig)
+    gradient_quality: GradientQualityConfig = field(default_factory=GradientQualityConfig)
+    stability: StabilityConfig = field(default_factory=StabilityConfig)
+    timing: TimingConfig = field(default_factory=TimingConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
 
 
 @dataclass
@@ -270,6 +306,7 @@ class Config:
     mode: Mode = Mode.fit
     seed: int = 1
     ckpt: str | None = None
+    skip_completed: bool = False
     data_dir: str = II("oc.env:SGLIGHT_DATA_DIR,'~/.cache/sglight'")
     dataset: Any = MISSING
     model: ModelConfig = MISSING

@@ -31,6 +31,11 @@ def recorded(folder: Path) -> Iterator[None]:
     _write(folder, {"status": "finished", **process})
 
 
+def skip(folder: Path, reason: str) -> None:
+    """Write to ``folder`` that no run was needed here."""
+    _write(folder, {"status": "skipped", "reason": reason})
+
+
 def read(folder: Path) -> dict[str, Any]:
     """What `recorded` has written; a run whose process has gone without a word is ``stopped``; empty if unknown."""
     try:

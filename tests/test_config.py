@@ -67,6 +67,12 @@ def test_plain_containers_have_lower_case_names_for_enums_and_no_references(comp
     assert OmegaConf.create(plain).strategy.optimizer.betas == [0.9, 0.999]
 
 
+def test_skipping_is_refused_under_torchrun(compose_config, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    with pytest.raises(UserError, match=r"skip_completed=true does not go with torchrun"):
+        check(compose_config("skip_completed=true"))
+
+
 def test_checking_twice_changes_nothing(compose_config):
     once = check(compose_config())
     assert check(once) == once
@@ -175,6 +181,8 @@ REFUSED = {
     ),
     "path": (["dataset=hdf5", "dataset.path=/no.h5"], r"dataset\.path=/no\.h5 is not a file"),
     "ckpt": (["ckpt=/no.ckpt"], r"ckpt=/no\.ckpt is not a file"),
+    "stability": (["callbacks.stability.samples=0"], r"callbacks\.stability\.samples=0 .* at least 1"),
+    "exact": (["callbacks.stability.exact_up_to=-1"], r"callbacks\.stability\.exact_up_to=-1 .* at least 0"),
     "test": (["mode=test"], r"mode=test needs a checkpoint .* ckpt=PATH"),
     "added key": (["+model.stpes=3"], r"model\.stpes is unknown; did you mean model\.steps\?"),
     "added group": (["+modle=3"], r"modle is unknown; did you mean model\?"),
@@ -241,6 +249,9 @@ def hydra_config(compose_config, tmp_path, monkeypatch):
         OmegaConf.set_readonly(cfg.hydra, False)
         cfg.hydra.runtime.cwd = str(tmp_path)
         HydraConfig.instance().set_config(cfg)
+        OmegaConf.set_readonly(cfg.hydra, False)
+        cfg.hydra.runtime.output_dir = cfg.hydra.run.dir
+        HydraConfig.instance().set_config(cfg)
         return cfg
 
     yield started
@@ -261,9 +272,14 @@ def test_last_is_the_newest_checkpoint_of_the_same_choices(hydra_config, tmp_pat
     write_checkpoint(day / "10-00-00-000000-ellipse-hamiltonian-dni", age=30)
     wanted = write_checkpoint(day / "09-00-00-000000-ellipse-hamiltonian-dni", age=20)
     write_checkpoint(day / "11-00-00-000000-digits-hamiltonian-dni", age=10)
-    (day / "12-00-00-000000-ellipse-hamiltonian-dni").mkdir()
+    (day / "12-00-00-000000-ellipse-hamiltonian-dni-seed1").mkdir()
     assert resolve_ckpt("last") == str(wanted)
-    job = write_checkpoint(tmp_path / "outputs/multirun/2026-01-01/10/0-ellipse-hamiltonian-dni", age=5)
+    seeded = write_checkpoint(day / "08-00-00-000000-ellipse-hamiltonian-dni-seed7", age=15)
+    write_checkpoint(day / "08-00-00-000000-ellipse-hamiltonian-dnix-seed7", age=1)
+    assert resolve_ckpt("last") == str(seeded)
+    job = write_checkpoint(
+        tmp_path / "outputs/multirun/2026-01-01/10/0-ellipse-hamiltonian-dni-seed1-lag_2", age=5
+    )
     assert resolve_ckpt("last") == str(job)
 
 

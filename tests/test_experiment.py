@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sglight import experiment
 from sglight import start as start_module
+from sglight.completed import config_hash, find_completed
 from sglight.config import CONF, check, to_plain
 from sglight.data.arrays import HDF5Data
 from sglight.errors import UserError
@@ -31,7 +32,7 @@ SMALL = (
 STRATEGIES = ("backprop", "dni", "multilevel", "pvd")
 PROMISED = {
     "test/acc", "test/loss", "val/acc", "time/fit_s", "time/epoch_s", "throughput/samples_per_s", "memory/peak_bytes",
-    "model/parameters", "run/stages", "run/workers", "run/seed",
+    "model/parameters", "run/stages", "run/workers", "run/seed", "run/config_hash", "run/monitored",
 }  # fmt: skip
 
 
@@ -76,6 +77,43 @@ def test_a_run_leaves_what_is_promised(start: Callable[..., float], tmp_path: Pa
     assert [event.step for event in events.Scalars("train/loss")] == [0, 1, 2, 3, 4, 5]
     assert any(tag.startswith("_hparams_") for tag in events.summary_metadata)
     assert tags["images"]
+
+
+def test_what_is_measured_beside_the_training_is_a_choice(
+    start: Callable[..., float], tmp_path: Path
+) -> None:
+    names = ("figures", "gradient_quality", "stability", "timeline", "timing", "memory")
+    found = {}
+    for enabled in ("true", "false"):
+        folder = tmp_path / enabled
+        choices = [f"callbacks.{name}.enabled={enabled}" for name in names]
+        start(folder, *choices, "strategy.diagnose_every_n_batches=1", "trainer.log_every_n_steps=1")
+        tags = EventAccumulator(str(folder)).Reload().Tags()["scalars"]
+        figures = {path.stem for path in (folder / "figures").glob("*.png")}
+        found[enabled] = figures, set(metrics(folder)) | set(tags), weights(folder)
+    (all_figures, measured, a), (no_figures, bare, b) = found["true"], found["false"]
+    assert all_figures == {"decision", "trajectories", "gradient_quality", "stability", "timeline"}
+    assert not no_figures
+    assert {
+        "stability/growth",
+        "stability/step_3/sigma_max",
+        "time/overhead_s",
+        "memory/peak_bytes",
+    } <= measured
+    assert not any(name.startswith("stability/") for name in bare)
+    assert bare >= PROMISED
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_hash_is_that_of_the_config_and_the_monitored_metric_is_what_is_returned(
+    start: Callable[..., float], compose_config: Compose, tmp_path: Path
+) -> None:
+    monitor = ("callbacks.checkpoint.monitor=val/loss", "callbacks.checkpoint.mode=min")
+    value = start(tmp_path / "outputs/day/run", *monitor)
+    found = metrics(tmp_path / "outputs/day/run")
+    plain = to_plain(check(compose_config(*SMALL, *monitor)))
+    assert found["run/config_hash"] == config_hash(plain)
+    assert find_completed(plain, tmp_path / "outputs") == (tmp_path / "outputs/day/run", value)
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sglight.networks import StableNet
+from sglight.networks.stability import analyse
 from sglight.strategies.backprop import Backprop
 from sglight.strategies.base import StagedModule
 from sglight.strategies.dni import DNI
@@ -33,6 +34,18 @@ def test_outputs_and_gradients_agree_with_the_cpu(dynamics: str, network: dict[s
     others = torch.autograd.grad(on_gpu.square().sum(), list(net.parameters()))
     for a, b in zip(gradients, others, strict=True):
         torch.testing.assert_close(b.cpu(), a, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dynamics", ["euler", "leapfrog"])
+@pytest.mark.parametrize("exact_up_to", [256, 0])
+def test_stability_agrees_with_the_cpu(dynamics: str, exact_up_to: int) -> None:
+    net = StableNet(**{**IMAGES, "dynamics": dynamics}).double().eval()
+    x, labels = torch.randn(3, *IMAGES["shape"], dtype=torch.float64), torch.arange(3)
+    here = analyse(net, x, labels, exact_up_to)
+    there = analyse(net.cuda(), x.cuda(), labels.cuda(), exact_up_to)
+    assert there.flow_sigma_max == pytest.approx(here.flow_sigma_max)
+    assert there.gradient_norm == pytest.approx(here.gradient_norm)
+    assert [step.sigma_max for step in there.steps] == pytest.approx([step.sigma_max for step in here.steps])
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

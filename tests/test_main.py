@@ -1,6 +1,8 @@
 """The command: help, mistakes in one sentence, failing jobs, Ctrl-C, from anywhere."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,9 +12,13 @@ from types import SimpleNamespace
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 
 import sglight.__main__ as command
+from sglight.completed import config_hash
+from sglight.config import to_plain
 from sglight.errors import UserError
+from sglight.report.runs import find_runs
 
 RUNS = [sys.executable, "-m", "sglight"]
 
@@ -92,6 +98,7 @@ MISTAKES = {
     "experment=x": "experment is unknown; did you mean experiment?",
     "model=resent": "model=resent is unknown; did you mean resnet? (one of antisymmetric,",
     "experiment=mnist_dens": "experiment=mnist_dens is unknown; did you mean mnist_dense?",
+    "experiment=sweep/dept": "experiment=sweep/dept is unknown; did you mean sweep/depth? (one of sweep/depth,",
     "dataset=cifar": "did you mean cifar10?",
     "model.dynamics=eulr": "model.dynamics=eulr is not allowed; did you mean euler?",
     "mode=tset": "mode=tset is not allowed; did you mean test?",
@@ -156,7 +163,7 @@ def test_the_run_gets_the_checked_config(call, tmp_path):
     assert done.status == 0
     assert seen[0].data_dir == str(tmp_path / "store")
     (folder,) = (tmp_path / "outputs").glob("*/*")
-    assert folder.name.endswith("-ellipse-hamiltonian-dni")
+    assert folder.name.endswith("-ellipse-hamiltonian-dni-seed1")
 
 
 def test_a_users_mistake_in_the_run_is_one_sentence(call):
@@ -189,7 +196,7 @@ def test_a_failed_job_does_not_take_the_others_down(call, tmp_path, error):
     assert "job 1 (seed=2)" in done.err
     assert str(error) in done.err
     assert ("Traceback" in done.err) == isinstance(error, RuntimeError)
-    assert len(list((tmp_path / "outputs" / "multirun").glob("*/*/*-digits-hamiltonian-dni"))) == 3
+    assert len(list((tmp_path / "outputs" / "multirun").glob("*/*/*-digits-hamiltonian-dni-seed?"))) == 3
 
 
 def test_a_job_whose_keys_do_not_go_together_does_not_take_the_others_down(call):
@@ -198,6 +205,116 @@ def test_a_job_whose_keys_do_not_go_together_does_not_take_the_others_down(call)
     assert (done.status, seen) == (1, [2, 4])
     assert "job 1 (strategy.stages=99): strategy.stages=99 is more than" in done.err
     assert "Traceback" not in done.err
+
+
+SWEEPS = {
+    "depth": (["model.steps=4,64"], "0-digits-resnet-backprop-seed1-steps_4", 8),
+    "horizon": (["model=resnet"], "0-digits-resnet-backprop-seed1-horizon_1", 5),
+    "stages": ([], "3-digits-hamiltonian-dni-seed1-stages_8", 4),
+    "lag": ([], "2-digits-hamiltonian-dni-seed1-lag_2", 5),
+}
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_every_sweep_has_its_jobs_which_say_what_they_are(call, tmp_path, sweep):
+    overrides, name, jobs = SWEEPS[sweep]
+    seen = []
+    run = lambda cfg: seen.append(cfg) or 0.5  # noqa: E731
+    assert call("-m", f"experiment=sweep/{sweep}", *overrides, run=run).status == 0
+    assert len(seen) == len({config_hash(to_plain(cfg)) for cfg in seen}) == jobs
+    folders = {folder.name for folder in tmp_path.glob("outputs/multirun/*/*/*") if folder.is_dir()}
+    assert len(folders) == jobs and name in folders
+
+
+def test_the_command_line_wins_over_a_sweep(call):
+    seen = []
+    call(
+        "-m",
+        "experiment=sweep/lag",
+        "strategy.lag=3,4",
+        "strategy.stages=2",
+        run=lambda cfg: seen.append(cfg) or 0.5,
+    )
+    assert [(cfg.strategy.lag, cfg.strategy.stages) for cfg in seen] == [(3, 2), (4, 2)]
+
+
+def test_folders_are_named_without_paths_and_brackets(call, tmp_path):
+    (tmp_path / "raw").mkdir()
+    call(
+        "-m",
+        "dataset=mnist",
+        "dataset.raw_dir=raw",
+        "model.channels=[8,8]",
+        "seed=1,2",
+        f"data_dir={tmp_path}/store",
+    )
+    call("-m", "dataset=mnist", f"dataset.raw_dir={tmp_path}/raw", "trainer.max_epochs=3", "seed=4")
+    names = {folder.name for folder in tmp_path.glob("outputs/multirun/*/*/*-mnist-*")}
+    assert all(re.fullmatch(r"[\w.-]+", name) for name in names), "ckpt=PATH would need quotes"
+    common = "mnist-hamiltonian-dni-seed"
+    assert names == {f"{k}-{common}{k + 1}-raw_dir_raw-channels_8x8" for k in (0, 1)} | {f"0-{common}4"}
+
+
+def finish(cfg):
+    """A run that leaves the metrics of a finished one."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    metrics = {
+        "run/status": "finished",
+        "run/config_hash": config_hash(to_plain(cfg)),
+        "run/monitored": cfg.seed / 8,
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return cfg.seed / 8
+
+
+def test_completed_jobs_are_skipped_and_the_others_done(call, tmp_path):
+    call("-m", "seed=1,2", run=finish)
+    call("seed=5", run=finish)
+    seen = []
+
+    def run(cfg):
+        seen.append(cfg.seed)
+        return finish(cfg)
+
+    done = call("-m", "seed=1,2,3,5", "skip_completed=true", "callbacks.progress.enabled=false", run=run)
+    assert (done.status, seen) == (0, [3])
+    told = [line for line in done.out.splitlines() if line.startswith("done already in ")]
+    assert len(told) == 3
+    for line, seed in zip(told, (1, 2, 5), strict=True):
+        folder = Path(line.removeprefix("done already in ").partition(",")[0])
+        assert f"-seed{seed}" in folder.name and (folder / "metrics.json").is_file()
+        assert f"val/acc {seed / 8:g}" in line
+    states = [json.loads(path.read_text())["status"] for path in tmp_path.glob("outputs/**/status.json")]
+    assert states == ["skipped"] * 3  # of the others `start.run` would have said what became of them
+    assert len(find_runs([tmp_path / "outputs"])) == 4, "what was skipped is no run of its own"
+    assert call("seed=3", "skip_completed=true", run=run).status == 0
+    assert call("seed=3", run=run).status == 0
+    assert seen == [3, 3], "only when asked to"
+
+
+def test_a_sweep_that_is_repeated_in_its_own_folder_goes_on_where_it_failed(call, tmp_path):
+    sweep = ("-m", "seed=1,2,3", "skip_completed=true", f"hydra.sweep.dir={tmp_path}/mine")
+    seen = []
+
+    def run(cfg):
+        seen.append(cfg.seed)
+        if seen == [1, 2]:
+            raise UserError("a full disk")
+        return finish(cfg)
+
+    assert call(*sweep, run=run).status == 1
+    assert call(*sweep, run=run).status == 0
+    assert seen == [1, 2, 3, 2]
+    assert len(find_runs([tmp_path / "mine"])) == 3
+    assert not list(tmp_path.glob("mine/*/status.json")), "a finished run stays one"
+
+
+def test_a_sweeper_gets_the_metric_of_every_job_done_or_skipped(call, monkeypatch):
+    values, job = [], command._job
+    monkeypatch.setattr(command, "_job", lambda cfg: values.append(job(cfg)) or values[-1])
+    call("-m", "seed=1,2", run=finish)
+    call("-m", "seed=2,3", "skip_completed=true", run=finish)
+    assert values == [0.125, 0.25, 0.25, 0.375]
 
 
 def test_a_sweep_with_an_unknown_choice_is_refused_before_any_job(call):

@@ -28,7 +28,7 @@ SMALL = (
     "dataset.batch_size=10", "model.channels=4", "model.steps=4", "strategy.stages=4", "trainer.accelerator=cpu",
     "trainer.threads=1", "callbacks.progress.enabled=false",
 )  # fmt: skip
-TIMES = ("time/", "worker_", "speedup/", "throughput/", "memory/", "run/workers")
+TIMES = ("time/", "worker_", "speedup/", "throughput/", "memory/", "run/workers", "run/config_hash")
 END_S = 30  # 15 s are promised; a loaded machine may take longer to say so
 
 
@@ -133,8 +133,9 @@ def test_a_sweep_over_placements_gives_the_same_everywhere(
     sglight: Callable[..., Command], tmp_path: Path
 ) -> None:
     command = sglight(
-        "-m", "trainer.devices=2,1,3", "trainer.max_epochs=3", f"hydra.sweep.dir={tmp_path}/sweep"
-    )
+        "-m", "trainer.devices=2,1,3", "trainer.max_epochs=3", "callbacks.stability.enabled=true",
+        f"hydra.sweep.dir={tmp_path}/sweep",
+    )  # fmt: skip
     out = succeeds(command)
     folders = sorted((tmp_path / "sweep").glob("[012]-*"))
     assert len(folders) == 3
@@ -143,12 +144,14 @@ def test_a_sweep_over_placements_gives_the_same_everywhere(
         assert_same(folder, folders[0])
         assert {p.name for p in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
         assert json.loads((folder / "timeline.json").read_text())["traceEvents"]
-        assert (folder / "figures/timeline.png").stat().st_size > 1000
+        for figure in ("timeline", "stability", "gradient_quality"):
+            assert (folder / f"figures/{figure}.png").stat().st_size > 1000
     assert out.count("test accuracy") == 3  # printed by the first worker of each only
     both = json.loads((folders[0] / "metrics.json").read_text())
     assert {
         f"worker_{r}/{kind}_s" for r in (0, 1) for kind in ("busy", "waiting", "communicating")
     } <= both.keys()
+    assert both["stability/flow_sigma_max"] > 0  # the same everywhere, as `assert_same` says
     assert both["memory/peak_bytes"] == max(both[f"memory/worker_{r}_peak_bytes"] for r in (0, 1))
     assert command.no_process_is_left()
     best = folders[2] / "checkpoints/best.ckpt"

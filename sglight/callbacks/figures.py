@@ -68,10 +68,7 @@ class PlanarFigures(Callback):
                 "trajectories": trajectory_figure(module, data, epochs, self.paths),
             }
         for name, figure in figures.items():
-            save_figure(figure, self.folder / f"{name}.png")
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_figure(f"figures/{name}", figure, trainer.global_step, close=False)
+            publish(trainer, figure, self.folder, name)
         self._drawn_at = trainer.global_step
 
 
@@ -194,6 +191,14 @@ def project(states: Tensor) -> tuple[Tensor, tuple[str, str]]:
 def spread(count: int, limit: int) -> Tensor:
     """At most ``limit`` of ``count`` indices, evenly spread: classes lie one behind the other in the data."""
     return torch.linspace(0, count - 1, min(count, limit)).round().long()
+
+
+def publish(trainer: pl.Trainer, figure: "Figure", folder: Path, name: str) -> None:
+    """Write ``<name>.png`` into the folder and ``figures/<name>`` into TensorBoard, if that is the logger."""
+    save_figure(figure, folder / f"{name}.png")
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure(f"figures/{name}", figure, trainer.global_step, close=False)
 
 
 def save_figure(figure: "Figure", path: Path) -> None:

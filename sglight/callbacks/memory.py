@@ -18,17 +18,27 @@ from sglight.strategies.base import StagedModule
 class PeakMemory(Callback):
     """Measures the peak memory of all workers, from `forget_peak` to the end of the training or the test.
 
+    Args:
+        curves: whether to log the peak so far after each epoch, too.
+
     Attributes:
         peaks: bytes by worker.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, curves: bool = True) -> None:
+        self.curves = curves
         self.peaks: list[int] = []
 
     def metrics(self) -> dict[str, int]:
         """``memory/peak_bytes``, of the worker that took the most, and each worker's if there are several."""
         each = {f"memory/worker_{r}_peak_bytes": peak for r, peak in enumerate(self.peaks)}
         return {"memory/peak_bytes": max(self.peaks, default=0), **(each if len(each) > 1 else {})}
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.curves:
+            self._measure(trainer, pl_module)
+            pl_module.log_dict({name: float(peak) for name, peak in self.metrics().items()})
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import TensorBoardLogger
 from typing_extensions import override
 
-from sglight.callbacks.figures import save_figure
+from sglight.callbacks.figures import publish, save_figure
 from sglight.files import replacing
 from sglight.strategies.base import StagedModule
 from sglight.strategies.recorder import COMPUTING
@@ -87,11 +86,7 @@ class Timeline(Callback):
             return
         with replacing(self.folder / "timeline.json") as temporary:
             temporary.write_text(json.dumps(chrome_trace(spans)))
-        figure = timeline_figure(spans)
-        save_figure(figure, self.folder / "figures" / "timeline.png")
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_figure("figures/timeline", figure, trainer.global_step, close=False)
+        publish(trainer, timeline_figure(spans), self.folder / "figures", "timeline")
 
 
 def first_batches(spans: Sequence[Sequence[Span]], count: int) -> list[list[Span]]:

@@ -7,7 +7,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.trainer.states import TrainerFn
 from typing_extensions import override
+
+# What `EpochTimer` measures for each epoch, in seconds.
+PARTS = ("epoch_s", "validation_s", "overhead_s")
 
 
 class EpochTimer(Callback):
@@ -16,11 +20,21 @@ class EpochTimer(Callback):
     Attributes:
         epoch_s: seconds of each epoch's training batches, without validation, checkpoints and figures.
         epoch_samples: the number of samples in each of them.
+        validation_s: seconds of each validation between them.
+        overhead_s: seconds between the batches of two epochs, without the validation: checkpoints, figures and so on.
+
+    Args:
+        curves: whether these seconds are logged, too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, curves: bool = True) -> None:
+        self.curves = curves
         self.epoch_s: list[float] = []
         self.epoch_samples: list[int] = []
+        self.validation_s: list[float] = []
+        self.overhead_s: list[float] = []
+        self._validation_started = self._validating = 0.0  # the latter since the last batch
+        self._between = False
         self._before_s = 0.0
         self._samples = 0
         self._epoch_started = self._last_batch = 0.0
@@ -36,28 +50,26 @@ class EpochTimer(Callback):
         return self._before_s + (self._ended or perf_counter()) - self._started
 
     def metrics(self) -> dict[str, float]:
-        """``time/fit_s``, and the medians over the epochs ``time/epoch_s`` and ``throughput/samples_per_s``."""
-        if not self.epoch_s:
-            return {"time/fit_s": self.fit_s}
+        """``time/fit_s``, and medians over the epochs: ``time/*_s`` of the attributes, ``throughput/samples_per_s``."""
+        medians = {f"time/{name}": median(seconds) for name in PARTS if (seconds := getattr(self, name))}
         rates = [n / s for n, s in zip(self.epoch_samples, self.epoch_s, strict=True)]
-        return {
-            "time/fit_s": self.fit_s,
-            "time/epoch_s": median(self.epoch_s),
-            "throughput/samples_per_s": median(rates),
-        }
+        throughput = {"throughput/samples_per_s": median(rates)} if rates else {}
+        return {"time/fit_s": self.fit_s, **medians, **throughput}
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         earlier, self._earlier = self._earlier, None
         if earlier is not None:
             self._before_s = earlier["fit_s"]
-            self.epoch_s, self.epoch_samples = list(earlier["epoch_s"]), list(earlier["epoch_samples"])
+            for name in (*PARTS, "epoch_samples"):
+                setattr(self, name, list(earlier.get(name, [])))
         self._started, self._ended = perf_counter(), None
         # An epoch that is gone on with in the middle begins without `on_train_epoch_start`.
         self._begin_epoch()
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._end_epoch(trainer)
         self._begin_epoch()
 
     @override
@@ -71,19 +83,35 @@ class EpochTimer(Callback):
         self._last_batch = perf_counter()
 
     @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validation_started = perf_counter()
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:  # not a validation by itself
+            self.validation_s.append(perf_counter() - self._validation_started)
+            self._validating += self.validation_s[-1]
+
+    @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._samples:
+            self._between = True
             self.epoch_s.append(self._last_batch - self._epoch_started)
             self.epoch_samples.append(self._samples)
-            pl_module.log("time/epoch_s", self.epoch_s[-1])
+            if self.curves:
+                pl_module.log("time/epoch_s", self.epoch_s[-1])
+                if self._validating:
+                    pl_module.log("time/validation_s", self._validating)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._end_epoch(trainer)
         self._ended = perf_counter()
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"fit_s": self.fit_s, "epoch_s": self.epoch_s, "epoch_samples": self.epoch_samples}
+        lists = {name: getattr(self, name) for name in (*PARTS, "epoch_samples")}
+        return {"fit_s": self.fit_s, **lists}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -92,4 +120,12 @@ class EpochTimer(Callback):
 
     def _begin_epoch(self) -> None:
         self._epoch_started = self._last_batch = perf_counter()
-        self._samples = 0
+        self._samples, self._validating = 0, 0.0
+
+    def _end_epoch(self, trainer: pl.Trainer) -> None:
+        """Log what has come behind the batches of an epoch, once all of that is over."""
+        if self._between:
+            self._between = False
+            self.overhead_s.append(max(perf_counter() - self._last_batch - self._validating, 0.0))
+            for logger in trainer.loggers if self.curves else ():
+                logger.log_metrics({"time/overhead_s": self.overhead_s[-1]}, trainer.global_step - 1)

@@ -62,6 +62,14 @@ class Dynamics(ABC):
             "choose model=hamiltonian or model=leapfrog"
         )
 
+    def to_phase(self, state: State, h: float) -> State:
+        """The state as positions and velocities, whose norms mean the same whatever the step size."""
+        return state
+
+    def from_phase(self, phase: State, h: float) -> State:
+        """The state whose `to_phase` this is."""
+        return phase
+
     def start(self, y: Tensor, initial_velocity: str = "zero") -> State:
         """The state in which the first step begins."""
         return (y,)
@@ -132,6 +140,14 @@ class Leapfrog(Dynamics):
     def inverse(self, state: State, f: Step) -> State:
         y_next, y = state
         return y, 2 * y - y_next + f.h**2 * f.s(-f.Kt(f.K(y)), 0)
+
+    def to_phase(self, state: State, h: float) -> State:
+        y, y_prev = state
+        return y, (y - y_prev) / h
+
+    def from_phase(self, phase: State, h: float) -> State:
+        y, velocity = phase
+        return y, y - h * velocity
 
     def start(self, y: Tensor, initial_velocity: str = "zero") -> State:
         return y, y if initial_velocity == "zero" else torch.zeros_like(y)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -231,6 +232,11 @@ class Segment(nn.Module):
             states.append(torch.cat(fields, 1))
         return states
 
+    def step_functions(self) -> list[Callable[[Tensor], Tensor]]:
+        """Each time step by itself: the state before it in, the state after it out."""
+        slices = zip(*(p.unbind(0) for p in self._stacked()), strict=True)
+        return [partial(self._whole_step, now, j) for j, now in enumerate(slices)]
+
     def inverse(self, state: Tensor) -> Tensor:
         """The state N steps earlier.
 
@@ -300,6 +306,9 @@ class Segment(nn.Module):
 
     def _joined(self, fields: tuple[Tensor, ...]) -> Tensor:
         return torch.cat([arranged(field, self.kernel.layout) for field in fields], 1)
+
+    def _whole_step(self, now: tuple[Tensor, ...], j: int, state: Tensor) -> Tensor:
+        return torch.cat(self._step(self._fields(state), now, j), 1)
 
     def _step(self, fields: tuple[Tensor, ...], now: tuple[Tensor, ...], j: int = 0) -> tuple[Tensor, ...]:
         return self.dynamics.step(fields, self._maps(now, j))

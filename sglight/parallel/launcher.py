@@ -322,7 +322,11 @@ Context = Any  # of multiprocessing
 
 def _context() -> Context:
     """Workers are forked from a server that has imported what they need; where there is none they start afresh."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
+    methods = multiprocessing.get_all_start_methods()
+    if multiprocessing.get_start_method() not in methods:
+        # In a process of joblib's, whose own method the workers would not know.
+        multiprocessing.set_start_method("spawn", force=True)
+    if "forkserver" not in methods:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)

@@ -9,16 +9,14 @@ from functools import cached_property
 from itertools import count
 from typing import Any, TypeVar
 
+from sglight import completed
 from sglight.errors import UserError
 from sglight.report.runs import NAMES, Run
 
 T = TypeVar("T")
 
 # What a run finds out does not depend on these keys and what is below them.
-IRRELEVANT = (
-    "skip_completed", "data_dir", "dataset.data_dir", "dataset.raw_dir", "callbacks.progress",
-    "trainer.enable_progress_bar", "trainer.idle_timeout_s", "trainer.show_schedule",
-)  # fmt: skip
+IRRELEVANT = (*completed.IRRELEVANT, "dataset.raw_dir")
 # What the names of the choices say already.
 IMPLIED = {
     "dataset.name": "dataset",

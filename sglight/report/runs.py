@@ -58,7 +58,7 @@ class Run:
 
 
 def find_runs(paths: Iterable[Path]) -> list[Run]:
-    """All runs in and below ``paths``, each once, in order of their folders.
+    """All runs in and below ``paths``, each once, in order of their folders; jobs that were skipped are none.
 
     Raises:
         FileNotFoundError: if one of the paths does not exist.
@@ -103,6 +103,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _is_run(folder: Path, files: list[str]) -> bool:
+    if status.read(folder).get("status") == "skipped":
+        return False
     if (folder / ".hydra" / "config.yaml").is_file() or "metrics.json" in files or status.FILE in files:
         return True
     return "config.yaml" in files and bool(read_config(folder))

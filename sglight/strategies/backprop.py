@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from typing_extensions import override
 
-from sglight.strategies.base import Batch, StagedModule
+from sglight.strategies.base import TIMED_EVERY, Batch, StagedModule
 
 
 class Backprop(StagedModule):
@@ -27,7 +27,8 @@ class Backprop(StagedModule):
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         x, labels = batch
-        self.recorder.begin(self.global_step, timed=False, cuda=labels.is_cuda)
+        t = self.global_step
+        self.recorder.begin(t, timed=t % TIMED_EVERY == 0, cuda=labels.is_cuda)
         with self.recorder.phase("forward", 0):
             logits = self.stage(0)(x)
             loss = F.cross_entropy(logits, labels, reduction="sum")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from itertools import pairwise
 from typing import Any
 
@@ -28,6 +29,9 @@ from sglight.strategies.schedule import StageTimes
 
 # Inputs and labels; inputs are None where the first stage does not live.
 Batch = tuple[Tensor | None, Tensor]
+
+# Of so many batches the phases of the first are timed.
+TIMED_EVERY = 5
 
 # Fields of a network that may change between a checkpoint and its resumption: they shape no parameter and no state.
 FREE = ("seed", "reversible", "init", "init_scale")
@@ -334,6 +338,22 @@ class StagedModule(pl.LightningModule):
         times = self.recorder.shares(self.placement)
         rank = self.placement.peers.rank
         self.log_everywhere(names, {f"worker_{rank}/{kind}_s": s for kind, s in times.items()})
+        phases = self.phase_times()
+        if all(stage.total for stage in phases):  # not if a run goes on behind the last batch that is timed
+            self.log_phases(phases)
+
+    def phase_times(self) -> list[StageTimes]:
+        """Median seconds a batch of the phases of all stages, wherever they live; every worker waits for the others."""
+        names = [field.name for field in fields(StageTimes)]
+        own = {i: vars(self.recorder.typical(i)) for i in self.placement.own}
+        known = [own[i][name] if i in own else 0.0 for i in range(self.last + 1) for name in names]
+        seconds = iter(self.placement.peers.total(known).result())
+        return [StageTimes(*(next(seconds) for _ in names)) for _ in range(self.last + 1)]
+
+    def log_phases(self, times: Sequence[StageTimes]) -> None:
+        """Log what `phase_times` gives."""
+        for i, stage in enumerate(times):
+            self.log_dict({f"time/stage_{i}/{phase}_s": s for phase, s in vars(stage).items()})
 
     @override
     def forward(self, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pytorch_lightning as pl
@@ -34,9 +34,13 @@ class Curves:
 
     Nobody waits for a report, since that would lock the workers to each other: it is written when it has arrived,
     under the number of the batch that it is of.
+
+    Attributes:
+        listeners: called on every worker with each report's batch number and values.
     """
 
     def __init__(self) -> None:
+        self.listeners: list[Callable[[int, Mapping[str, float]], None]] = []
         self._reports: deque[_Report] = deque()
 
     def report(
@@ -52,6 +56,8 @@ class Curves:
         while self._reports and (wait or self._reports[0].sums.ready()):
             report = self._reports.popleft()
             values = report.values()
+            for listener in self.listeners:
+                listener(report.step, values)
             for logger in module.trainer.loggers:
                 logger.log_metrics({"epoch": float(report.epoch), **values}, report.step)
                 logger.save()

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,13 +31,10 @@ from sglight.estimators import (
 )
 from sglight.networks.network import ELEMENTWISE, ExtraCost
 from sglight.networks.parts import Shape
-from sglight.strategies.base import Batch, StagedModule
+from sglight.strategies.base import TIMED_EVERY, Batch, StagedModule
 from sglight.strategies.grid import schedule_grid
 from sglight.strategies.optim import make_optimizer
 from sglight.strategies.schedule import StageTimes, speedup
-
-# Of so many batches the phases of the first are timed.
-TIMED_EVERY = 5
 
 # A batch number, and its state and labels, whose true gradient is still to come.
 Waiting = tuple[int, Tensor, Tensor]
@@ -304,22 +301,16 @@ class DNI(StagedModule):
         # A run may end in mid-epoch (max_time, an early stop).
         self.drain()
         super().on_train_epoch_end()
-        self._log_times()
 
-    def _log_times(self) -> None:
-        """Log the phases of all stages, and what a worker for each of them would gain."""
-        stages, phases = range(self.last + 1), [field.name for field in fields(StageTimes)]
-        own = {i: vars(self.recorder.typical(i)) for i in self.placement.own}
-        known = [own[i][phase] if i in own else 0.0 for i in stages for phase in phases]
-        seconds = iter(self.placement.peers.total(known).result())
-        times = [StageTimes(*(next(seconds) for _ in phases)) for _ in stages]
-        if not all(stage.total for stage in times):
-            return  # resumed behind the last batch that is timed
-        for stage in times:
-            stage.learn /= self.estimator_config["every_n_batches"]
+    @override
+    def phase_times(self) -> list[StageTimes]:
+        lessons = self.estimator_config["every_n_batches"]
+        return [replace(stage, learn=stage.learn / lessons) for stage in super().phase_times()]
+
+    @override
+    def log_phases(self, times: Sequence[StageTimes]) -> None:
+        super().log_phases(times)
         self.log("speedup/theoretical", self.theoretical_speedup(times))
-        for i, stage in enumerate(times):
-            self.log_dict({f"time/stage_{i}/{phase}_s": s for phase, s in vars(stage).items()})
 
     def theoretical_speedup(self, times: Sequence[StageTimes]) -> float:
         """How many times faster a worker for each stage is than one for all, free messages provided."""
@@ -360,14 +351,18 @@ _ESTIMATOR: dict[str, Any] = {
 }
 
 
-COMPARED = ("cosine", "relative_error", "norm_ratio")
+COMPARED = ("cosine", "relative_error", "norm_ratio", "sign_agreement")
 
 
 def compare(estimate: Tensor, true: Tensor) -> dict[str, Tensor]:
-    """Mean cosine over the batch, relative error of the whole, and ratio of the norms of two gradients ``[B, ...]``."""
+    """How two gradients ``[B, ...]`` agree.
+
+    Mean cosine over the batch, relative error of the whole, ratio of the norms, share of entries with the same sign.
+    """
     e, t = estimate.flatten(1), true.flatten(1)
     cosine = F.cosine_similarity(e, t, dim=1).mean()
-    return dict(zip(COMPARED, (cosine, (e - t).norm() / t.norm(), e.norm() / t.norm()), strict=True))
+    same = (e.sign() == t.sign()).to(e.dtype).mean()
+    return dict(zip(COMPARED, (cosine, (e - t).norm() / t.norm(), e.norm() / t.norm(), same), strict=True))
 
 
 @contextmanager

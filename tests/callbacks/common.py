@@ -26,6 +26,8 @@ def fit(
     epochs: int = 2,
     ckpt: Path | None = None,
     logger: Any = False,
+    diagnose_every_n_batches: int = 50,
+    fast_dev_run: bool = False,
     levels: int = 1,
     **network: Any,
 ) -> pl.Trainer:
@@ -33,9 +35,10 @@ def fit(
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=epochs, callbacks=callbacks, logger=logger, default_root_dir=folder,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=1,
-        enable_checkpointing=any("Checkpoint" in type(c).__name__ for c in callbacks),
+        fast_dev_run=fast_dev_run, enable_checkpointing=any("Checkpoint" in type(c).__name__ for c in callbacks),
     )  # fmt: skip
-    options: dict[str, Any] = {"levels": levels} if levels > 1 else {}
+    options: dict[str, Any] = {"diagnose_every_n_batches": diagnose_every_n_batches}
+    options |= {"levels": levels} if levels > 1 else {}
     kind = Multilevel if levels > 1 else DNI
     module = kind({**NETWORK, **network}, {"name": "adam", "lr": 1e-2}, **options)
     trainer.fit(module, data(), ckpt_path=str(ckpt) if ckpt else None, weights_only=True)

@@ -27,7 +27,9 @@ def test_the_peak_is_measured_anew(tmp_path: Path) -> None:
 
 def test_one_worker_has_one_peak(tmp_path: Path) -> None:
     memory = PeakMemory()
-    fit([memory], tmp_path, epochs=1)
+    trainer = fit([memory], tmp_path, epochs=1)
+    assert 0 < trainer.callback_metrics["memory/peak_bytes"] <= memory.peaks[0]
+    assert "memory/peak_bytes" not in fit([PeakMemory(curves=False)], tmp_path, epochs=1).callback_metrics
     assert memory.metrics() == {"memory/peak_bytes": memory.peaks[0]}
     assert memory.peaks[0] > 50 << 20
 

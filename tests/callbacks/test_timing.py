@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import re
 from pathlib import Path
+from time import sleep
 
 import pytest
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import CSVLogger
 
 from sglight.callbacks.checkpoint import LastCheckpoint
 from sglight.callbacks.timing import EpochTimer
@@ -17,8 +23,40 @@ def test_epochs_are_within_the_training(tmp_path: Path) -> None:
     metrics = timer.metrics()
     assert len(timer.epoch_s) == 3
     assert 0 < metrics["time/epoch_s"] <= sum(timer.epoch_s) <= metrics["time/fit_s"]
+    assert len(timer.validation_s) == len(timer.overhead_s) == 3
+    assert sum(timer.epoch_s) + sum(timer.validation_s) + sum(timer.overhead_s) <= metrics["time/fit_s"]
+    assert metrics["time/validation_s"] == sorted(timer.validation_s)[1]
+    assert metrics["time/overhead_s"] == sorted(timer.overhead_s)[1]
     rates = sorted(120 / s for s in timer.epoch_s)
     assert metrics["throughput/samples_per_s"] == pytest.approx(rates[1])
+
+
+class Slow(Callback):
+    """Takes its time between the epochs, and in each validation."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        sleep(0.2)
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        sleep(0.3)
+
+
+def test_seconds_are_told_apart_and_logged(tmp_path: Path) -> None:
+    timer = EpochTimer()
+    fit([Slow(), timer], tmp_path, logger=CSVLogger(tmp_path, name="", version=""))
+    assert min(timer.overhead_s) >= 0.2
+    assert min(timer.validation_s) >= 0.3
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for name in ("epoch_s", "validation_s", "overhead_s"):
+        written = [float(row[f"time/{name}"]) for row in rows if row[f"time/{name}"]]
+        assert written == pytest.approx(getattr(timer, name), rel=1e-4)
+
+
+def test_without_curves_nothing_is_logged(tmp_path: Path) -> None:
+    trainer = fit([EpochTimer(curves=False)], tmp_path, logger=CSVLogger(tmp_path, name="", version=""))
+    assert not {name for name in trainer.callback_metrics if re.fullmatch("time/[a-z]*_s", name)}
+    assert "time/overhead_s" not in (tmp_path / "metrics.csv").read_text()
 
 
 def test_a_resumed_run_adds_up(tmp_path: Path) -> None:

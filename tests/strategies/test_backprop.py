@@ -75,6 +75,14 @@ def test_learning_halves_the_loss() -> None:
     assert trainer.callback_metrics["train/loss"] < 0.5 * torch.log(torch.tensor(4.0))
 
 
+def test_its_phases_are_timed() -> None:
+    metrics = fit(Backprop(NETWORK, SGD), batches(7)).callback_metrics
+    assert metrics["time/stage_0/forward_s"] > 0
+    assert metrics["time/stage_0/backward_s"] > 0
+    assert metrics["time/stage_0/learn_s"] == 0
+    assert "speedup/theoretical" not in metrics
+
+
 def test_reversible_trains_like_stored() -> None:
     runs = [Backprop({**NETWORK, "reversible": r}, SGD) for r in (False, True)]
     for module in runs:

@@ -75,6 +75,18 @@ def test_what_is_late_is_written_at_its_own_step() -> None:
     assert module.shown["train/loss"] == 1.0
 
 
+def test_listeners_hear_of_every_report_at_its_own_step() -> None:
+    curves, peers, heard = Curves(), Slow(), list[tuple[int, float]]()
+    curves.listeners.append(lambda step, values: heard.append((step, values["train/acc"])))
+    target: Any = Module()
+    for step in (10, 20):
+        curves.report(peers, step, 0, NAMES, {})
+    curves.write(target)
+    assert not heard
+    curves.write(target, wait=True)
+    assert heard == [(10, 0.5), (20, 0.5)]
+
+
 def test_alone_nothing_is_late() -> None:
     curves, module = Curves(), Module()
     target: Any = module

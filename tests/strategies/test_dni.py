@@ -257,4 +257,9 @@ def test_compare_knows_direction_and_length() -> None:
     assert same["cosine"] == pytest.approx(1, abs=1e-5)
     assert same["relative_error"] == pytest.approx(1, abs=1e-5)
     assert same["norm_ratio"] == pytest.approx(2, abs=1e-5)
-    assert compare(-true, true)["cosine"] == pytest.approx(-1, abs=1e-5)
+    assert same["sign_agreement"] == 1
+    opposite = compare(-true, true)
+    assert opposite["cosine"] == pytest.approx(-1, abs=1e-5)
+    assert opposite["sign_agreement"] == 0
+    half = true * torch.tensor([[1.0], [-3.0]])
+    assert compare(half, true)["sign_agreement"] == pytest.approx(0.5)

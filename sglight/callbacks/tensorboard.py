@@ -1,0 +1,57 @@
+"""TensorBoard's page of custom scalars: what belongs together, over all runs, in one place."""
+
+from __future__ import annotations
+
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+
+# By category and chart, regular expressions of tags. A chart without data stays empty.
+LAYOUT = {
+    "accuracy": {
+        "training": [r"^train/acc$"],
+        "validation": [r"^val/acc$"],
+        "test": [r"^test/acc$"],
+    },
+    "loss": {
+        "training": [r"^train/loss$"],
+        "validation": [r"^val/loss$"],
+        "test": [r"^test/loss$"],
+    },
+    "estimators": {
+        "cosine with the true gradient": [r"^estimator_\d+/cosine$"],
+        "relative error": [r"^estimator_\d+/relative_error$"],
+        "ratio of the norms": [r"^estimator_\d+/norm_ratio$"],
+        "agreement of signs": [r"^estimator_\d+/sign_agreement$"],
+        "loss": [r"^estimator_\d+/loss$"],
+    },
+    "workers": {
+        "busy [s an epoch]": [r"^worker_\d+/busy_s$"],
+        "waiting [s an epoch]": [r"^worker_\d+/waiting_s$"],
+        "communicating [s an epoch]": [r"^worker_\d+/communicating_s$"],
+        "peak memory [bytes]": [r"^memory/"],
+    },
+    "time": {
+        "an epoch [s]": [r"^time/epoch_s$"],
+        "validation and overhead [s an epoch]": [r"^time/(validation|overhead)_s$"],
+        "phases [s a batch]": [r"^time/(stage|processor)_\d+/"],
+        "theoretical speed-up": [r"^speedup/theoretical$"],
+    },
+    "stability": {
+        "largest singular value of each step": [r"^stability/step_\d+/sigma_max$"],
+        "largest singular value of all steps, growth of a perturbation": [
+            r"^stability/(flow_sigma_max|growth)$"
+        ],
+        "norms of the states": [r"^stability/step_\d+/state_norm$"],
+        "norms of the gradients": [r"^stability/step_\d+/gradient_norm$"],
+        "error of the reversal": [r"^stability/reversal_error$"],
+    },
+}
+
+
+def add_layout(logger: Logger) -> None:
+    """Write `LAYOUT` into the log of a run, where TensorBoard finds it whichever of the runs are shown."""
+    if isinstance(logger, TensorBoardLogger):
+        charts = {
+            category: {title: ["Multiline", tags] for title, tags in group.items()}
+            for category, group in LAYOUT.items()
+        }
+        logger.experiment.add_custom_scalars(charts)

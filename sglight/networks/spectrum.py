@@ -1,0 +1,93 @@
+"""Jacobians of maps that act on each sample of a batch by itself: whole ones, and singular values of large ones.
+
+A map takes states ``[B, ...]`` to states ``[B, ...]`` (of another shape, perhaps); its Jacobian is one matrix a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+
+Map = Callable[[Tensor], Tensor]
+
+
+def push(f: Map, x: Tensor, v: Tensor) -> Tensor:
+    """J v, the derivative of f at x in the direction v: forward mode."""
+    with torch.no_grad(), forward_ad.dual_level():
+        out = forward_ad.unpack_dual(f(forward_ad.make_dual(x, v)))
+        return torch.zeros_like(out.primal) if out.tangent is None else out.tangent.clone()
+
+
+def pull(f: Map, x: Tensor, u: Tensor) -> Tensor:
+    """J^T u at x: reverse mode."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(f(x), x, u)[0]
+
+
+def jacobian(f: Map, x: Tensor) -> Tensor:
+    """J ``[B, D', D]`` at states with D values, which become D'; takes the memory of B D states."""
+    size = x[0].numel()
+    basis = torch.eye(size, dtype=x.dtype, device=x.device).repeat(len(x), 1)
+    columns = push(f, x.repeat_interleave(size, 0), basis.view(-1, *x.shape[1:]))
+    return columns.reshape(len(x), size, -1).mT
+
+
+def singular_values(matrices: Tensor) -> Tensor:
+    """Of matrices ``[B, D', D]``, the largest first; NaN where one is not finite."""
+    return _of_finite(torch.linalg.svdvals, matrices)
+
+
+def spectral_radius(matrices: Tensor) -> Tensor:
+    """The largest modulus of an eigenvalue ``[B]`` of matrices ``[B, D, D]``; NaN where one is not finite."""
+    return _of_finite(torch.linalg.eigvals, matrices).abs().amax(1)
+
+
+def largest_singular_value(f: Map, x: Tensor, iterations: int, generator: torch.Generator) -> Tensor:
+    """Of the Jacobian at x, a lower bound ``[B]``: Golub-Kahan-Lanczos bidiagonalisation (Golub & Kahan 1965).
+
+    Each iteration takes one `push` and one `pull`; with as many as a state has values the result is exact.
+
+    Args:
+        generator: on the CPU, of the direction to begin with.
+    """
+    left: list[Tensor] = []
+    right: list[Tensor] = []
+    diagonal: list[Tensor] = []
+    above: list[Tensor] = []
+    v, _ = _normalised(torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device), [])
+    for _ in range(iterations):
+        right.append(v)
+        u, length = _normalised(push(f, x, v), left)
+        left.append(u)
+        diagonal.append(length)
+        v, length = _normalised(pull(f, x, u), right)
+        above.append(length)
+    bidiagonal = torch.diag_embed(torch.stack(diagonal, 1))
+    if iterations > 1:
+        bidiagonal += torch.diag_embed(torch.stack(above[:-1], 1), 1)
+    return singular_values(bidiagonal)[:, 0]
+
+
+def _normalised(x: Tensor, basis: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """What of x is orthogonal to ``basis``, with norm one, and the norm ``[B]`` it had; both 0 if it is rounding."""
+    rows = x.flatten(1)
+    before = rows.norm(dim=1)
+    if basis:
+        span = torch.stack([b.flatten(1) for b in basis], 1)
+        for _ in range(2):  # once is not enough in finite precision
+            rows = rows - ((span @ rows[..., None]).mT @ span)[:, 0]
+    length = rows.norm(dim=1)
+    rounding = length <= 10 * torch.finfo(x.dtype).eps * before
+    unit = torch.where(rounding[:, None], 0, rows / length[:, None])
+    return unit.view_as(x), torch.where(rounding, 0, length)
+
+
+def _of_finite(function: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
+    """A function of matrices that LAPACK refuses unless all of their entries are finite."""
+    finite = matrices.isfinite().flatten(1).all(1)
+    values = function(torch.where(finite[:, None, None], matrices, 0))
+    return torch.where(finite[:, None], values, torch.nan)

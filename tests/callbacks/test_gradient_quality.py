@@ -1,0 +1,72 @@
+"""The picture of the estimators' quality shows what the strategy has measured, over resumptions too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+from matplotlib.image import imread
+from pytorch_lightning.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sglight.callbacks.checkpoint import LastCheckpoint
+from sglight.callbacks.gradient_quality import GradientQuality, draw
+from sglight.strategies.backprop import Backprop
+from sglight.strategies.dni import COMPARED
+from tests.callbacks.common import NETWORK, data, fit
+
+
+def test_the_history_is_that_of_the_curves(tmp_path: Path) -> None:
+    logger, quality = (
+        TensorBoardLogger(tmp_path, name=None, version=""),
+        GradientQuality(tmp_path / "figures"),
+    )
+    trainer = fit([quality], tmp_path, epochs=3, logger=logger, diagnose_every_n_batches=2)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert quality.history.keys() == {f"estimator_0/{kind}" for kind in COMPARED}
+    for name, points in quality.history.items():
+        written = [(event.step, event.value) for event in events.Scalars(name)]
+        assert [step for step, _ in points] == [step for step, _ in written] == [0, 2, 4, 6, 8]
+        assert [value for _, value in points] == pytest.approx([value for _, value in written])
+    assert events.Images("figures/gradient_quality")
+    assert imread(tmp_path / "figures/gradient_quality.png")[..., :3].std() > 0.03
+    assert not trainer.lightning_module.curves.listeners
+
+
+def test_a_resumed_run_shows_all_of_it(tmp_path: Path) -> None:
+    straight, first, second = (GradientQuality(tmp_path / name) for name in "abc")
+    fit([straight], tmp_path, epochs=3, diagnose_every_n_batches=1)
+    fit([first, LastCheckpoint(tmp_path)], tmp_path, epochs=2, diagnose_every_n_batches=1)
+    fit([second], tmp_path, epochs=3, ckpt=tmp_path / "last.ckpt", diagnose_every_n_batches=1)
+    assert second.history == straight.history
+    assert len(second.history["estimator_0/cosine"]) == 9
+
+
+def test_without_estimators_or_comparisons_nothing_is_drawn(tmp_path: Path) -> None:
+    fit([GradientQuality(tmp_path / "never")], tmp_path, diagnose_every_n_batches=0)
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=1, callbacks=[GradientQuality(tmp_path / "backprop")], logger=False,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(Backprop(NETWORK, {"name": "adam", "lr": 1e-2}), data())
+    assert not (tmp_path / "never").exists() and not (tmp_path / "backprop").exists()
+
+
+def test_every_boundary_has_its_curve() -> None:
+    history = {f"estimator_{i}/{kind}": [(0, 0.1), (5, 0.5)] for i in (0, 1, 10) for kind in COMPARED}
+    panels = draw(history).axes
+    assert [axes.get_ylabel() for axes in panels] == [
+        "cosine",
+        "relative error",
+        "norm ratio",
+        "sign agreement",
+    ]
+    for axes in panels:
+        curves = [line for line in axes.get_lines() if str(line.get_label()).startswith("behind")]
+        assert [line.get_label() for line in curves] == [
+            "behind stage 0",
+            "behind stage 1",
+            "behind stage 10",
+        ]
+        assert len({str(line.get_color()) for line in curves}) == 3
