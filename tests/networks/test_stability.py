@@ -124,10 +124,10 @@ def test_growth_is_within_the_singular_values() -> None:
 
 def test_steps_of_half_the_size_make_the_same_flow() -> None:
     for dynamics in EVERY:
-        network = net(dynamics, init="smooth", steps=64)
+        network = net(dynamics, init="smooth", steps=32)
         coarse, fine = measured(network), measured(network.refine())
-        assert fine.flow_sigma_max == pytest.approx(coarse.flow_sigma_max, rel=0.05)
-        assert fine.gradient_norm[0] == pytest.approx(coarse.gradient_norm[0], rel=0.05)
+        assert fine.flow_sigma_max == pytest.approx(coarse.flow_sigma_max, rel=0.1)
+        assert fine.gradient_norm[0] == pytest.approx(coarse.gradient_norm[0], rel=0.1)
 
 
 @pytest.mark.parametrize("dynamics", EVERY)
