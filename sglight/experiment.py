@@ -304,7 +304,8 @@ def _logger(name: str, folder: Path) -> Logger | bool:
 
 def _hyperparameters(plain: Mapping[str, Any]) -> dict[str, Any]:
     """The chosen keys of the config, flat, for TensorBoard's HParams page."""
-    values = {key: OmegaConf.select(OmegaConf.create(dict(plain)), key) for key in HYPERPARAMETERS}
+    config = OmegaConf.create(dict(plain))
+    values = {key: OmegaConf.select(config, key) for key in HYPERPARAMETERS}
     values["strategy"] = plain["strategy"]["_target_"].rpartition(".")[2].lower()
     return {
         key: str(value) if OmegaConf.is_config(value) else value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -231,20 +230,22 @@ def test_one_thread_for_small_steps(compose_config: Compose) -> None:
 
 
 PRESETS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-TAKEN = [
-    *product(PRESETS, ("backprop", "dni", "multilevel")),
-    *((preset, "pvd") for preset in PRESETS if (CONF / f"experiment/tuned/{preset}_pvd.yaml").is_file()),
-]
+TUNED = [path.stem.rpartition("_")[::2] for path in sorted((CONF / "experiment/tuned").glob("*.yaml"))]
 
 
-@pytest.mark.parametrize(("preset", "strategy"), TAKEN)
+@pytest.mark.parametrize(("preset", "strategy"), [*((preset, None) for preset in PRESETS), *TUNED])
 def test_every_preset_takes_a_step(
-    compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str, strategy: str
+    compose_config: Compose,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    preset: str,
+    strategy: str | None,
 ) -> None:
     shapes = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
-    epochs = 2 if strategy == "multilevel" else 1  # one a level
+    choice = [] if strategy is None else [f"strategy={strategy}"]
+    epochs = 2 if "multilevel" in (strategy or preset) else 1  # one a level
     cfg = compose_config(
-        f"experiment={preset}", f"strategy={strategy}", f"trainer.max_epochs={epochs}", "trainer.limit_train_batches=1",
+        f"experiment={preset}", *choice, f"trainer.max_epochs={epochs}", "trainer.limit_train_batches=1",
         "trainer.limit_val_batches=1", "trainer.limit_test_batches=1", "trainer.accelerator=cpu",
         "callbacks.progress.enabled=false", "dataset.batch_size=8",
         *(["strategy.objective_samples=8"] if strategy == "pvd" else []),

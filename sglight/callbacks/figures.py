@@ -5,8 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
+from PIL import Image
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor, nn
@@ -195,10 +197,13 @@ def spread(count: int, limit: int) -> Tensor:
 
 def publish(trainer: pl.Trainer, figure: "Figure", folder: Path, name: str) -> None:
     """Write ``<name>.png`` into the folder and ``figures/<name>`` into TensorBoard, if that is the logger."""
-    save_figure(figure, folder / f"{name}.png")
+    path = folder / f"{name}.png"
+    save_figure(figure, path)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure(f"figures/{name}", figure, trainer.global_step, close=False)
+            # From the file: `add_figure` would draw it once more.
+            picture = np.asarray(Image.open(path).convert("RGB"))
+            logger.experiment.add_image(f"figures/{name}", picture, trainer.global_step, dataformats="HWC")
 
 
 def save_figure(figure: "Figure", path: Path) -> None:

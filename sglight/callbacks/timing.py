@@ -1,7 +1,7 @@
 """How long training takes."""
 
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import pytorch_lightning as pl
@@ -9,6 +9,8 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.trainer.states import TrainerFn
 from typing_extensions import override
+
+from sglight.strategies.base import StagedModule
 
 # What `EpochTimer` measures for each epoch, in seconds.
 PARTS = ("epoch_s", "validation_s", "overhead_s")
@@ -22,6 +24,7 @@ class EpochTimer(Callback):
         epoch_samples: the number of samples in each of them.
         validation_s: seconds of each validation between them.
         overhead_s: seconds between the batches of two epochs, without the validation: checkpoints, figures and so on.
+        cpu_s: seconds of the processors that all workers together used for the training so far.
 
     Args:
         curves: whether these seconds are logged, too.
@@ -33,6 +36,8 @@ class EpochTimer(Callback):
         self.epoch_samples: list[int] = []
         self.validation_s: list[float] = []
         self.overhead_s: list[float] = []
+        self.cpu_s = 0.0
+        self._cpu_counted = 0.0  # this process's clock when `cpu_s` was last brought up to date
         self._validation_started = self._validating = 0.0  # the latter since the last batch
         self._between = False
         self._before_s = 0.0
@@ -50,20 +55,20 @@ class EpochTimer(Callback):
         return self._before_s + (self._ended or perf_counter()) - self._started
 
     def metrics(self) -> dict[str, float]:
-        """``time/fit_s``, and medians over the epochs: ``time/*_s`` of the attributes, ``throughput/samples_per_s``."""
+        """``time/fit_s`` and ``time/cpu_s``; medians over the epochs: ``time/*_s``, ``throughput/samples_per_s``."""
         medians = {f"time/{name}": median(seconds) for name in PARTS if (seconds := getattr(self, name))}
         rates = [n / s for n, s in zip(self.epoch_samples, self.epoch_s, strict=True)]
         throughput = {"throughput/samples_per_s": median(rates)} if rates else {}
-        return {"time/fit_s": self.fit_s, **medians, **throughput}
+        return {"time/fit_s": self.fit_s, "time/cpu_s": self.cpu_s, **medians, **throughput}
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         earlier, self._earlier = self._earlier, None
         if earlier is not None:
-            self._before_s = earlier["fit_s"]
+            self._before_s, self.cpu_s = earlier["fit_s"], earlier.get("cpu_s", 0.0)
             for name in (*PARTS, "epoch_samples"):
                 setattr(self, name, list(earlier.get(name, [])))
-        self._started, self._ended = perf_counter(), None
+        self._started, self._ended, self._cpu_counted = perf_counter(), None, process_time()
         # An epoch that is gone on with in the middle begins without `on_train_epoch_start`.
         self._begin_epoch()
 
@@ -94,6 +99,7 @@ class EpochTimer(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._count_cpu(pl_module)
         if self._samples:
             self._between = True
             self.epoch_s.append(self._last_batch - self._epoch_started)
@@ -106,17 +112,23 @@ class EpochTimer(Callback):
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._end_epoch(trainer)
+        self._count_cpu(pl_module)
         self._ended = perf_counter()
 
     @override
     def state_dict(self) -> dict[str, Any]:
         lists = {name: getattr(self, name) for name in (*PARTS, "epoch_samples")}
-        return {"fit_s": self.fit_s, **lists}
+        return {"fit_s": self.fit_s, "cpu_s": self.cpu_s, **lists}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Lightning loads states for a test as well; only a training takes it over.
         self._earlier = state_dict
+
+    def _count_cpu(self, module: pl.LightningModule) -> None:
+        assert isinstance(module, StagedModule)
+        before, self._cpu_counted = self._cpu_counted, process_time()
+        self.cpu_s += module.placement.peers.total([self._cpu_counted - before]).result()[0]
 
     def _begin_epoch(self) -> None:
         self._epoch_started = self._last_batch = perf_counter()

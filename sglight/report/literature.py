@@ -29,7 +29,11 @@ class Reference:
 
     def suits(self, group: Group) -> bool:
         """Whether every run of the group has all values of ``match``."""
-        return all(run.config.get(key) == value for run in group.runs for key, value in self.match.items())
+        return all(
+            run.config.get(key) in (value if isinstance(value, list) else [value])
+            for run in group.runs
+            for key, value in self.match.items()
+        )
 
     @property
     def text(self) -> str:

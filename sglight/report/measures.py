@@ -67,7 +67,9 @@ class Measure:
         return text.replace(spread[0], ""), spread[1] + statistic.part
 
 
-TARGET, ALONE, BACKPROP = "time/to_target_s", "speedup/one_worker", "speedup/backprop"
+TARGET, SAVED = "time/to_target_s", "time/saved"
+ALONE, BACKPROP = "speedup/one_worker", "speedup/backprop"
+RATE, FIT = "throughput/samples_per_s", "time/fit_s"
 
 MEASURES = (
     Measure("test/acc", "test accuracy", units.percent, max, "of the checkpoint with the best validation"),
@@ -78,6 +80,11 @@ MEASURES = (
         "target, over the runs that reach it",
     ),
     Measure("time/fit_s", "training", units.seconds, min, "the whole training, with validation and files"),
+    Measure("time/cpu_s", "CPU time", units.seconds, min, "seconds of the processors of all workers in the training"),
+    Measure(
+        SAVED, "saved by levels", units.percent, max,
+        "part of the training's time that is less than with strategy.levels=1 and the same config otherwise",
+    ),
     Measure("time/epoch_s", "epoch", units.seconds, min, "median over the epochs, training batches only"),
     Measure("throughput/samples_per_s", "samples / s", units.count, max, "median over the epochs"),
     Measure(
@@ -138,15 +145,13 @@ def compare(task: Task, target: float | None = None) -> Comparison:
     target = default_target(task.groups) if target is None else target
     rows = [_statistics(group, target) for group in task.groups]
     for group, row in zip(task.groups, rows, strict=True):
-        for key, reference in (
-            (ALONE, _one_worker(group, task.groups)),
-            (BACKPROP, _backprop(group, task.groups)),
+        for key, reference, of, value in (
+            (ALONE, _one_worker(group, task.groups), RATE, float),
+            (BACKPROP, _backprop(group, task.groups), RATE, float),
+            (SAVED, _one_level(group, task.groups), FIT, lambda ratio: 1 - ratio),
         ):
-            if (
-                reference is not None
-                and (ratio := _ratio(row, rows[task.groups.index(reference)])) is not None
-            ):
-                row[key] = ratio
+            if reference is not None and (ratio := _ratio(row, rows[task.groups.index(reference)], of)):
+                row[key] = Statistic(value(ratio), None, row[of].n, row[of].of)
     return Comparison(task, target, rows)
 
 
@@ -185,12 +190,11 @@ def _statistics(group: Group, target: float | None) -> dict[str, Statistic]:
     return row
 
 
-def _ratio(row: Row, reference: Row) -> Statistic | None:
-    """Mean throughput over mean throughput."""
-    key = "throughput/samples_per_s"
+def _ratio(row: Row, reference: Row, key: str) -> float | None:
+    """Mean over mean."""
     if key not in row or key not in reference or not reference[key].mean:
         return None
-    return Statistic(row[key].mean / reference[key].mean, None, row[key].n, row[key].of)
+    return row[key].mean / reference[key].mean
 
 
 def _workers(config: Mapping[str, object]) -> tuple[object, object]:
@@ -204,6 +208,24 @@ def _one_worker(group: Group, groups: Sequence[Group]) -> Group | None:
         return None
     wanted = identity({**config, "trainer.devices": 1, "trainer.num_nodes": 1})
     return next((g for g in groups if not g.mixed and identity(g.runs[0].config) == wanted), None)
+
+
+def _one_level(group: Group, groups: Sequence[Group]) -> Group | None:
+    """The group of the same config that trains the last depth from the start, if this one does not."""
+
+    def apart_from_levels(other: Group) -> dict[str, object]:
+        config = identity(other.runs[0].config)
+        return {k: v for k, v in config.items() if not k.startswith(("strategy.level.", "strategy.levels"))}
+
+    def levels(other: Group) -> object:
+        return other.runs[0].config.get("strategy.levels", 1)
+
+    if group.mixed or levels(group) == 1:
+        return None
+    wanted = apart_from_levels(group)
+    return next(
+        (g for g in groups if not g.mixed and levels(g) == 1 and apart_from_levels(g) == wanted), None
+    )
 
 
 def _backprop(group: Group, groups: Sequence[Group]) -> Group | None:

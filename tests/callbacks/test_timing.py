@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from pathlib import Path
-from time import sleep
+from time import process_time, sleep
 
 import pytest
 import pytorch_lightning as pl
@@ -66,3 +66,22 @@ def test_a_resumed_run_adds_up(tmp_path: Path) -> None:
     assert second.epoch_s[:2] == first.epoch_s
     assert len(second.epoch_s) == 3
     assert second.fit_s > sum(second.epoch_s)
+    assert second.cpu_s > first.cpu_s
+
+
+class Busy(Callback):
+    """Keeps the processor busy for a while, and then waits for longer."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
+        end = process_time() + 0.05
+        while process_time() < end:
+            pass
+        sleep(0.2)
+
+
+def test_waiting_is_no_time_of_the_processor(tmp_path: Path) -> None:
+    timer = EpochTimer()
+    trainer = fit([Busy(), timer], tmp_path)
+    busy, waiting = 0.05 * trainer.global_step, 0.2 * trainer.global_step
+    assert busy <= timer.metrics()["time/cpu_s"]
+    assert timer.metrics()["time/fit_s"] - timer.cpu_s >= 0.9 * waiting

@@ -42,6 +42,18 @@ def test_a_public_log_is_exact_and_the_paper_is_quoted_from_memory():
     assert texts == ["about 82.10 % to 84.30 %", "84.70 %"]
 
 
+def test_a_list_has_all_values_that_a_key_may_have():
+    settings = {"strategy": "multilevel", "model__steps": 64}
+    runs = [
+        replace(run(**settings, strategy__levels=levels), metrics={"time/fit_s": time})
+        for levels, time in ((1, 10.0), (2, 8.0), (5, 5.0))
+    ]
+    (task,) = tasks(runs)
+    ((entry),) = beside(compare(task))
+    assert entry.group.columns["strategy.levels"] == 2
+    assert (entry.ours, entry.reference.text) == ("20.00 %", "about 40.00 %")
+
+
 @pytest.mark.parametrize(
     "keys", [{}, {"dataset__name": "cifar10"}, {"dataset__name": "mnist", "strategy": "multilevel"}]
 )

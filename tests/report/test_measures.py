@@ -7,7 +7,7 @@ import pytest
 
 from sglight.report.events import Curve
 from sglight.report.groups import tasks
-from sglight.report.measures import ALONE, BACKPROP, MEASURES, TARGET, compare, default_target, time_to
+from sglight.report.measures import ALONE, BACKPROP, MEASURES, SAVED, TARGET, compare, default_target, time_to
 from sglight.report.runs import Run
 from tests.report.test_groups import run as configured
 
@@ -106,6 +106,21 @@ def test_a_speed_up_is_against_the_same_network_and_the_nearest_config():
     row = next(r for g, r in zip(comparison.task.groups, comparison.rows, strict=True) if g.runs[0] is one)
     assert row[BACKPROP].mean == 2.0
     assert BACKPROP not in only([other, one]).rows[1]
+
+
+def test_saved_is_against_one_level_with_the_same_config():
+    def of(levels: int, time: float, steps: int = 8) -> Run:
+        strategy = {"levels": levels, "level": {"epochs": [2] * levels}}
+        keys = {f"strategy__{key}": value for key, value in strategy.items()}
+        return run({"time/fit_s": time}, strategy="multilevel", model__steps=steps, **keys)
+
+    comparison = only([of(1, 10.0), of(2, 8.0), of(3, 5.0), of(1, 1.0, steps=4), of(2, 7.0, steps=16)])
+    saved = {
+        (g.runs[0].config["model.steps"], g.runs[0].config["strategy.levels"]): row.get(SAVED)
+        for g, row in zip(comparison.task.groups, comparison.rows, strict=True)
+    }
+    assert saved[8, 2].mean == pytest.approx(0.2) and saved[8, 3].mean == pytest.approx(0.5)
+    assert [saved[key] for key in ((8, 1), (4, 1), (16, 2))] == [None] * 3
 
 
 def test_the_best_of_a_measure():
