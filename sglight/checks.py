@@ -146,7 +146,8 @@ def check_strategy(cfg: DictConfig) -> None:
             "strategy.regularisation.classifier_smoothness needs a classifier that sees images: model.kernel=conv and "
             "model.head=flatten; set it to 0"
         )
-    if OmegaConf.get_type(cfg.strategy, "estimator") is EstimatorConfig:
+    estimator = OmegaConf.select(cfg, "strategy.estimator")
+    if estimator is not None and OmegaConf.get_type(estimator) is EstimatorConfig:
         _known_or_dotted("strategy.estimator.name", cfg.strategy.estimator.name, list(EstimatorName))
     if OmegaConf.select(cfg, "strategy.estimator.name") == "conv":
         if cfg.model.kernel != "conv":

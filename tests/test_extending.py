@@ -208,10 +208,13 @@ WRONG = {
 
 @pytest.mark.parametrize("override", WRONG)
 def test_what_is_wrong_is_said_in_a_sentence(mine: Any, override: str) -> None:
+    def build(*overrides: str) -> None:
+        plain = to_plain(mine(*overrides))
+        build_module(plain, build_datamodule(plain))
+
     small = SMALL[4:] if override.startswith("dataset") else SMALL
     with pytest.raises(UserError, match=WRONG[override]):
-        plain = to_plain(mine(*small, override))
-        build_module(plain, build_datamodule(plain))
+        build(*small, override)
 
 
 def test_all_four_at_once_by_the_command_on_two_workers(folder: Path) -> None:
