@@ -29,7 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = (
     "dataset=ellipse", "dataset.train_points=90", "dataset.val_points=30", "dataset.test_points=30",
     "model.channels=4", "model.steps=4", "trainer.max_epochs=2", "trainer.accelerator=cpu", "trainer.threads=1",
-    "callbacks.progress.enabled=false", "logger=none",
+    "callbacks.progress.enabled=false", "callbacks.figures.enabled=false", "callbacks.timeline.enabled=false",
+    "callbacks.gradient_quality.enabled=false", "logger=none",
 )  # fmt: skip
 
 
