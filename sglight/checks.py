@@ -12,7 +12,8 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sglight.errors import UserError
-from sglight.schema import PVDConfig
+from sglight.explain import did_you_mean
+from sglight.schema import Dynamics, EstimatorConfig, EstimatorName, PVDConfig
 from sglight.strategies.levels import first_epochs, make_levels
 
 # Set in every process that torchrun starts.
@@ -73,6 +74,7 @@ def check_values(cfg: DictConfig) -> None:
 
 def check_model(model: DictConfig) -> None:
     """Refuse keys of the network that contradict each other."""
+    _known_or_dotted("model.dynamics", model.dynamics, list(Dynamics))
     widths = _per_segment("channels", model.channels, int)
     for name, kind in (("steps", int), ("horizon", float)):
         if (count := len(_per_segment(name, model[name], kind))) not in (1, len(widths)):
@@ -97,13 +99,14 @@ def check_model(model: DictConfig) -> None:
             f"model.opening_normalisation={model.opening_normalisation} needs model.opening=conv, "
             f"not {model.opening}; set it to none"
         )
-    if model.gamma and model.dynamics != "antisymmetric":
+    ready_made = model.dynamics in list(Dynamics)  # another one says itself what it can do
+    if model.gamma and ready_made and model.dynamics != "antisymmetric":
         raise UserError(
             f"model.gamma={model.gamma} is for model=antisymmetric only; with {model.dynamics} it must be 0"
         )
-    if model.initial_velocity == "paper" and model.dynamics != "leapfrog":
+    if model.initial_velocity == "paper" and ready_made and model.dynamics != "leapfrog":
         raise UserError("model.initial_velocity=paper is for model=leapfrog only; leave it at zero")
-    if model.reversible and model.dynamics not in ("hamiltonian", "leapfrog"):
+    if model.reversible and ready_made and model.dynamics not in ("hamiltonian", "leapfrog"):
         raise UserError(
             f"model.reversible=true needs model=hamiltonian or model=leapfrog, not {model.dynamics}"
         )
@@ -143,6 +146,9 @@ def check_strategy(cfg: DictConfig) -> None:
             "strategy.regularisation.classifier_smoothness needs a classifier that sees images: model.kernel=conv and "
             "model.head=flatten; set it to 0"
         )
+    estimator = OmegaConf.select(cfg, "strategy.estimator")
+    if estimator is not None and OmegaConf.get_type(estimator) is EstimatorConfig:
+        _known_or_dotted("strategy.estimator.name", cfg.strategy.estimator.name, list(EstimatorName))
     if OmegaConf.select(cfg, "strategy.estimator.name") == "conv":
         if cfg.model.kernel != "conv":
             raise UserError(
@@ -263,6 +269,13 @@ def _each(cfg: DictConfig, keys: str, allowed: Callable[[Any], bool], rule: str)
 def _one_of(key: str, value: str, options: tuple[str, ...]) -> None:
     if value not in options:
         raise UserError(f"{key}={value} is not allowed; choose one of {', '.join(options)}")
+
+
+def _known_or_dotted(key: str, value: str, names: Sequence[str]) -> None:
+    if value not in names and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", value):
+        raise UserError(
+            f"{key}={value} is not allowed; {did_you_mean(value, names)} (or give package.module.Class, your own)"
+        )
 
 
 def _per_segment(name: str, value: Any, kind: type) -> list[Any]:

@@ -17,7 +17,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.utils import get_class
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, RichProgressBar
@@ -35,6 +34,7 @@ from sglight.callbacks.timeline import Timeline
 from sglight.callbacks.timing import EpochTimer
 from sglight.completed import config_hash
 from sglight.errors import UserError
+from sglight.extension import load_class
 from sglight.files import replacing
 from sglight.networks import NetworkSpec
 from sglight.parallel.launcher import cores
@@ -58,6 +58,8 @@ HYPERPARAMETERS = (
     "strategy.synchronisation", "strategy.optimizer.name", "strategy.optimizer.lr", "trainer.max_epochs",
     "trainer.precision", "trainer.devices",
 )  # fmt: skip
+# What a run asks of a data module.
+NEEDED = ("name", "batch_size", "shape", "classes", "train_size", "val_size", "test_size")
 # Of TensorBoard's HParams page.
 COLUMNS = ("val/acc", "val/loss", "test/acc", "test/loss", "time/epoch_s", "memory/peak_bytes")
 
@@ -135,12 +137,17 @@ def build_datamodule(plain: Mapping[str, Any], inputs: bool = True) -> Any:
     datamodule.inputs = inputs
     datamodule.prepare_data()
     datamodule.setup("fit")
+    if missing := [name for name in NEEDED if not hasattr(datamodule, name)]:
+        raise UserError(
+            f"dataset._target_={plain['dataset']['_target_']} lacks {', '.join(missing)} after setup('fit'); "
+            f"set the attributes {', '.join(NEEDED)} there at the latest"
+        )
     return datamodule
 
 
 def _datamodule(plain: Mapping[str, Any]) -> Any:
     settings = dict(plain["dataset"])
-    return get_class(settings.pop("_target_"))(**settings)
+    return load_class(settings.pop("_target_"), "dataset._target_", pl.LightningDataModule)(**settings)
 
 
 def build_module(plain: Mapping[str, Any], datamodule: Any) -> StagedModule:
@@ -161,8 +168,7 @@ def build_module(plain: Mapping[str, Any], datamodule: Any) -> StagedModule:
 
 
 def _strategy(plain: Mapping[str, Any]) -> type[StagedModule]:
-    target: type[StagedModule] = get_class(plain["strategy"]["_target_"])
-    return target
+    return load_class(plain["strategy"]["_target_"], "strategy._target_", StagedModule)
 
 
 def build_callbacks(config: Mapping[str, Any], folder: Path) -> tuple[BestCheckpoint, list[Callback]]:

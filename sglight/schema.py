@@ -1,6 +1,7 @@
 """The keys of every config group but `dataset`, their types and defaults, as dataclasses; imports no torch.
 
-The comments in `conf/` say what the keys mean. A field marked `*` is a number, or a list with one per segment.
+The comments in `conf/` say what the keys mean. `model.dynamics` and `strategy.estimator.name` are one of the names here
+or a class of the user's, as ``package.module.Class``. A field marked `*` is a number, or a list with one per segment.
 """
 
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ LoggerName = StrEnum("LoggerName", ["tensorboard", "csv", "none"])
 class ModelConfig:
     """A stable network: the fields of `sglight.networks.NetworkSpec`."""
 
-    dynamics: Dynamics = MISSING
+    dynamics: str = MISSING
     kernel: Kernel = Kernel.dense
     steps: Any = 8  # *
     horizon: Any = 4.0  # *
@@ -111,7 +112,7 @@ class BackpropConfig(StrategyConfig):
 class EstimatorConfig:
     """What predicts a gradient at a boundary."""
 
-    name: EstimatorName = EstimatorName.mlp
+    name: str = "mlp"
     hidden: list[int] = field(default_factory=lambda: [64])
     conditional: bool = True
     kernel_size: int = 3

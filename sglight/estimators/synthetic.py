@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sglight.extension import load_class
 from sglight.networks.parts import Conv, Linear, Shape
+from sglight.networks.seeding import seeded
+
+READY_MADE = ("linear", "mlp", "conv")
 
 
 class Estimator(nn.Module, ABC):
@@ -28,7 +32,15 @@ class Estimator(nn.Module, ABC):
     * ``learn(state, labels, target, time)``: a step towards the true one; returns the loss before it.
 
     ``state`` is ``[B, *shape]``, ``labels`` ``[B]``, ``time`` the network time of the boundary in [0, 1].
+
+    One from outside the package (``strategy.estimator.name=package.module.Class``) is made with the keywords
+    ``shape, classes, hidden, conditional, kernel_size, seed``, while torch's generator is seeded with ``seed``.
     """
+
+    @classmethod
+    def cost(cls, shape: Shape, hidden: Sequence[int], kernel_size: int) -> float:
+        """Multiplications per sample of one estimate by a class from outside; free unless it says otherwise."""
+        return 0.0
 
     @abstractmethod
     def estimate(self, state: Tensor, labels: Tensor, time: float) -> Tensor:
@@ -156,11 +168,11 @@ def synthetic_gradient(
     kernel_size: int,
     seed: int,
     *place: str | int,
-) -> SyntheticGradient:
-    """The estimator ``linear``, ``mlp`` or ``conv`` for states of the given shape.
+) -> Estimator:
+    """The estimator ``linear``, ``mlp``, ``conv`` or ``package.module.Class`` for states of the given shape.
 
     Raises:
-        ValueError: for an unknown name, or ``conv`` on states that are not images.
+        ValueError: for a name that does not exist, or ``conv`` on states that are not images.
     """
     match name:
         case "linear":
@@ -174,17 +186,34 @@ def synthetic_gradient(
                 )
             return ConvSyntheticGradient(shape, classes, hidden, conditional, kernel_size, seed, *place)
         case _:
-            raise ValueError(f"strategy.estimator.name={name} is unknown; choose linear, mlp or conv")
+            kind: Callable[..., Estimator] = _outside(name)
+            with seeded(seed, *place) as own:
+                return kind(
+                    shape=shape, classes=classes, hidden=hidden, conditional=conditional, kernel_size=kernel_size,
+                    seed=own,
+                )  # fmt: skip
+
+
+def _outside(name: str) -> type[Estimator]:
+    if "." not in name:
+        raise ValueError(
+            f"strategy.estimator.name={name} is unknown; choose linear, mlp, conv or package.module.Class"
+        )
+    return load_class(name, "strategy.estimator.name", Estimator)  # type: ignore[type-abstract]
 
 
 def prediction_cost(name: str, shape: Shape, hidden: Sequence[int], kernel_size: int) -> float:
     """Multiplications per sample of one prediction by the `synthetic_gradient` of these arguments."""
+    if name not in READY_MADE:
+        return _outside(name).cost(shape, hidden, kernel_size)
     taps = kernel_size**2 * math.prod(shape[1:]) if name == "conv" else 1
     return float(taps * sum(a * b for a, b in pairwise(_widths(name, shape, hidden))))
 
 
 def prediction_values(name: str, shape: Shape, hidden: Sequence[int]) -> int:
     """Values per sample that one prediction goes over: the outputs of all layers."""
+    if name not in READY_MADE:
+        return 0  # part of its cost
     pixels = math.prod(shape[1:]) if name == "conv" else 1
     return pixels * sum(_widths(name, shape, hidden)[1:])
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from sglight.extension import load_class
 
 State = tuple[Tensor, ...]
 
@@ -167,3 +170,19 @@ DYNAMICS: dict[str, Dynamics] = {
     "hamiltonian": Hamiltonian(),
     "leapfrog": Leapfrog(),
 }
+
+
+@cache
+def find_dynamics(name: str) -> Dynamics:
+    """The dynamics of a key of `DYNAMICS`, or of a subclass of `Dynamics` given as ``package.module.Class``.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name in DYNAMICS:
+        return DYNAMICS[name]
+    if "." not in name:
+        raise ValueError(
+            f"model.dynamics={name} is unknown; choose one of {', '.join(DYNAMICS)}, or package.module.Class"
+        )
+    return load_class(name, "model.dynamics", Dynamics)()  # type: ignore[type-abstract]

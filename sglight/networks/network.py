@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from sglight.networks.dynamics import DYNAMICS, Dynamics
+from sglight.networks.dynamics import Dynamics, find_dynamics
 from sglight.networks.parts import (
     Classifier,
     Connector,
@@ -130,7 +130,7 @@ class NetworkSpec:
     @property
     def rule(self) -> Dynamics:
         """The dynamics of all segments."""
-        return DYNAMICS[self.dynamics]
+        return find_dynamics(self.dynamics)
 
     @property
     def segments(self) -> list[SegmentSpec]:

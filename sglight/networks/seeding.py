@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -21,6 +23,15 @@ def generator(seed: int, *place: str | int) -> torch.Generator:
 def normal(shape: tuple[int, ...], std: float, seed: int, *place: str | int) -> Tensor:
     """Normal numbers of the given shape and standard deviation, from the stream of ``place``."""
     return torch.randn(shape, generator=generator(seed, *place)) * std
+
+
+@contextmanager
+def seeded(seed: int, *place: str | int) -> Iterator[int]:
+    """Meanwhile torch's global generator draws from the stream of ``place``; gives the seed of that stream."""
+    own = generator(seed, *place).initial_seed()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(own)
+        yield own
 
 
 def draw_seed() -> int:

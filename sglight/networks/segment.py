@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sglight.networks import fused, rebuilt
 from sglight.networks.activations import ACTIVATIONS
-from sglight.networks.dynamics import DYNAMICS, Dynamics, Step
+from sglight.networks.dynamics import Dynamics, Step, find_dynamics
 from sglight.networks.kernels import KERNELS, arranged
 from sglight.networks.seeding import draw_seed, normal
 
@@ -62,7 +62,7 @@ class SegmentSpec:
     init_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        dynamics: Dynamics = choose(DYNAMICS, self.dynamics, "model.dynamics")
+        dynamics = find_dynamics(self.dynamics)
         choose(KERNELS, self.kernel, "model.kernel")
         choose(ACTIVATIONS, self.activation, "model.activation")
         choose(dict.fromkeys(("none", "batch", "group", "layer")), self.normalisation, "model.normalisation")
@@ -102,7 +102,8 @@ class Segment(nn.Module):
     """N steps of one dynamics: state ``[B, C, ...]`` or ``[B, 2C, ...]`` (y first) in, the same shape out.
 
     Args:
-        dynamics: ``euler``, ``antisymmetric``, ``hamiltonian`` or ``leapfrog`` (a key of `DYNAMICS`).
+        dynamics: ``euler``, ``antisymmetric``, ``hamiltonian`` or ``leapfrog`` or ``package.module.Class`` (see
+            `find_dynamics`).
         steps: N. channels: C. horizon: T; the step size is h = T / N.
         kernel: ``dense`` on ``[B, C]`` or ``conv`` on ``[B, C, H, W]`` with ``kernel_size`` (odd).
         activation: ``tanh`` or ``relu``. gamma: damping of ``antisymmetric``.
@@ -150,7 +151,7 @@ class Segment(nn.Module):
         )  # fmt: skip
         self.index, self.start, self.stop = index, start, steps if stop is None else stop
         self.seed = draw_seed() if seed is None else seed
-        self.dynamics: Dynamics = DYNAMICS[dynamics]
+        self.dynamics: Dynamics = find_dynamics(dynamics)
         self.kernel = KERNELS[kernel]
         self.activation = ACTIVATIONS[activation]
         self.step_size = self.spec.step_size
