@@ -29,7 +29,7 @@ from sglight.callbacks.gradient_quality import GradientQuality
 from sglight.callbacks.memory import PeakMemory, forget_peak
 from sglight.callbacks.pvd_loop import PVDLoop
 from sglight.callbacks.stability import StabilityMonitor
-from sglight.callbacks.tensorboard import add_layout
+from sglight.callbacks.tensorboard import add_hyperparameters, add_layout
 from sglight.callbacks.timeline import Timeline
 from sglight.callbacks.timing import EpochTimer
 from sglight.completed import config_hash
@@ -88,7 +88,7 @@ def run(plain: dict[str, Any], folder: Path) -> float:
     loop = [PVDLoop()] if isinstance(module, PVD) else []
     trainer = build_trainer(plain, folder, [*loop, summary, *callbacks, timer, memory])
     for logger in trainer.loggers:
-        logger.log_hyperparams(_hyperparameters(plain), *_metric_columns(logger))
+        add_hyperparameters(logger, _hyperparameters(plain), COLUMNS)
         add_layout(logger)
     ckpt, testing = plain["ckpt"], plain["mode"] == "test"
     if ckpt is not None:
@@ -309,7 +309,7 @@ def _logger(name: str, folder: Path) -> Logger | bool:
 
 
 def _hyperparameters(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The chosen keys of the config, flat, for TensorBoard's HParams page."""
+    """The chosen keys of the config, flat."""
     config = OmegaConf.create(dict(plain))
     values = {key: OmegaConf.select(config, key) for key in HYPERPARAMETERS}
     values["strategy"] = plain["strategy"]["_target_"].rpartition(".")[2].lower()
@@ -318,11 +318,6 @@ def _hyperparameters(plain: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in values.items()
         if value is not None
     }
-
-
-def _metric_columns(logger: Logger) -> tuple[dict[str, float], ...]:
-    columns = dict.fromkeys(COLUMNS, float("nan"))
-    return (columns,) if isinstance(logger, TensorBoardLogger) else ()
 
 
 def _check_checkpoint(path: str, module: StagedModule, max_epochs: int | None) -> None:

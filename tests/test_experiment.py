@@ -230,25 +230,25 @@ def test_one_thread_for_small_steps(compose_config: Compose) -> None:
 
 
 PRESETS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-TUNED = [path.stem.rpartition("_")[::2] for path in sorted((CONF / "experiment/tuned").glob("*.yaml"))]
+TUNED = [
+    (name[0], f"{group}={name[2]}")
+    for group, folder in (("strategy", "tuned"), ("model", "by_model"))
+    for path in sorted((CONF / "experiment" / folder).glob("*.yaml"))
+    if (name := path.stem.rpartition("_"))
+]
 
 
-@pytest.mark.parametrize(("preset", "strategy"), [*((preset, None) for preset in PRESETS), *TUNED])
+@pytest.mark.parametrize(("preset", "choice"), [*((preset, "") for preset in PRESETS), *TUNED])
 def test_every_preset_takes_a_step(
-    compose_config: Compose,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    preset: str,
-    strategy: str | None,
+    compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str, choice: str
 ) -> None:
     shapes = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
-    choice = [] if strategy is None else [f"strategy={strategy}"]
-    epochs = 2 if "multilevel" in (strategy or preset) else 1  # one a level
+    epochs = 2 if "multilevel" in (choice or preset) else 1  # one a level
     cfg = compose_config(
-        f"experiment={preset}", *choice, f"trainer.max_epochs={epochs}", "trainer.limit_train_batches=1",
-        "trainer.limit_val_batches=1", "trainer.limit_test_batches=1", "trainer.accelerator=cpu",
+        f"experiment={preset}", *filter(None, [choice]), f"trainer.max_epochs={epochs}",
+        "trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1", "trainer.accelerator=cpu",
         "callbacks.progress.enabled=false", "dataset.batch_size=8",
-        *(["strategy.objective_samples=8"] if strategy == "pvd" else []),
+        *(["strategy.objective_samples=8"] if choice == "strategy=pvd" else []),
     )  # fmt: skip
     if (shape := shapes.get(cfg.dataset.name)) is not None:
         # The presets' pictures may not be at hand; noise of their shape is.

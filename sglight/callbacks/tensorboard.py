@@ -1,8 +1,13 @@
-"""TensorBoard's page of custom scalars: what belongs together, over all runs, in one place."""
+"""TensorBoard's pages of custom scalars, what belongs together over all runs, and of hyperparameters."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
+from torch.utils.tensorboard.summary import hparams
 
 # By category and chart, regular expressions of tags. A chart without data stays empty.
 LAYOUT = {
@@ -55,3 +60,15 @@ def add_layout(logger: Logger) -> None:
             for category, group in LAYOUT.items()
         }
         logger.experiment.add_custom_scalars(charts)
+
+
+@rank_zero_only
+def add_hyperparameters(logger: Logger, values: Mapping[str, Any], columns: Sequence[str]) -> None:
+    """Log hyperparameters, for TensorBoard with the metrics that its page shows beside them.
+
+    The run logs these metrics later. Lightning would log them now as well, as points of their curves.
+    """
+    logger.log_hyperparams(dict(values))
+    if isinstance(logger, TensorBoardLogger):
+        for summary in hparams(dict(values), dict.fromkeys(columns, 0.0)):
+            logger.experiment._get_file_writer().add_summary(summary)

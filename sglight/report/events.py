@@ -55,7 +55,7 @@ def _events(path: Path) -> Iterator[Record]:
         for data in RawEventFileLoader(str(path)).Load():
             event = Event.FromString(data)
             for value in event.summary.value:
-                # Not a number: the columns of HParams before the training, or a loss that has diverged.
+                # Not a number: a loss that has diverged.
                 if value.HasField("simple_value") and isfinite(value.simple_value):
                     yield Record(value.tag, event.step, event.wall_time, value.simple_value)
     except (OSError, DecodeError):

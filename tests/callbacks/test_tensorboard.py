@@ -8,10 +8,11 @@ from pathlib import Path
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2, metadata
+from tensorboard.plugins.hparams import metadata as hparams_metadata
 
 from sglight.callbacks.memory import PeakMemory
 from sglight.callbacks.stability import StabilityMonitor
-from sglight.callbacks.tensorboard import LAYOUT, add_layout
+from sglight.callbacks.tensorboard import LAYOUT, add_hyperparameters, add_layout
 from sglight.callbacks.timing import EpochTimer
 from tests.callbacks.common import fit
 
@@ -38,3 +39,24 @@ def test_every_chart_finds_a_tag_and_tensorboard_the_layout(tmp_path: Path) -> N
 def test_other_loggers_are_left_alone(tmp_path: Path) -> None:
     add_layout(CSVLogger(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_page_of_hyperparameters_has_columns_and_the_curves_no_point_of_them(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, name=None, version="", default_hp_metric=False)
+    add_hyperparameters(logger, {"model.steps": 8, "strategy": "dni"}, ["val/acc", "test/acc"])
+    logger.finalize("success")
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert not events.Tags()["scalars"]
+    contents = {
+        tag: data.plugin_data.content
+        for tag, data in events.summary_metadata.items()
+        if data.plugin_data.plugin_name == hparams_metadata.PLUGIN_NAME
+    }
+    page = hparams_metadata.parse_experiment_plugin_data(contents[hparams_metadata.EXPERIMENT_TAG])
+    assert [each.name for each in page.hparam_infos] == ["model.steps", "strategy"]
+    assert [each.name.tag for each in page.metric_infos] == ["val/acc", "test/acc"]
+    run = hparams_metadata.parse_session_start_info_plugin_data(
+        contents[hparams_metadata.SESSION_START_INFO_TAG]
+    )
+    assert run.hparams["model.steps"].number_value == 8
+    assert "model.steps: 8" in (tmp_path / "hparams.yaml").read_text()
