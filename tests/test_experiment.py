@@ -246,8 +246,8 @@ def test_every_preset_takes_a_step(
     epochs = 2 if "multilevel" in (choice or preset) else 1  # one a level
     cfg = compose_config(
         f"experiment={preset}", *filter(None, [choice]), f"trainer.max_epochs={epochs}",
-        "trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1", "trainer.accelerator=cpu",
-        "callbacks.progress.enabled=false", "dataset.batch_size=8",
+        "trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1",
+        "trainer.accelerator=cpu", "callbacks.progress.enabled=false", "dataset.batch_size=8",
         *(["strategy.objective_samples=8"] if choice == "strategy=pvd" else []),
     )  # fmt: skip
     if (shape := shapes.get(cfg.dataset.name)) is not None:

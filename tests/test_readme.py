@@ -12,7 +12,9 @@ from sglight.config import CONF, check
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PRESETS = sorted((CONF / "experiment").rglob("*.yaml"))
-COMMAND = re.compile(r"python -m sglight (?!\.)([^`#\n]*)")
+COMMAND = re.compile(
+    r"(?:python -m sglight |`(?=(?:-m )?(?:experiment|strategy|model|dataset)=))(?!\.)([^`#\n]*)"
+)
 LINK = re.compile(r"\]\(([^)#]+)[^)]*\)")
 # Of which the reader is to put in a part, or which need the files of the section.
 INCOMPLETE = ("...", "--help", "--config-dir", "ckpt=last", "hydra/launcher", "pictures.tar", "arrays.h5")
