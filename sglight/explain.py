@@ -146,6 +146,11 @@ def _words(hint: Any) -> str:
 
 REPHRASED = [
     (
+        # In the list of defaults of config.yaml, which names presets by these groups.
+        r"Interpolation key '(?P<o>[^']*)' not found\n\s*full_key: _dummy_",
+        "{o} has no value; give one with {o}=...",
+    ),
+    (
         r"Interpolation key '(?P<i>[^']*)' not found\n\s*full_key: (?P<o>\S*)",
         "{o} refers to ${{{i}}}, which is no key",
     ),

@@ -186,7 +186,7 @@ REFUSED = {
     "test": (["mode=test"], r"mode=test needs a checkpoint .* ckpt=PATH"),
     "added key": (["+model.stpes=3"], r"model\.stpes is unknown; did you mean model\.steps\?"),
     "added group": (["+modle=3"], r"modle is unknown; did you mean model\?"),
-    "missing": (["~model"], r"model has no value"),
+    "missing": (["~dataset"], r"dataset has no value"),
     "reference": (["dataset.seed=${sede}"], r"dataset\.seed refers to \$\{sede\}"),
 }
 

@@ -110,6 +110,7 @@ MISTAKES = {
     "strategy.estimator.hidden=3": "it must be a list, as [1,2], each entry a whole number",
     "strategy.optimizer=adam": "set its keys instead: strategy.optimizer.name,",
     "strategy=null": "strategy=null is not allowed; choose one of backprop, dni, multilevel",
+    "~model": "model has no value; give one with model=...",
     "model.steps.x=3": "model.steps is a value and has no keys of its own",
     "dataset.raw_dir=x": "dataset.raw_dir is a key of dataset=cifar10,",
     "trainer.gradient_clip_val=1": "use strategy.clip_norm",

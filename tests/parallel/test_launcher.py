@@ -439,7 +439,7 @@ def compute(seconds: float) -> None:
 
 
 def test_working_is_not_hanging_nor_is_waiting_for_who_works() -> None:
-    assert launch(busy, 3.0, workers=3, idle_timeout_s=1.0) == "done"
+    assert launch(busy, 4.0, workers=3, idle_timeout_s=2.0) == "done"
 
 
 def dozing() -> None:
