@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -189,7 +190,7 @@ def test_a_worker_that_dies_or_hangs_ends_the_run_which_goes_on_from_its_checkpo
     assert time.monotonic() - began < END_S
     assert status == 1
     assert f"error: worker 1 (stages 2-3) {cause}" in err
-    assert "batch" in err
+    assert re.search("batch|validation", err)  # where it was
     assert "Traceback" not in err
     assert command.no_process_is_left()
     epochs = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["epoch"] + 1
