@@ -3,10 +3,11 @@
 An evaluation is a pass through the training set that gives the gradient of some or all weights. Each row is the
 training of a preset and the test of its best epoch; seconds are those of the training, with its validations and
 checkpoints, without its start. For every number of processors a row further down is backpropagation for as many epochs
-as those processors took evaluations. The first row and those on workers include what torch imports at the first step.
+as those processors took evaluations.
 
     python benchmarks/pvd.py                                  # ellipse, swiss_roll and digits; 1, 2 and 4 processors
-    python benchmarks/pvd.py ellipse --workers 2              # 2 processors once more, on 2 workers
+    python benchmarks/pvd.py ellipse --workers 2 --rounds 3   # 2 processors in one process and on 2 workers, in turn
+    python benchmarks/pvd.py mnist_dense --workers 2 --processors 2 --overrides trainer.max_epochs=2
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import platform
 import tempfile
 from pathlib import Path
+from statistics import median
 from time import process_time
 from typing import Any
 
@@ -89,24 +91,34 @@ def main() -> None:
     parser.add_argument(
         "--workers", type=int, nargs="+", default=[], help="numbers of processors to have on workers too"
     )
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="how often one process and these workers take turns"
+    )
+    parser.add_argument("--overrides", nargs="*", default=[], help="of the config, for all runs")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     print(
         f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, "
-        f"one thread a process, one run each, seed {options.seed}; CPU seconds are worker 0's"
+        f"one thread a process, seed {options.seed}; CPU seconds are worker 0's"
     )
     for preset in options.presets:
         print(
             f"\n{preset:<34} {'test':>8} {'val':>8} {'epochs':>7} {'evaluations':>12} {'CPU s':>8} {'wall s':>8} "
             f"{'speed-up':>10}"
         )
-        common = (f"experiment={preset}", f"seed={options.seed}")
+        common = (f"experiment={preset}", f"seed={options.seed}", *options.overrides)
         row("backprop, the preset", *common, "strategy=backprop")
         for p in options.processors:
             pvd = (*common, "strategy=pvd", f"strategy.processors={p}")
-            found = row(f"pvd, {p} processor(s)", *pvd)
-            if p in options.workers:
-                row(f"  on {p} workers", *pvd, f"trainer.devices={p}")
+            ratios = []
+            for _ in range(options.rounds if p in options.workers else 1):
+                found = row(f"pvd, {p} processor(s)", *pvd)
+                if p in options.workers:
+                    spread = row(f"  on {p} workers", *pvd, f"trainer.devices={p}")
+                    ratios.append(found["fit_s"] / spread["fit_s"])
+            if ratios:
+                gain = f"{median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+                print(f"  wall, one process : {p} workers    {gain}")
             epochs = round(found["pvd/gradient_evaluations"])
             row(
                 "  backprop, as many evaluations",

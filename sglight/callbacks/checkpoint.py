@@ -176,7 +176,6 @@ def _temporary(path: Path | str) -> str:
 
 
 def _put_in_place(trainer: pl.Trainer, path: Path | str) -> None:
-    """Give a checkpoint, once it is whole, its own name."""
+    """Give a checkpoint, once it is whole, its own name; other workers see it from their next collective call on."""
     if trainer.is_global_zero:
         os.replace(_temporary(path), path)
-    trainer.strategy.barrier()

@@ -133,6 +133,10 @@ class Peers(Waits, ABC):
         """The values of all workers by rank, at worker 0; an empty list elsewhere. Tensors arrive on the CPU."""
 
     @abstractmethod
+    def share(self, value: Any) -> list[Any]:
+        """The values of all workers by rank, at every worker. Tensors arrive on the CPU."""
+
+    @abstractmethod
     def broadcast(self, value: Any, source: int = 0) -> Any:
         """The value of worker ``source``."""
 
@@ -153,6 +157,9 @@ class Alone(Peers):
         return Known(list(values))
 
     def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def share(self, value: Any) -> list[Any]:
         return [value]
 
     def broadcast(self, value: Any, source: int = 0) -> Any:

@@ -142,13 +142,27 @@ class GroupPeers(Peers):
 
     def gather(self, value: Any) -> list[Any]:
         message = as_bytes(packed(value))
-        sizes = torch.empty(self.size, dtype=torch.int64)
-        self._do("_allgather_base", sizes, torch.tensor([len(message)]))
-        here = sizes.tolist() if self.rank == 0 else [0] * self.size
+        sizes = self._sizes(message)
+        here = sizes if self.rank == 0 else [0] * self.size
         messages = torch.empty(sum(here), dtype=torch.uint8)
         there = [len(message)] + [0] * (self.size - 1)
         self._do("alltoall_base", messages, message, here, there)
         return [unpacked(io.BytesIO(part.numpy())) for part in messages.split(here) if self.rank == 0]
+
+    def share(self, value: Any) -> list[Any]:
+        message = as_bytes(packed(value))
+        sizes = self._sizes(message)
+        padded = torch.zeros(max(sizes), dtype=torch.uint8)
+        padded[: len(message)] = message
+        messages = torch.empty(self.size, max(sizes), dtype=torch.uint8)
+        self._do("_allgather_base", messages.flatten(), padded)
+        return [unpacked(io.BytesIO(row[:n].numpy())) for row, n in zip(messages, sizes, strict=True)]
+
+    def _sizes(self, message: Tensor) -> list[int]:
+        """Of all workers' messages."""
+        sizes = torch.empty(self.size, dtype=torch.int64)
+        self._do("_allgather_base", sizes, torch.tensor([len(message)]))
+        return sizes.tolist()
 
     def broadcast(self, value: Any, source: int = 0) -> Any:
         own = self.rank == source

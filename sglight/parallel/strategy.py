@@ -237,8 +237,7 @@ class StageStrategy(ParallelStrategy):
 
     @override
     def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
-        parts = self.peers.broadcast(self.peers.gather(tensor.detach()))
-        return torch.stack(parts).to(tensor.device)
+        return torch.stack(self.peers.share(tensor.detach())).to(tensor.device)
 
     @override
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:

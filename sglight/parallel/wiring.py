@@ -171,5 +171,5 @@ def wire(groups: list[range], peers: Peers, ends: Callable[[int], Ends]) -> Plac
 
 def meeting_folders(peers: Peers, node: int, folder: str) -> list[Path | None]:
     """For each worker its folder, if it is on this machine."""
-    all_of_them = peers.broadcast(peers.gather((node, folder)))
+    all_of_them = peers.share((node, folder))
     return [Path(path) if where == node else None for where, path in all_of_them]

@@ -11,6 +11,7 @@ prolonged as theta is and multiplied by 1/2, its second moments by 1/4.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -214,10 +215,7 @@ class Multilevel(DNI):
                 f"{n}/{kind}": value[0].clone() for n, kind, value in _moments(stage, state) if n in head
             }
             own[i] = head | moments
-        peers, heads = self.placement.peers, dict[int, dict[str, Tensor]]()
-        for rank in range(peers.size):
-            heads |= peers.broadcast(own if rank == peers.rank else None, rank)
-        return heads
+        return dict(ChainMap(*self.placement.peers.share(own)))
 
     def _prolonged(self, state: State, stage: Stage, following: Mapping[str, Tensor]) -> State:
         """An optimiser's state for a refined stage."""

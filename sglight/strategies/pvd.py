@@ -324,12 +324,11 @@ class PVD(StagedModule):
 
     def _costs(self, rest_s: float) -> dict[str, float]:
         """What an iteration has cost on all processors, by name, and the evaluations until now."""
-        everyone = self.shared.of_all({i: (tally, rest_s) for i, tally in self.shared.tallies.items()})
-        tallies = [tally for tally, _ in everyone.values()]
+        tallies, rest_s = self.shared.costs(rest_s)
         for kind in self._evaluations:
             self._evaluations[kind] += sum(tally.samples[kind] for tally in tallies) / self._training_samples
         evaluations = {f"pvd/{kind}_evaluations": number for kind, number in self._evaluations.items()}
-        return {**evaluations, **times(tallies, everyone[0][1])}
+        return {**evaluations, **times(tallies, rest_s)}
 
     def is_done(self) -> bool:
         """Whether the last iteration has reached what the training is to end with."""

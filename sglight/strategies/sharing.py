@@ -25,6 +25,8 @@ from sglight.strategies.synchronisation import Evaluated
 
 # Parts of an iteration; each waits for the one before it.
 PHASES = ("directions", "local", "synchronisation")
+# What samples pass the network for.
+KINDS = ("gradient", "function")
 
 
 @dataclass
@@ -86,18 +88,14 @@ class SharedObjective:
 
     def differentiate(self, x: Point, phase: str = "synchronisation") -> tuple[float, Point]:
         """f at a point and its gradient."""
-        peers = self._placement.peers
         own: dict[int, tuple[list[Sums], Point]] = {}
         for i in self._placement.own:
             with self.counted(i, phase, self._samples[i], "gradient"):
                 own[i] = self.objective.loss_gradient(x, self._samples[i], processor=i)
-        with self._waiting():
-            parts = [part for parts in peers.gather(own) for part in parts.values()]
-            # Only the sum goes back.
-            found = (totals(chain(*(s for s, _ in parts))), _sum([g for _, g in parts])) if parts else None
-            total, gradient = peers.broadcast(found)
+        parts = self.of_all(own).values()
+        total = totals(chain(*(sums for sums, _ in parts)))
         penalties, extra = self.objective.penalties(x)
-        gradient = [g.to(block.device) for g, block in zip(gradient, x, strict=True)]
+        gradient = [g.to(block.device) for g, block in zip(_sum([g for _, g in parts]), x, strict=True)]
         return total.loss / self.size + penalties, mean_plus(gradient, self.size, extra)
 
     def alone(self, processor: int, x: Point, phase: str) -> Evaluated:
@@ -108,11 +106,26 @@ class SharedObjective:
 
     def of_all(self, own: dict[int, Any]) -> dict[int, Any]:
         """What each processor has, of those here and elsewhere, in order; tensors may be on the CPU."""
-        peers = self._placement.peers
         with self._waiting():
-            parts = [part for parts in peers.gather(own) for part in parts.items()]
-            everyone: dict[int, Any] = peers.broadcast(dict(parts))
-        return everyone
+            everyone = self._placement.peers.share(own)
+        return {i: part for parts in everyone for i, part in parts.items()}
+
+    def costs(self, rest_s: float) -> tuple[list[Tally], float]:
+        """All processors' tallies, and the seconds that worker 0 gives."""
+        peers, rows = self._placement.peers, list[list[float]]()
+        for i in range(self._processors):
+            tally = self.tallies.get(i, Tally())
+            rows.append([*(tally.seconds[p] for p in PHASES), *(float(tally.samples[k]) for k in KINDS)])
+        with self._waiting():
+            *flat, rest_s = peers.total([*chain(*rows), rest_s if peers.rank == 0 else 0.0]).result()
+        tallies = []
+        for i in range(self._processors):
+            row = flat[i * len(rows[0]) : (i + 1) * len(rows[0])]
+            tally = Tally()
+            tally.seconds.update(zip(PHASES, row, strict=False))
+            tally.samples.update(zip(KINDS, map(int, row[len(PHASES) :]), strict=True))
+            tallies.append(tally)
+        return tallies, rest_s
 
     @contextmanager
     def counted(self, processor: int, phase: str, chunks: Sequence[Chunk], kind: str) -> Iterator[None]:

@@ -27,7 +27,7 @@ def test_a_worker_alone_is_all_workers() -> None:
     assert (peers.rank, peers.size) == (0, 1)
     pending = peers.total([1.0, 2.5])
     assert pending.ready() and pending.result() == [1.0, 2.5]
-    assert peers.gather("x") == ["x"]
+    assert peers.gather("x") == peers.share("x") == ["x"]
     assert peers.broadcast("x") == "x"
     peers.barrier()
     peers.close()

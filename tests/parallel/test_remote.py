@@ -82,16 +82,17 @@ def round_of_messages(peers: GroupPeers) -> list[Any]:
     states = torch.arange(6.0).view(2, 3).t() + peers.rank
     value = {"rank": peers.rank, "states": states, "text": "x" * peers.rank}
     gathered = peers.gather(value)
+    shared = peers.share(value)
     told = [peers.broadcast(value if peers.rank == i else None, i) for i in range(peers.size)]
     peers.barrier()
-    return [gathered, told]
+    return [gathered, shared, told]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_values_of_any_kind_are_gathered_and_broadcast(tmp_path: Path, size: int) -> None:
+def test_values_of_any_kind_are_gathered_shared_and_broadcast(tmp_path: Path, size: int) -> None:
     results = together(in_peers, size, tmp_path, round_of_messages)
-    assert [len(gathered) for gathered, _ in results] == [size] + [0] * (size - 1)
-    for values in (results[0][0], *(told for _, told in results)):
+    assert [len(gathered) for gathered, *_ in results] == [size] + [0] * (size - 1)
+    for values in (results[0][0], *(values for _, *both in results for values in both)):
         for rank, value in enumerate(values):
             assert (value["rank"], value["text"]) == (rank, "x" * rank)
             assert torch.equal(value["states"], torch.arange(6.0).view(2, 3).t() + rank)
