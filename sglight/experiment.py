@@ -324,12 +324,13 @@ def _check_checkpoint(path: str, module: StagedModule, max_epochs: int | None) -
     """Refuse a checkpoint that is damaged, of another network or strategy, or (to resume) already at its last epoch."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        saved = checkpoint["sglight"]
+        saved, ours = checkpoint["sglight"], module.identity()
+        if max_epochs is not None:
+            saved, ours = {**saved, **checkpoint["sglight_training"]}, {**ours, **module.training_identity()}
     except (LookupError, TypeError, OSError, EOFError, RuntimeError, UnpicklingError) as error:
         raise UserError(
             f"ckpt={path} is not a checkpoint of sglight, or is damaged; give another, such as the run's best.ckpt"
         ) from error
-    ours = module.identity()
     for key in dict.fromkeys([*ours, *saved]):
         if saved.get(key) != ours.get(key):
             raise UserError(

@@ -159,7 +159,7 @@ class PVDConfig(StrategyConfig):
     _target_: str = "sglight.strategies.pvd.PVD"
     processors: int = 2
     forget_me_not: bool = True
-    directions: Directions = Directions.rms
+    directions: Directions | None = None
     local_solver: LocalSolver = LocalSolver.first_order
     local_steps: int = 1
     synchronisation: Synchronisation = Synchronisation.affine

@@ -195,6 +195,28 @@ def test_a_checkpoint_of_another_network_is_refused(
         )
 
 
+@pytest.mark.parametrize(
+    ("begun", "change", "key"),
+    [
+        ("pvd", "strategy.local_solver=lbfgs", "local_solver=first_order, not lbfgs"),
+        ("pvd", "strategy.forget_me_not=false", "forget_me_not=True, not False"),
+        ("pvd", "strategy.processors=3", "processors=2, not 3"),
+        ("dni", "strategy.optimizer.name=sgd", "optimizer.name=adam, not sgd"),
+        ("dni", "strategy.estimator.optimizer.name=sgd", "estimator.optimizer.name=adam, not sgd"),
+        ("backprop", "strategy.scheduler.name=plateau", "scheduler.name=none, not plateau"),
+    ],
+)
+def test_a_training_goes_on_with_its_own_solver_only(
+    start: Callable[..., float], tmp_path: Path, begun: str, change: str, key: str
+) -> None:
+    start(tmp_path / "fit", f"strategy={begun}")
+    ckpt = f"ckpt={tmp_path / 'fit/checkpoints/last.ckpt'}"
+    with pytest.raises(UserError, match=key):
+        start(tmp_path / "again", f"strategy={begun}", change, ckpt, "trainer.max_epochs=9")
+    if "processors" not in change:
+        start(tmp_path / "test", f"strategy={begun}", change, ckpt, "mode=test")
+
+
 def test_a_broken_checkpoint_is_named(start: Callable[..., float], tmp_path: Path) -> None:
     broken = tmp_path / "broken.ckpt"
     for mode in ("fit", "test"):

@@ -180,7 +180,7 @@ class StageStrategy(ParallelStrategy):
         if meeting is None:
             return
         if (worker := launcher.current()) is not None:
-            worker.status.name(stage_names(groups[worker.rank]))
+            worker.status.name(stage_names(groups[worker.rank], module.part))
         self.peers = meeting.peers()
         with tempfile.TemporaryDirectory(prefix="sglight-") as folder:
             folders = meeting_folders(self.peers, self.node_rank, folder)

@@ -57,11 +57,13 @@ class StagedModule(pl.LightningModule):
         stages: M.
 
     Attributes:
+        part: what the parts are called that workers share out.
         inputs_everywhere: whether all workers need the inputs, not only that of the first stage.
     """
 
     # How often the network has been refined: results before and after do not compare.
     level = 0
+    part = "stage"
     inputs_everywhere = False
 
     def __init__(
@@ -256,6 +258,7 @@ class StagedModule(pl.LightningModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["sglight"] = self.identity()
+        checkpoint["sglight_training"] = self.training_identity()
         checkpoint["progress"] = self.progress()
         # By name: who goes on from here may have other stages in its process.
         for key in BY_OPTIMIZER & checkpoint.keys():
@@ -282,6 +285,13 @@ class StagedModule(pl.LightningModule):
             f"model.{name}": plain(value) for name, value in vars(self.spec).items() if name not in FREE
         }
         return {"strategy": type(self).__name__.lower(), "strategy.stages": len(self.cuts) - 1, **network}
+
+    def training_identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree on besides for a training to go on from it: whose states it has."""
+        return {
+            "strategy.optimizer.name": self.optimizer_config["name"],
+            "strategy.scheduler.name": self.scheduler_config["name"],
+        }
 
     def record(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add a batch's summed loss and hits to the running means; where the last stage lives."""

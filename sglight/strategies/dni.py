@@ -322,6 +322,11 @@ class DNI(StagedModule):
         return {**super().identity(), **shape}
 
     @override
+    def training_identity(self) -> dict[str, Any]:
+        name = self.estimator_config["optimizer"]["name"]
+        return {**super().training_identity(), "strategy.estimator.optimizer.name": name}
+
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         self.collect()

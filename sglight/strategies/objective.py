@@ -23,6 +23,10 @@ Point = list[Tensor]
 Chunk = tuple[Tensor, Tensor]
 
 
+# Samples that are read at once where nobody says how many.
+BATCH = 256
+
+
 class Sums(NamedTuple):
     """Summed loss and hits of a chunk of samples."""
 
@@ -155,7 +159,10 @@ def in_order(loader: Any) -> Iterable[Any]:
     if hasattr(loader, "sequential"):
         loader = loader.sequential()
     elif isinstance(loader, DataLoader) and hasattr(loader.dataset, "__getitem__"):
-        loader = DataLoader(loader.dataset, loader.batch_size, collate_fn=loader.collate_fn)
+        size = loader.batch_size
+        if size is None and loader.batch_sampler is not None:
+            size = getattr(loader.batch_sampler, "batch_size", BATCH)
+        loader = DataLoader(loader.dataset, size, collate_fn=loader.collate_fn)
     batches: Iterable[Any] = loader
     return batches
 

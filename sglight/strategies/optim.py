@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
@@ -70,6 +70,17 @@ def make_scheduler(
         return 1.0
 
     return LambdaLR(optimizer, factor)
+
+
+def forget_moments(optimizer: Optimizer) -> None:
+    """Forget which way an optimiser was going, and, if that is not finite, how large gradients were."""
+    for state in optimizer.state.values():
+        for moment in (state.get("exp_avg"), state.get("momentum_buffer")):
+            if moment is not None:
+                moment.zero_()
+    values = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+    if not all(v.isfinite().all() for v in values):
+        optimizer.state.clear()
 
 
 def go_on(scheduler: LambdaLR | ReduceLROnPlateau, earlier: LambdaLR | ReduceLROnPlateau) -> None:

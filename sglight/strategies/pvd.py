@@ -38,7 +38,7 @@ from sglight.errors import UserError
 from sglight.networks.network import balanced
 from sglight.strategies.base import Batch, StagedModule
 from sglight.strategies.objective import Chunk, Objective, Point, Sums, draw, gather, in_order
-from sglight.strategies.optim import make_optimizer
+from sglight.strategies.optim import forget_moments, make_optimizer
 from sglight.strategies.sharing import SharedObjective, times
 from sglight.strategies.subproblem import Directions, Subproblem, candidate
 from sglight.strategies.synchronisation import (
@@ -77,10 +77,11 @@ class PVD(StagedModule):
         optimizer: of the local solver; its weight decay is part of the objective, as decay/2 ||x||^2.
         processors: p, from 1 to the number of steps.
         forget_me_not: whether a processor moves the foreign blocks along their directions.
-        directions: ``gradient``, ``normalised`` or ``rms``, see `Directions`.
+        directions: ``gradient``, ``normalised`` or ``rms``, see `Directions`; None: ``rms`` for Adam, whose steps are
+            of that size, else ``normalised``.
         local_solver: ``first_order``, steps of the optimiser, which keeps its moments over the iterations; or
             ``lbfgs``, begun anew on each batch, without the optimiser's settings.
-        local_steps: of the local solver on each batch.
+        local_steps: of the local solver on each batch; at most so many with ``lbfgs``.
         synchronisation: ``best``, ``average`` or ``affine``, see `synchronisation.py`.
         synchronisation_steps: most iterations of the search for affine weights.
         objective_samples: f is the mean over so many training samples, drawn anew for each iteration; None for all.
@@ -95,6 +96,7 @@ class PVD(StagedModule):
         ValueError: for choices that do not exist or do not go together; the text names the key.
     """
 
+    part = "processor"
     inputs_everywhere = True
 
     def __init__(
@@ -106,7 +108,7 @@ class PVD(StagedModule):
         regularisation: Mapping[str, float] | None = None,
         processors: int = 2,
         forget_me_not: bool = True,
-        directions: str = "rms",
+        directions: str | None = None,
         local_solver: str = "first_order",
         local_steps: int = 1,
         synchronisation: str = "affine",
@@ -117,13 +119,23 @@ class PVD(StagedModule):
         min_decrease: float | None = None,
     ) -> None:
         _check(network, optimizer, clip_norm, local_solver, synchronisation)
+        counts = {
+            "local_steps": local_steps,
+            "synchronisation_steps": synchronisation_steps,
+            "objective_samples": objective_samples,
+            "chunk_samples": chunk_samples,
+        }
+        for key, count in counts.items():
+            if count is not None and count < 1:
+                raise ValueError(f"strategy.{key}={count} must be at least 1")
         try:
             super().__init__(network, optimizer, scheduler, clip_norm, regularisation, processors)
         except ValueError as error:
             raise ValueError(str(error).replace("strategy.stages", "strategy.processors")) from error
         self.processors = processors
         self.forget_me_not = forget_me_not
-        self.directions = Directions(directions)
+        adaptive = local_solver == "first_order" and optimizer["name"] in ("adam", "adamw")
+        self.directions = Directions(directions or ("rms" if adaptive else "normalised"))
         self.local_solver, self.local_steps = local_solver, local_steps
         self.synchronisation, self.synchronisation_steps = synchronisation, synchronisation_steps
         self.objective_samples, self.chunk_samples = objective_samples, chunk_samples
@@ -144,6 +156,7 @@ class PVD(StagedModule):
         self._evaluations = {"gradient": 0.0, "function": 0.0}
         # An iteration to go on with, as `on_save_checkpoint` has left it.
         self._interrupted: dict[str, Any] | None = None
+        self._resumed = False
 
     @override
     def describe(self) -> str:
@@ -213,6 +226,8 @@ class PVD(StagedModule):
         self.shared.forget()
         self._choose_samples()
         x = self.shared.objective.read()
+        if self._resumed:
+            self._evaluate_again(x)
         if self._interrupted is not None:
             self._go_on(x, self._interrupted)
             return
@@ -227,6 +242,14 @@ class PVD(StagedModule):
             problem.begin(x, directions)
         self.iteration = Iteration(start, directions, self._rest("directions", began, waited))
 
+    def _evaluate_again(self, x: Point) -> None:
+        """After a resumption: data or penalties may be others than before, and then f is."""
+        self._resumed = False
+        now = self.shared.evaluate(x, "directions")
+        self._reached = now.value, now.accuracy
+        # A training that was not interrupted does without.
+        self.shared.forget()
+
     def _go_on(self, x: Point, state: dict[str, Any]) -> None:
         """Take up an iteration where it was interrupted."""
         directions = [d.to(block) for d, block in zip(state["directions"], x, strict=True)]
@@ -235,7 +258,8 @@ class PVD(StagedModule):
             problem.begin(x, directions)
             problem.move(block, scalars)
             self.shared.tallies[i].samples.update(samples)
-        self.iteration = Iteration(Evaluated(x, *state["start"]), directions, 0.0)
+        assert self._reached is not None
+        self.iteration = Iteration(Evaluated(x, *self._reached), directions, 0.0)
         self._interrupted = None
 
     def _choose_samples(self) -> None:
@@ -256,10 +280,12 @@ class PVD(StagedModule):
         assert x is not None
         self.recorder.begin(self.global_step, timed=False, cuda=labels.is_cuda)
         chunks = list(zip(x.split(self.chunk_samples), labels.split(self.chunk_samples), strict=True))
-        for problem, optimizer in zip(self._problems.values(), self.wrapped_optimizers(), strict=True):
-            self._descend(problem, optimizer, chunks)
-        # Between batches the weights are what the last synchronisation gave.
-        self.shared.objective.write(self.iteration.start.point)
+        try:
+            for problem, optimizer in zip(self._problems.values(), self.wrapped_optimizers(), strict=True):
+                self._descend(problem, optimizer, chunks)
+        finally:
+            # Between batches, and in what is saved after an error, the weights are those of the last synchronisation.
+            self.shared.objective.write(self.iteration.start.point)
         self.end_batch()
 
     def _descend(self, problem: Subproblem, optimizer: Any, chunks: list[Chunk]) -> None:
@@ -315,6 +341,8 @@ class PVD(StagedModule):
         if not no_worse(found, self.iteration.start):
             found = self.iteration.start
             problem.begin(found.point, self.iteration.directions)
+            # What has led astray would do so again.
+            forget_moments(self.trainer.optimizers[list(self._problems).index(problem.own)])
         return problem.block.detach().clone(), problem.scalars.detach().clone(), found.value, found.accuracy
 
     def _rest(self, phase: str, began: float, waited: float) -> float:
@@ -357,7 +385,13 @@ class PVD(StagedModule):
     @override
     def identity(self) -> dict[str, Any]:
         identity = super().identity()
-        return {**identity, "strategy.processors": identity.pop("strategy.stages")}
+        processors = identity.pop("strategy.stages")
+        return {**identity, "strategy.processors": processors}
+
+    @override
+    def training_identity(self) -> dict[str, Any]:
+        own = {"strategy.local_solver": self.local_solver, "strategy.forget_me_not": self.forget_me_not}
+        return own if self.local_solver == "lbfgs" else {**super().training_identity(), **own}
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -366,17 +400,12 @@ class PVD(StagedModule):
         own = tuple(f"stages.{i}." for i in self.placement.own)
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith(own)}
         checkpoint["pvd"] = {
-            "reached": self._reached,
             "evaluations": self._evaluations,
             "squares": self.directions.squares,
             "count": self.directions.count,
         }
         if self.iteration is not None:
-            start = self.iteration.start
-            checkpoint["pvd"] |= {
-                "start": (start.value, start.accuracy),
-                "directions": self.iteration.directions,
-            }
+            checkpoint["pvd"]["directions"] = self.iteration.directions
             checkpoint["waiting"] = {
                 f"processor_{i}": (problem.block.detach(), problem.scalars.detach(), dict(tally.samples))
                 for (i, problem), tally in zip(
@@ -388,7 +417,8 @@ class PVD(StagedModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["pvd"]
-        self._reached, self._evaluations = state["reached"], dict(state["evaluations"])
+        self._resumed = True
+        self._evaluations = dict(state["evaluations"])
         self.directions.squares, self.directions.count = state["squares"], state["count"]
         if "waiting" in checkpoint:
             self._interrupted = {**state, "processors": checkpoint["waiting"]}

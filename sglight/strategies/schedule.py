@@ -66,6 +66,6 @@ def speedup(stages: Sequence[StageTimes], lag: int) -> float:
     return sum(stage.total for stage in stages) / period(stages, lag)
 
 
-def stage_names(stages: Sequence[int]) -> str:
-    """Neighbouring stages by number: ``stage 0`` or ``stages 0-1``."""
-    return f"stage {stages[0]}" if len(stages) == 1 else f"stages {stages[0]}-{stages[-1]}"
+def stage_names(stages: Sequence[int], part: str = "stage") -> str:
+    """Neighbouring stages by number: ``stage 0`` or ``stages 0-1``; ``part``: what they are called."""
+    return f"{part} {stages[0]}" if len(stages) == 1 else f"{part}s {stages[0]}-{stages[-1]}"

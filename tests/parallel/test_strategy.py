@@ -261,3 +261,4 @@ def test_what_cannot_be_done_is_refused() -> None:
 def test_names_of_groups() -> None:
     assert stage_names(range(2, 3)) == "stage 2"
     assert stage_names(range(2, 5)) == "stages 2-4"
+    assert stage_names(range(2), "processor") == "processors 0-1"

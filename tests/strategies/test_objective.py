@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from sglight.networks import StableNet
 from sglight.networks.regularisers import penalty
@@ -140,6 +140,10 @@ def test_samples_are_gathered_in_the_order_of_the_set() -> None:
     loader = DataLoader(TensorDataset(x, y), batch_size=4, shuffle=True)
     inputs, labels = gather(in_order(loader), None, torch.zeros(1, dtype=torch.float64))
     assert torch.equal(labels, y) and torch.equal(inputs, x.double())
+    sampled = DataLoader(
+        TensorDataset(x, y), batch_sampler=BatchSampler(RandomSampler(x), batch_size=4, drop_last=True)
+    )
+    assert torch.equal(gather(in_order(sampled), None, torch.zeros(1))[1], y)
     rows = torch.tensor([0, 3, 4, 9])
     inputs, labels = gather(in_order(loader), rows, torch.zeros(1))
     assert torch.equal(labels, rows) and torch.equal(inputs[:, 0], rows.float())

@@ -108,6 +108,34 @@ def test_every_processor_that_overshoots_returns_its_start() -> None:
         assert report["pvd/scalar_0_1"] == report["pvd/scalar_1_0"] == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "rate", "processors"), [("sgd", 1e4, 2), ("adam", 1e3, 2), ("adam", 1e30, 1)]
+)
+def test_a_processor_that_overshot_goes_on_once_the_rate_is_right(
+    name: str, rate: float, processors: int
+) -> None:
+    optimizer = {"name": name, "lr": rate, "momentum": 0.9}
+    # The second epoch's rate is 1e-2.
+    scheduler = {"name": "step", "step_epochs": 1, "gamma": 1e-2 / rate}
+    module = PVD(
+        {**NETWORK, "activation": "relu", "dynamics": "euler"}, optimizer, scheduler, processors=processors
+    )
+    refused, accepted = iterate(module, batches(4), epochs=2)[0].reports
+    for i in range(processors):
+        assert refused[f"pvd/candidate_{i}"] == refused["pvd/objective_before"]
+        assert accepted[f"pvd/candidate_{i}"] < accepted["pvd/objective_before"]
+
+
+def test_directions_are_of_the_size_of_the_solvers_steps() -> None:
+    assert PVD(NETWORK, ADAM).directions.kind == "rms"
+    sgd = PVD(NETWORK, {"name": "sgd", "lr": 0.05, "momentum": 0.9}, processors=2)
+    assert sgd.directions.kind == "normalised"
+    assert PVD(NETWORK, ADAM, local_solver="lbfgs").directions.kind == "normalised"
+    assert PVD(NETWORK, ADAM, directions="gradient").directions.kind == "gradient"
+    report = iterate(sgd, batches(4), epochs=1)[0].reports[0]
+    assert max(report["pvd/candidate_0"], report["pvd/candidate_1"]) < report["pvd/objective_before"]
+
+
 def test_l_bfgs_on_full_batches_goes_further_than_one_gradient_step() -> None:
     data = batches(1, size=40)
     options = {"processors": 2, "directions": "normalised", "synchronisation": "best"}
@@ -218,6 +246,43 @@ def test_a_resumed_training_ends_bit_identical(name: str, tmp_path: Path) -> Non
         assert found == metrics
 
 
+@pytest.mark.parametrize("step", [8, 10])  # in an iteration, and behind one
+def test_a_training_that_goes_on_with_another_objective_compares_on_that(step: int, tmp_path: Path) -> None:
+    saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=step)
+    watch, _ = iterate(
+        PVD(NETWORK, ADAM, processors=2), batches(5), 2, callbacks=[saving], enable_checkpointing=True
+    )
+    heavier = PVD(NETWORK, {**ADAM, "weight_decay": 0.5}, processors=2)
+    watch, _ = iterate(heavier, batches(5), 3, ckpt=str(tmp_path / f"step={step}.ckpt"))
+    first, last = watch.reports[0], watch.reports[-1]
+    x, y = (torch.cat(parts) for parts in zip(*batches(5), strict=True))
+    with torch.no_grad():
+        loss = float(F.cross_entropy(heavier(x), y))
+    norm = float(watch.points[-1].square().sum())
+    assert last["pvd/objective_after"] == pytest.approx(loss + 0.25 * norm, rel=1e-5)
+    assert last["pvd/objective_after"] < first["pvd/objective_before"]
+
+
+def test_an_error_leaves_the_weights_of_the_last_synchronisation() -> None:
+    module = PVD(NETWORK, ADAM, processors=2)
+    seen: list[torch.Tensor] = []
+
+    class Fail(Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+            seen.append(flat([p.detach() for p in pl_module.parameters()]))
+            if len(seen) == 4:
+
+                def broken(*_: Any) -> None:
+                    next(pl_module.parameters()).data.add_(1)
+                    raise OSError("no more")
+
+                pl_module.shared.objective.on_batch = broken
+
+    with pytest.raises(OSError, match="no more"):
+        iterate(module, batches(3), epochs=2, callbacks=[Fail()])
+    assert torch.equal(flat([p.detach() for p in module.parameters()]), seen[2])
+
+
 @pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
 def test_precisions(precision: str) -> None:
     module = PVD(NETWORK, ADAM, processors=2)
@@ -274,6 +339,9 @@ def test_a_start_that_overflows_is_one_sentence() -> None:
         ({}, {"local_solver": "newton"}, r"strategy\.local_solver=newton .* first_order, lbfgs"),
         ({}, {"local_solver": "lbfgs", "clip_norm": 1.0}, r"strategy\.clip_norm"),
         ({}, {"optimizer": {**ADAM, "name": "adamw", "weight_decay": 0.1}}, "adamw"),
+        ({}, {"local_steps": 0}, r"strategy\.local_steps=0 must be at least 1"),
+        ({}, {"chunk_samples": 0}, r"strategy\.chunk_samples=0"),
+        ({}, {"objective_samples": 0}, r"strategy\.objective_samples=0"),
     ],
 )
 def test_what_does_not_go_together_names_its_key(
