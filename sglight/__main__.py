@@ -102,6 +102,9 @@ def _job(cfg: DictConfig) -> float:
         return _run(cfg)
     except Exception as error:
         hydra_cfg = HydraConfig.get()
+        folder = Path(hydra_cfg.runtime.output_dir)
+        if not (folder / status.FILE).exists():  # it had not begun
+            status.fail(folder, error)
         name = f"job {hydra_cfg.job.num} ({hydra_cfg.job.override_dirname})"
         if isinstance(error, UserError):
             print(f"error in {name}: {error}", file=sys.stderr)

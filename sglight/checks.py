@@ -162,7 +162,9 @@ def check_strategy(cfg: DictConfig) -> None:
 
 def _check_levels(cfg: DictConfig, count: int, steps: Sequence[int]) -> None:
     try:
-        first_epochs(make_levels(count, cfg.strategy.level), cfg.trainer.max_epochs)
+        levels = make_levels(count, cfg.strategy.level)
+        if not cfg.trainer.fast_dev_run:
+            first_epochs(levels, cfg.trainer.max_epochs)
     except ValueError as error:
         raise UserError(str(error)) from error
     finer = 2 ** (count - 1)

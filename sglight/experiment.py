@@ -19,7 +19,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
-from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, RichProgressBar
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from sglight.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
@@ -29,6 +29,7 @@ from sglight.callbacks.gradient_quality import GradientQuality
 from sglight.callbacks.memory import PeakMemory, forget_peak
 from sglight.callbacks.pvd_loop import PVDLoop
 from sglight.callbacks.stability import StabilityMonitor
+from sglight.callbacks.stopping import FinestStopping
 from sglight.callbacks.tensorboard import add_hyperparameters, add_layout
 from sglight.callbacks.timeline import Timeline
 from sglight.callbacks.timing import EpochTimer
@@ -55,8 +56,8 @@ NOISE = (
 HYPERPARAMETERS = (
     "seed", "dataset.name", "dataset.batch_size", "model.dynamics", "model.kernel", "model.steps", "model.horizon",
     "model.channels", "strategy.stages", "strategy.lag", "strategy.estimator.name", "strategy.processors",
-    "strategy.synchronisation", "strategy.optimizer.name", "strategy.optimizer.lr", "trainer.max_epochs",
-    "trainer.precision", "trainer.devices",
+    "strategy.synchronisation", "strategy.levels", "strategy.prolongation", "strategy.optimizer.name",
+    "strategy.optimizer.lr", "trainer.max_epochs", "trainer.precision", "trainer.devices",
 )  # fmt: skip
 # What a run asks of a data module.
 NEEDED = ("name", "batch_size", "shape", "classes", "train_size", "val_size", "test_size")
@@ -179,7 +180,7 @@ def build_callbacks(config: Mapping[str, Any], folder: Path) -> tuple[BestCheckp
     callbacks: list[Callback] = []
     if stopping["enabled"]:
         settings = {key: stopping[key] for key in ("monitor", "mode", "patience")}
-        callbacks.append(EarlyStopping(**settings))
+        callbacks.append(FinestStopping(**settings))
     if config["lr_monitor"]["enabled"]:
         callbacks.append(LearningRateMonitor("epoch"))
     if config["figures"]["enabled"]:
@@ -349,7 +350,8 @@ def _validated(
 ) -> dict[str, Any]:
     """Metrics of a training, those of the validation at its best epoch, and at its last as ``val/*_last``."""
     metrics = _metrics(trainer, module)
-    if best.monitor not in metrics:  # stopped before the first validation
+    # Stopped before the first validation, of this network.
+    if best.monitor not in metrics or best.validated_level not in (None, module.level):
         trainer.validate(module, datamodule, verbose=False)
         metrics |= _metrics(trainer, module)
     last = {f"{name}_last": metrics[name] for name in best.best_metrics}

@@ -25,10 +25,18 @@ def recorded(folder: Path) -> Iterator[None]:
     except BaseException as error:
         # Lightning turns Ctrl-C into exit(1).
         interrupted = isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        _write(folder, {"status": "interrupted" if interrupted else "failed", "reason": reason, **process})
+        if interrupted or type(error).__name__ == "SIGTERMException":  # Lightning's
+            _write(folder, {"status": "interrupted", **process})
+        else:
+            fail(folder, error, **process)
         raise
     _write(folder, {"status": "finished", **process})
+
+
+def fail(folder: Path, error: BaseException, **process: Any) -> None:
+    """Write to ``folder`` that a run failed, and why."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    _write(folder, {"status": "failed", "reason": reason, **process})
 
 
 def skip(folder: Path, reason: str) -> None:

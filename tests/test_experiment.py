@@ -195,6 +195,34 @@ def test_a_checkpoint_of_another_network_is_refused(
         )
 
 
+@pytest.mark.parametrize("epochs", ["4,2", "5,1"])
+def test_accuracy_is_that_of_the_finest_network(
+    start: Callable[..., float], tmp_path: Path, epochs: str
+) -> None:
+    change = (
+        "trainer.max_epochs=6",
+        f"strategy.level.epochs=[{epochs}]",
+        "trainer.check_val_every_n_epoch=4",
+    )
+    # Validated after the coarse level's fourth epoch only.
+    start(tmp_path / "fit", "strategy=multilevel", *change)
+    found = metrics(tmp_path / "fit")
+    assert found["run/monitored"] == found["val/acc"]
+    assert found["val/loss"] != found["level_0/val_loss"]
+    start(tmp_path / "test", "strategy=multilevel", "mode=test", f"ckpt={tmp_path}/fit/checkpoints/last.ckpt")
+    assert metrics(tmp_path / "test")["test/acc"] == found["test/acc"]
+
+
+def test_a_coarse_network_is_not_stopped_early(start: Callable[..., float], tmp_path: Path) -> None:
+    stopping = ("enabled=true", "monitor=level", "patience=2")
+    start(
+        tmp_path, "strategy=multilevel", "trainer.max_epochs=8", "strategy.level.epochs=[4,4]",
+        *(f"callbacks.early_stopping.{setting}" for setting in stopping),
+    )  # fmt: skip
+    # The last level is new in its first epoch, and no higher in the two behind it.
+    assert metrics(tmp_path)["run/epochs"] == 4 + 1 + 2
+
+
 @pytest.mark.parametrize(
     ("begun", "change", "key"),
     [

@@ -296,7 +296,9 @@ def test_a_sweep_that_is_repeated_in_its_own_folder_goes_on_where_it_failed(call
     assert call(*sweep, run=run).status == 0
     assert seen == [1, 2, 3, 2]
     assert len(find_runs([tmp_path / "mine"])) == 3
-    assert not list(tmp_path.glob("mine/*/status.json")), "a finished run stays one"
+    # `start.run`, which is not called here, would have overwritten it; a finished run stays one.
+    (told,) = [json.loads(path.read_text()) for path in tmp_path.glob("mine/*/status.json")]
+    assert told == {"status": "failed", "reason": "UserError: a full disk"}
 
 
 def test_a_sweep_with_an_unknown_choice_is_refused_before_any_job(call):

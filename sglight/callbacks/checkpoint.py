@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from pytorch_lightning.trainer.states import TrainerFn
 from typing_extensions import override
 
 from sglight.errors import UserError
@@ -41,6 +42,9 @@ class BestCheckpoint(ModelCheckpoint):
         self._earlier: dict[str, Any] | None = None
         self.best_metrics: dict[str, float] = {}
         self._level = 0
+        # Level of the last validation; whether it was in this epoch.
+        self.validated_level: int | None = None
+        self._fresh = False
 
     @property
     @override
@@ -77,11 +81,20 @@ class BestCheckpoint(ModelCheckpoint):
             self._level = earlier.get("level", 0)
 
     @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self.validated_level, self._fresh = getattr(pl_module, "level", 0), True
+
+    @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._forget_coarser(getattr(pl_module, "level", 0))
+        fresh, self._fresh = self._fresh, False
+        if not fresh and str(self.monitor).startswith("val/"):
+            return  # Lightning still has the value of an earlier epoch, perhaps of another network
         if self.monitor in trainer.callback_metrics:
-            self._forget_coarser(getattr(pl_module, "level", 0))
             super().on_train_epoch_end(trainer, pl_module)
-        elif trainer.current_epoch + 1 >= (trainer.check_val_every_n_epoch or 1):
+        elif self.validated_level is not None:
             raise UserError(
                 f"callbacks.checkpoint.monitor={self.monitor} is not a metric of this run; choose one of "
                 f"{', '.join(sorted(trainer.callback_metrics))}"
@@ -98,7 +111,7 @@ class BestCheckpoint(ModelCheckpoint):
             self._level = level
             self.best_model_path = self.kth_best_model_path = ""
             self.best_model_score = self.current_score = None
-            self.best_k_models = {}
+            self.best_k_models, self.best_metrics = {}, {}
 
     @property
     def path(self) -> Path:

@@ -28,6 +28,10 @@ LAYOUT = {
         "agreement of signs": [r"^estimator_\d+/sign_agreement$"],
         "loss": [r"^estimator_\d+/loss$"],
     },
+    "levels": {
+        "level": [r"^level$"],
+        "validation loss around a refinement": [r"^refinement/"],
+    },
     "workers": {
         "busy [s an epoch]": [r"^worker_\d+/busy_s$"],
         "waiting [s an epoch]": [r"^worker_\d+/waiting_s$"],

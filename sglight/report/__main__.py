@@ -49,8 +49,11 @@ def report(options: argparse.Namespace) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    if path.exists() and (path.is_symlink() or not path.is_file()):
+        path.write_text(text, encoding="utf-8")  # what a link leads to, a device or a pipe stay what they are
+    else:
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     print(f"written: {path}", file=sys.stderr)
 
 
@@ -71,14 +74,20 @@ def _parser() -> argparse.ArgumentParser:
         "--target", type=_accuracy, metavar="ACC",
         help="validation accuracy to which time is taken, such as 0.97 (default: 99 %% of the worst contender's)",
     )  # fmt: skip
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with tables and charts")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a line for each run")
+    parser.add_argument("--html", type=_file, metavar="FILE", help="write a page with tables and charts")
+    parser.add_argument("--csv", type=_file, metavar="FILE", help="write a line for each run")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     return parser
 
 
 def _names(text: str) -> list[str]:
     return [name for name in (part.strip() for part in text.split(",")) if name]
+
+
+def _file(text: str) -> Path:
+    if not text or Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a file")
+    return Path(text)
 
 
 def _accuracy(text: str) -> float:

@@ -101,8 +101,8 @@ MEASURES = (
         "what a worker for each stage would gain by the measured times of its phases",
     ),
     Measure(
-        "memory/peak_bytes", "peak memory", units.size, min,
-        "of the worker that took the most (on a CPU: its process, libraries included)",
+        "memory/peak_bytes", "peak memory", units.size, None,
+        "of the worker that took the most (on a CPU: its process, libraries and leavings of earlier jobs included)",
     ),
     Measure("model/parameters", "parameters", units.count, None, "of the network, without estimators"),
 )  # fmt: skip
@@ -131,7 +131,10 @@ class Comparison:
 
     def best(self, measure: Measure) -> float | None:
         """The best mean of a measure, None if there is no better and worse."""
-        means = [row[measure.key].mean for row in self.rows if measure.key in row]
+        found = [row[measure.key] for row in self.rows if measure.key in row]
+        if measure.key == TARGET and any(each.n == each.of for each in found):
+            found = [each for each in found if each.n == each.of]  # not who got there by luck
+        means = [each.mean for each in found]
         return measure.best(means) if measure.best is not None and len(set(means)) > 1 else None
 
     def is_best(self, i: int, measure: Measure) -> bool:
@@ -170,11 +173,18 @@ def default_target(groups: Sequence[Group]) -> float | None:
 
 
 def time_to(run: Run, target: float) -> float | None:
-    """Seconds until the end of the first validation with that accuracy; None if there is none, or no clock."""
-    curve = run.curves.get("val/acc")
-    reached = (
-        [] if curve is None else [t for t, v in zip(curve.elapsed, curve.value, strict=True) if v >= target]
-    )
+    """Seconds until the end of the first validation with that accuracy; None if there is none, or no clock.
+
+    Of a network that is refined on the way the last depth counts.
+    """
+    curve, level = run.curves.get("val/acc"), run.curves.get("level")
+    if curve is None or not len(curve.value):
+        return None
+    if run.config.get("ckpt") and curve.value[0] >= target:
+        return None  # reached before it was gone on with
+    begins = 0 if level is None or not len(level.value) else level.step[level.value.argmax()]
+    points = zip(curve.step, curve.elapsed, curve.value, strict=True)
+    reached = [elapsed for step, elapsed, value in points if step >= begins and value >= target]
     return float(reached[0]) if reached and reached[0] == reached[0] else None
 
 

@@ -26,7 +26,6 @@ HIGHLIGHTS = {
     "test/acc": "Most accurate",
     TARGET: "First at the target",
     "throughput/samples_per_s": "Most samples a second",
-    "memory/peak_bytes": "Least memory",
 }
 
 GOING_WELL = ("finished", "running", "repeated")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -67,8 +68,13 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
     for path in paths:
         if not path.is_dir():
             raise FileNotFoundError(f"{path} is no folder; give one with runs in it, such as outputs")
-        for here, below, files in os.walk(path):
-            below[:] = sorted(name for name in below if not name.startswith("."))
+        seen = set()
+        for here, below, files in os.walk(path, followlinks=True):
+            if (real := Path(here).resolve()) in seen:
+                below.clear()  # a link has led here before
+                continue
+            seen.add(real)
+            below[:] = sorted((name for name in below if not name.startswith(".")), key=_natural)
             if _is_run(Path(here), files):
                 folders[Path(here).resolve()] = None
                 below.clear()
@@ -92,7 +98,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         return {}
     flat = dict(_flat(config))
     hydra = _read_yaml(folder / ".hydra" / "hydra.yaml")
-    choices = hydra.get("hydra", {}).get("runtime", {}).get("choices", {})
+    for key in ("hydra", "runtime", "choices"):
+        below = hydra.get(key)
+        hydra = below if isinstance(below, dict) else {}
+    choices = hydra
     names = {
         "dataset": flat.get("dataset.name"),
         "model": MODELS.get(flat.get("model.dynamics", ""), flat.get("model.dynamics")),
@@ -100,6 +109,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         **{name: choices[name] for name in NAMES if choices.get(name)},
     }
     return {**{k: str(v) for k, v in names.items() if v is not None}, **flat}
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """To sort by numbers within names: 2 before 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _is_run(folder: Path, files: list[str]) -> bool:

@@ -100,6 +100,11 @@ class StagedModule(pl.LightningModule):
         """Where the network is cut; see `NetworkSpec.cuts`."""
         return self.spec.cuts(stages, self.extra_cost())
 
+    @property
+    def is_finest(self) -> bool:
+        """Whether the network has the depth that was asked for, and will not be refined."""
+        return True
+
     def describe(self) -> str:
         """The strategy in a line, for the summary of a run."""
         o, schedule = self.optimizer_config, self.scheduler_config["name"]
@@ -228,9 +233,13 @@ class StagedModule(pl.LightningModule):
         extra = penalty([stage], **self.regularisation)
         if extra is not None:
             extra.backward()
+        self.adjust_gradients(i)
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
         self.step_optimizer(i)
+
+    def adjust_gradients(self, i: int) -> None:
+        """Change the gradients of stage i, of the mean loss and the penalties, before they are clipped and used."""
 
     def step_optimizer(self, i: int) -> None:
         """Update stage i and clear its gradients.

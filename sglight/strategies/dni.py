@@ -317,6 +317,15 @@ class DNI(StagedModule):
         return speedup(times, self.lag)
 
     @override
+    def progress(self) -> dict[str, Any]:
+        return {**super().progress(), "next_diagnosis": self._next_diagnosis}
+
+    @override
+    def go_on_from(self, progress: Mapping[str, Any]) -> None:
+        super().go_on_from(progress)
+        self._next_diagnosis = progress["next_diagnosis"]
+
+    @override
     def identity(self) -> dict[str, Any]:
         shape = {f"strategy.estimator.{key}": self.estimator_config[key] for key in _SHAPING}
         return {**super().identity(), **shape}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import inf
 from typing import Any
 
 MODES = ("exact", "dni")
@@ -46,7 +47,9 @@ def make_levels(count: int, config: Mapping[str, Any] | None = None) -> list[Lev
         whole = name == "epochs"
         for value in values:
             kinds = int if whole else (int, float)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or value <= 0):
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < inf
+            ):
                 raise ValueError(
                     f"strategy.level.{name}={value} is not allowed; it must be a positive "
                     f"{'whole number' if whole else 'number'} or null"

@@ -119,6 +119,20 @@ class Multilevel(DNI):
             learning = {**estimator["optimizer"], "lr": now.estimator_lr}
             self.estimator_config = {**estimator, "optimizer": learning}
 
+    @property
+    @override
+    def is_finest(self) -> bool:
+        return self.level == len(self.levels) - 1
+
+    @override
+    def adjust_gradients(self, i: int) -> None:
+        # A longer step has larger gradients; the optimiser's decay of its weights is to be as much larger.
+        more = self.optimizer_config.get("weight_decay", 0.0) * (self._factor(self.level) - 1)
+        if more and self.optimizer_config["name"] != "adamw":  # whose decay does not add to gradients
+            for name, parameter in self.stage(i).named_parameters():
+                if name.startswith("segments.") and parameter.grad is not None:
+                    parameter.grad.add_(parameter.detach(), alpha=more)
+
     @contextmanager
     def _at(self, level: int) -> Iterator[None]:
         """As if the training were at another level."""
@@ -356,10 +370,11 @@ class Multilevel(DNI):
 
     @override
     def progress(self) -> dict[str, Any]:
-        return {"level": self.level, "history": self.history}
+        return {**super().progress(), "level": self.level, "history": self.history}
 
     @override
     def go_on_from(self, progress: Mapping[str, Any]) -> None:
+        super().go_on_from(progress)
         self.history = [dict(facts) for facts in progress["history"]]
         if progress["level"] != self.level:
             self._go_to(progress["level"])

@@ -71,6 +71,8 @@ def test_time_to_target_is_the_first_validation_that_reaches_it():
     assert time_to(one, 0.85) == 8.0
     assert time_to(one, 0.95) is None
     assert time_to(run(), 0.5) is None
+    level = Curve(np.arange(4) * 10.0, np.arange(4.0), np.array([0.0, 0.0, 1.0, 1.0]))
+    assert time_to(replace(one, curves={**one.curves, "level": level}), 0.8) == 8.0
     clockless = Curve(np.array([1.0]), np.array([np.nan]), np.array([0.9]))
     assert time_to(replace(one, curves={"val/acc": clockless}), 0.5) is None
 

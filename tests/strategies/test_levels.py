@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -47,6 +48,8 @@ def test_epochs_that_do_not_add_up(claims: list[int | None], total: int) -> None
         (0, {}, r"strategy\.levels=0 must be at least 1"),
         (2, {"mode": "both"}, r"strategy\.level\.mode=both is unknown; choose one of exact, dni"),
         (2, {"lr": [0.1]}, r"strategy\.level\.lr=\[0\.1\] has 1 entries, but strategy\.levels=2"),
+        (2, {"lr": math.nan}, r"strategy\.level\.lr=nan is not allowed"),
+        (2, {"lr": [1e-3, math.inf]}, r"strategy\.level\.lr=inf is not allowed"),
         (2, {"lr": -1}, r"strategy\.level\.lr=-1 is not allowed; it must be a positive number"),
         (2, {"epochs": [2, 2.5]}, r"strategy\.level\.epochs=2\.5 .* positive whole number"),
         (2, {"epochs": 0}, r"strategy\.level\.epochs=0 .* positive whole number"),

@@ -405,3 +405,28 @@ def test_what_is_refused(network: dict[str, Any], options: dict[str, Any], messa
 def test_epochs_that_do_not_add_up_are_refused_before_training() -> None:
     with pytest.raises(ValueError, match=r"trainer\.max_epochs=3 is not the sum"):
         fit(multilevel(level={"epochs": [1, 1]}), batches(2), epochs=3)
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd", "adamw"])
+def test_decay_of_the_weights_grows_with_the_steps_as_gradients_do(name: str) -> None:
+    optimizer = {"name": name, "lr": 0.01, "weight_decay": 0.1, "momentum": 0.0}
+    module = Multilevel(DEEP, optimizer, stages=1, levels=3)
+    module.configure_model()
+    for level, factor in enumerate((4, 2, 1)):
+        module._go_to(level)
+        module.zero_grad()
+        for parameter in module.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        module.adjust_gradients(0)
+        for key, parameter in module.stage(0).named_parameters():
+            # The optimiser itself adds the decay of the finest steps.
+            more = 0.1 * (factor - 1) if key.startswith("segments.") and name != "adamw" else 0.0
+            torch.testing.assert_close(parameter.grad, more * parameter.detach())
+
+
+def test_progress_is_gone_on_from() -> None:
+    module = Multilevel(DEEP, ADAM, stages=2, levels=2)
+    module.configure_model()
+    earlier = {**module.progress(), "next_diagnosis": 50}
+    module.go_on_from(earlier)
+    assert module.progress() == earlier
