@@ -20,8 +20,8 @@ from omegaconf import DictConfig
 from sglight import start as start_module
 from sglight.config import CONF, check, to_plain
 from sglight.errors import UserError
-from sglight.estimators import prediction_cost, synthetic_gradient
 from sglight.experiment import build_datamodule, build_module
+from sglight.gradients import prediction_cost, synthetic_gradient
 from sglight.networks import NetworkSpec, StableNet
 from sglight.networks.segment import Segment
 
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "my_package/wrong.py": """
 import torch
 from pytorch_lightning import LightningDataModule
-from sglight.estimators import Estimator
+from sglight.gradients import Estimator
 from sglight.networks.dynamics import Dynamics
 
 class Still(Dynamics):

@@ -1,6 +1,6 @@
-"""Where a stage's gradient comes from when it does not wait for the true one."""
+"""The earlier name of `sglight.gradients`: code that imports estimators from here goes on working."""
 
-from sglight.estimators.synthetic import (
+from sglight.gradients import (
     Estimator,
     SyntheticGradient,
     prediction_cost,

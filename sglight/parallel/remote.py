@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributed import FileStore, PrefixStore, Store, Work, rendezvous  # type: ignore[attr-defined]
 
 from sglight.errors import PeerLost
-from sglight.parallel.link import Peers, Pending, Receiver, Sender, Waiting
+from sglight.link import Peers, Pending, Receiver, Sender, Waiting
 from sglight.parallel.staging import Line, StagedReceiver, StagedSender
 
 Group = Any  # a torch.distributed.Backend, whose stubs lack what it can do

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, UntypedStorage
 
 from sglight.errors import PeerLost
+from sglight.link import Channel, Receiver, Sender, Waiting
 from sglight.parallel.layout import FORMAT, Layout
-from sglight.parallel.link import Channel, Receiver, Sender, Waiting
 
 SLICE_MS = 50  # a signal may hit another thread; Python's handler runs once the main thread stops waiting for a moment
 SLOTS = 64  # the headers of so many fit into a socket

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from sglight.errors import PeerLost
+from sglight.link import Channel, Receiver, Sender, Waiting
 from sglight.parallel.layout import FORMAT, Layout
-from sglight.parallel.link import Channel, Receiver, Sender, Waiting
 
 SLICE_S = 0.05  # a signal may hit another thread; Python's handler runs once the main thread stops waiting for a moment
 CLOSE_S = 2.0  # for the other end to close as well

@@ -18,9 +18,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from sglight.errors import UserError
+from sglight.link import Alone, Peers
 from sglight.parallel import launcher
 from sglight.parallel.fit import StageLauncher
-from sglight.parallel.link import Alone, Peers
 from sglight.parallel.wiring import (
     Ends,
     GlooEnds,

@@ -15,8 +15,8 @@ import torch
 from torch.distributed import Store  # type: ignore[attr-defined]
 from typing_extensions import override
 
+from sglight.link import Channel, LocalChannel, Peers, Placement
 from sglight.parallel import launcher, remote, shared
-from sglight.parallel.link import Channel, LocalChannel, Peers, Placement
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from typing_extensions import override
 
+from sglight.link import Placement, alone
 from sglight.networks import NetworkSpec, Stage
 from sglight.networks.network import ExtraCost, balanced
 from sglight.networks.regularisers import penalty
-from sglight.parallel.link import Placement, alone
 from sglight.strategies.curves import Curves
 from sglight.strategies.grid import schedule_grid
 from sglight.strategies.optim import make_optimizer, make_scheduler

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytorch_lightning as pl
 from torch import Tensor
 
-from sglight.parallel.link import Peers, Pending
+from sglight.link import Peers, Pending
 
 SHOWN = ("train/loss", "train/acc")  # beside the progress bar
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from sglight.estimators import (
+from sglight.gradients import (
     Estimator,
     SyntheticGradient,
     prediction_cost,

@@ -8,7 +8,7 @@ from types import TracebackType
 
 import torch
 
-from sglight.parallel.link import Placement
+from sglight.link import Placement
 from sglight.strategies.schedule import Span, StageTimes
 
 COMPUTING = ("forward", "estimate", "backward", "learn")

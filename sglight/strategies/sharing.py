@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from sglight.parallel.link import Placement
+from sglight.link import Placement
 from sglight.strategies.objective import Chunk, Objective, Point, Sums, mean_plus, shares, totals
 from sglight.strategies.recorder import Recorder
 from sglight.strategies.synchronisation import Evaluated

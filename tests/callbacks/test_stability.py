@@ -12,9 +12,9 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sglight.callbacks.stability import StabilityMonitor, assembled, measures
+from sglight.link import Alone, Placement
 from sglight.networks import StableNet
 from sglight.networks.stability import Stability, StepSpectrum, analyse
-from sglight.parallel.link import Alone, Placement
 from sglight.strategies.dni import DNI
 from tests.callbacks.common import NETWORK, data, fit
 from tests.strategies.common import ADAM, assert_equal, whole

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sglight.callbacks.checkpoint import LastCheckpoint
 from sglight.callbacks.timeline import LOOKS, Timeline, chrome_trace, draw, first_batches, timeline_figure
-from sglight.parallel.link import Alone
+from sglight.link import Alone
 from sglight.strategies.base import StagedModule
 from sglight.strategies.grid import simulate
 from sglight.strategies.recorder import COMPUTING

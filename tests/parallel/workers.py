@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sglight.parallel.link import Channel
+from sglight.link import Channel
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "sglight.parallel.remote", "sglight.parallel.shared"])

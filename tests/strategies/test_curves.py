@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sglight.parallel.link import Alone, Pending
+from sglight.link import Alone, Pending
 from sglight.strategies.curves import Curves
 
 NAMES = ["train/loss", "train/acc", "estimator_0/loss"]

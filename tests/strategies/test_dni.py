@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from sglight.estimators import Estimator, synthetic_gradient
+from sglight.gradients import Estimator, synthetic_gradient
 from sglight.networks import NetworkSpec, Stage
 from sglight.strategies.backprop import Backprop
 from sglight.strategies.dni import DNI, compare

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
+from sglight.link import alone
 from sglight.networks import StableNet
 from sglight.networks.regularisers import penalty
-from sglight.parallel.link import alone
 from sglight.strategies.objective import Objective, draw, flat, gather, in_order, shares
 from sglight.strategies.recorder import Recorder
 from sglight.strategies.sharing import SharedObjective, Tally, times

@@ -6,7 +6,7 @@ from time import sleep
 
 import pytest
 
-from sglight.parallel.link import alone
+from sglight.link import alone
 from sglight.strategies.recorder import Recorder
 from sglight.strategies.schedule import StageTimes
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 import pytest
 import torch
 
-from sglight.parallel.link import Alone, Known, LocalChannel, Receiver, Sender, Waits, alone
+from sglight.link import Alone, Known, LocalChannel, Receiver, Sender, Waits, alone
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -2,7 +2,7 @@
 
 A strategy sees a `Placement`: which stages live in its process, and a `Channel` in each direction of each boundary
 that it touches. Its training step is the same whether the other end of a channel is in this process (`LocalChannel`)
-or in another (`sglight.parallel.remote`, `sglight.parallel.shared`).
+or in another (`sglight.parallel`).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sglight.estimators import SyntheticGradient, prediction_cost, prediction_values, synthetic_gradient
+from sglight.gradients import SyntheticGradient, prediction_cost, prediction_values, synthetic_gradient
 
 SHAPES = {"linear": (6,), "mlp": (6,), "conv": (4, 5, 5)}
 
