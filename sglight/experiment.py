@@ -38,8 +38,9 @@ from sglight.errors import UserError
 from sglight.extension import load_class
 from sglight.files import replacing
 from sglight.networks import NetworkSpec
+from sglight.parallel.environment import agree, environment
 from sglight.parallel.launcher import cores
-from sglight.parallel.strategy import StageStrategy, agree, environment
+from sglight.parallel.strategy import StageStrategy
 from sglight.strategies.base import StagedModule, limited
 from sglight.strategies.pvd import PVD
 

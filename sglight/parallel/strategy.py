@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from itertools import count
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.utilities.seed import reset_seed
 from pytorch_lightning.strategies import ParallelStrategy
+from pytorch_lightning.strategies.launchers.launcher import _Launcher
+from pytorch_lightning.trainer.states import TrainerFn, TrainerState
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from typing_extensions import override
 
 from sglight.errors import UserError
 from sglight.link import Alone, Peers
-from sglight.parallel import launcher
-from sglight.parallel.fit import StageLauncher
+from sglight.parallel.environment import environment
+from sglight.parallel.launcher import cores, current, launch
 from sglight.parallel.wiring import (
     Ends,
     GlooEnds,
@@ -36,63 +38,6 @@ from sglight.strategies.schedule import stage_names
 
 # Parts of a checkpoint whose entries are by stage or estimator: each worker has its own.
 BY_STAGE = ("state_dict", "optimizer_states", "lr_schedulers", "waiting")
-
-# Numbers the meetings of this process: the same on all workers, since all hold the same ones.
-_meetings = count()
-
-
-class WorkerEnvironment(ClusterEnvironment):
-    """A worker that `launcher.launch` has started."""
-
-    def __init__(self, worker: launcher.Worker) -> None:
-        self._rank, self._size = worker.rank, worker.size
-
-    creates_processes_externally = True
-    main_address, main_port = "127.0.0.1", 0  # nobody listens there
-
-    @staticmethod
-    @override
-    def detect() -> bool:
-        return launcher.current() is not None
-
-    @override
-    def world_size(self) -> int:
-        return self._size
-
-    @override
-    def set_world_size(self, size: int) -> None: ...
-
-    @override
-    def global_rank(self) -> int:
-        return self._rank
-
-    @override
-    def set_global_rank(self, rank: int) -> None: ...
-
-    @override
-    def local_rank(self) -> int:
-        return self._rank
-
-    @override
-    def node_rank(self) -> int:
-        return 0
-
-
-def environment() -> ClusterEnvironment | None:
-    """Where this process stands among workers that have been started, here or by torchrun; None if it is alone."""
-    if (worker := launcher.current()) is not None:
-        return WorkerEnvironment(worker)
-    return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else None
-
-
-def agree(value: Any) -> Any:
-    """Worker 0's value, for workers that torchrun has started: each has composed a config of its own."""
-    if launcher.current() is not None or (meeting := meet(f"agree-{next(_meetings)}")) is None:
-        return value
-    peers = meeting.peers()
-    value = peers.broadcast(value)
-    peers.close()
-    return value
 
 
 class StageStrategy(ParallelStrategy):
@@ -176,11 +121,11 @@ class StageStrategy(ParallelStrategy):
 
     def _connect(self, module: StagedModule, groups: list[range]) -> None:
         """Meet the other workers, and give the module its stages and its links to the others."""
-        meeting = meet(f"run-{next(_meetings)}")
+        meeting = meet("run")
         if meeting is None:
             return
-        if (worker := launcher.current()) is not None:
-            worker.status.name(stage_names(groups[worker.rank], module.part))
+        if (worker := current()) is not None:
+            worker.status.set_name(stage_names(groups[worker.rank], module.part))
         self.peers = meeting.peers()
         with tempfile.TemporaryDirectory(prefix="sglight-") as folder:
             folders = meeting_folders(self.peers, self.node_rank, folder)
@@ -203,24 +148,24 @@ class StageStrategy(ParallelStrategy):
 
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        self._say(f"batch {batch_idx}")
+        self._set_doing(f"batch {batch_idx}")
 
     @override
     def on_train_end(self) -> None:
-        self._say("the end of the training")
+        self._set_doing("the end of the training")
 
     @override
     def on_validation_start(self) -> None:
-        self._say("a validation")
+        self._set_doing("a validation")
 
     @override
     def on_test_start(self) -> None:
-        self._say("the test")
+        self._set_doing("the test")
 
-    def _say(self, doing: str) -> None:
-        """For messages, should this worker fail."""
-        if (worker := launcher.current()) is not None:
-            worker.status.doing(doing)
+    def _set_doing(self, doing: str) -> None:
+        """Say what this worker does, for the message should it fail."""
+        if (worker := current()) is not None:
+            worker.status.set_doing(doing)
 
     @override
     def model_to_device(self) -> None:
@@ -279,3 +224,87 @@ class StageStrategy(ParallelStrategy):
             channel.close()
         self.peers.close()
         self.peers = Alone()
+
+
+@dataclass
+class Outcome:
+    """What worker 0 sends back."""
+
+    result: Any
+    state: TrainerState
+    state_dict: dict[str, Any]
+    progress: dict[str, Any]
+    callback_metrics: dict[str, Any]
+    callback_states: dict[str, Any]
+    fit_loop: dict[str, Any]
+
+
+class StageLauncher(_Launcher):
+    """Runs a function of the Trainer in worker processes, and brings back what they have learnt.
+
+    The caller's module gets all stages, its Trainer the metrics and progress, its callbacks their states.
+    """
+
+    def __init__(self, strategy: StageStrategy) -> None:
+        self._strategy = strategy
+
+    @property
+    @override
+    def is_interactive_compatible(self) -> bool:
+        # What is defined in a notebook cannot be imported by the workers.
+        return False
+
+    @override
+    def launch(
+        self, function: Callable[..., Any], *args: Any, trainer: pl.Trainer | None = None, **kwargs: Any
+    ) -> Any:
+        s = self._strategy
+        workers = s.num_processes
+        threads = s.threads or max(cores() // workers, 1)
+        if trainer is None:
+            return launch(
+                function, *args, workers=workers, threads=threads, idle_timeout_s=s.idle_timeout_s, **kwargs
+            )
+        outcome: Outcome = launch(
+            _in_worker, trainer, function, args, kwargs,
+            workers=workers, threads=threads, idle_timeout_s=s.idle_timeout_s,
+        )  # fmt: skip
+        _take_over(trainer, outcome)
+        return outcome.result
+
+    @override
+    def kill(self, signum: int) -> None:
+        """Workers end with `launch`."""
+
+
+def _in_worker(
+    trainer: pl.Trainer, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Outcome | None:
+    result = function(*args, **kwargs)
+    strategy: StageStrategy = trainer.strategy  # type: ignore[assignment]
+    if not strategy.is_global_zero:
+        return None
+    return Outcome(
+        result,
+        trainer.state,
+        strategy.final_state,
+        trainer.lightning_module.progress(),  # type: ignore[operator]
+        {name: value.cpu() for name, value in trainer.callback_metrics.items()},
+        {callback.state_key: callback.state_dict() for callback in trainer.callbacks},  # type: ignore[attr-defined]
+        trainer.fit_loop.state_dict(),
+    )
+
+
+def _take_over(trainer: pl.Trainer, outcome: Outcome) -> None:
+    trainer.state = outcome.state
+    trainer.callback_metrics.update(outcome.callback_metrics)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if state := outcome.callback_states.get(callback.state_key):
+            callback.load_state_dict(state)
+    if outcome.state.fn == TrainerFn.FITTING:
+        trainer.fit_loop.load_state_dict(outcome.fit_loop)
+    module = trainer.lightning_module
+    assert isinstance(module, StagedModule)
+    module.configure_model()
+    module.go_on_from(outcome.progress)
+    module.load_state_dict(outcome.state_dict)

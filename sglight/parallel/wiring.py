@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,11 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 from typing_extensions import override
 
 from sglight.link import Channel, LocalChannel, Peers, Placement
-from sglight.parallel import launcher, remote, shared
+from sglight.parallel import remote, shared
+from sglight.parallel.launcher import current
+
+# Numbers the meetings of this process: the same on all workers, since all hold the same ones.
+_meetings = count()
 
 
 @dataclass(frozen=True)
@@ -37,14 +42,14 @@ class Meeting:
 
     def peers(self) -> Peers:
         """All workers."""
-        waiting = excused("the other workers")
+        waiting = waiting_for("the other workers")
         return remote.GroupPeers(self.store, self.rank, self.size, f"{self.name}/peers", self.local, waiting)
 
 
-def meet(name: str) -> Meeting | None:
+def meet(purpose: str) -> Meeting | None:
     """Where to meet the other workers that were started with this one, here or by torchrun; None for one alone."""
-    worker = launcher.current()
-    if worker is not None:
+    name = f"{purpose}-{next(_meetings)}"
+    if (worker := current()) is not None:
         store = remote.rendezvous_file(worker.folder, worker.rank, worker.size)
         return Meeting(store, worker.rank, worker.size, name, True)
     if torch.distributed.is_torchelastic_launched():
@@ -53,10 +58,10 @@ def meet(name: str) -> Meeting | None:
     return None
 
 
-def excused(doing: str) -> Callable[[], AbstractContextManager[Any]]:
-    """What a worker enters while it waits for another one, so that its supervisor knows."""
-    worker = launcher.current()
-    return nullcontext if worker is None else partial(worker.status.waiting, doing)
+def waiting_for(what: str) -> Callable[[], AbstractContextManager[Any]]:
+    """What a worker enters while it waits for another one, so that its supervisor knows what it waits for."""
+    worker = current()
+    return nullcontext if worker is None else partial(worker.status.waiting, what)
 
 
 class Ends(ABC):
@@ -76,11 +81,11 @@ class Ends(ABC):
     def receiver(self, name: str) -> Channel:
         """The end at which they come, called by what they are: ``the state behind stage 1``."""
 
-    def words(self, name: str) -> dict[str, Any]:
-        """What messages call the other worker and what it is waited for."""
+    def peer_arguments(self, name: str) -> dict[str, Any]:
+        """A channel's arguments ``peer`` and ``waiting``: whom messages name, and what it is waited for."""
         return {
             "peer": f"worker {self.other}",
-            "waiting": excused(f"{name}, with worker {self.other}"),
+            "waiting": waiting_for(f"{name}, with worker {self.other}"),
         }
 
 
@@ -95,11 +100,11 @@ class SharedEnds(Ends):
 
     @override
     def sender(self, name: str) -> Channel:
-        return shared.SharedSender(self._connect(name), self.slots, **self.words(name))
+        return shared.SharedSender(self._connect(name), self.slots, **self.peer_arguments(name))
 
     @override
     def receiver(self, name: str) -> Channel:
-        return shared.SharedReceiver(self._connect(name), **self.words(name))
+        return shared.SharedReceiver(self._connect(name), **self.peer_arguments(name))
 
     def _connect(self, name: str) -> Any:
         return shared.connect(self.folder, name.replace(" ", "-"), listen=self.rank < self.other)
@@ -116,11 +121,11 @@ class GlooEnds(Ends):
 
     @override
     def sender(self, name: str) -> Channel:
-        return remote.GroupSender(self._group(name), self.slots, **self.words(name))
+        return remote.GroupSender(self._group(name), self.slots, **self.peer_arguments(name))
 
     @override
     def receiver(self, name: str) -> Channel:
-        return remote.GroupReceiver(self._group(name), self.slots, self.device, **self.words(name))
+        return remote.GroupReceiver(self._group(name), self.slots, self.device, **self.peer_arguments(name))
 
     def _group(self, name: str) -> Any:
         m = self.meeting
@@ -171,5 +176,5 @@ def wire(groups: list[range], peers: Peers, ends: Callable[[int], Ends]) -> Plac
 
 def meeting_folders(peers: Peers, node: int, folder: str) -> list[Path | None]:
     """For each worker its folder, if it is on this machine."""
-    all_of_them = peers.share((node, folder))
-    return [Path(path) if where == node else None for where, path in all_of_them]
+    nodes_and_folders = peers.share((node, folder))
+    return [Path(path) if where == node else None for where, path in nodes_and_folders]

@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 
 from sglight.errors import PeerLost, UserError
-from sglight.parallel import launcher
-from sglight.parallel.launcher import Status, Worker, WorkerFailed, current, launch
+from sglight.parallel import supervisor
+from sglight.parallel.launcher import Worker, WorkerFailed, current, launch
+from sglight.parallel.worker import Status
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -93,8 +94,8 @@ def begin() -> Worker:
     """What the functions of these tests do first."""
     me = worker()
     note(f"worker-{me.rank}", f"{os.getpid()} {me.folder}")
-    me.status.name(f"stage {me.rank}")
-    me.status.doing("batch 17")
+    me.status.set_name(f"stage {me.rank}")
+    me.status.set_doing("batch 17")
     return me
 
 
@@ -244,11 +245,11 @@ def deaf() -> None:
 
 
 def test_those_that_notice_nothing_are_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launcher, "LEAVE_S", 0.5)
+    monkeypatch.setattr(supervisor, "LEAVE_S", 0.5)
     start = time.monotonic()
     with pytest.raises(WorkerFailed, match=r"worker 1 .* SIGKILL"):
         launch(deaf, workers=2)
-    assert launcher.LEAVE_S + launcher.STOP_S < time.monotonic() - start < 15.0
+    assert supervisor.LEAVE_S + supervisor.STOP_S < time.monotonic() - start < 15.0
 
 
 def dying_beside_an_error() -> None:
@@ -380,7 +381,7 @@ def asleep_at_the_end() -> None:
 def test_a_worker_that_does_nothing_hangs(
     function: Callable[[], None], state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launcher, "LEAVE_S", 0.5)
+    monkeypatch.setattr(supervisor, "LEAVE_S", 0.5)
     start = time.monotonic()
     with pytest.raises(WorkerFailed) as info:
         launch(function, workers=2, idle_timeout_s=1.0)
@@ -448,7 +449,7 @@ def dozing() -> None:
 
 
 def test_a_supervisor_that_was_suspended_has_seen_nobody_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launcher, "monotonic", lambda: 20.0 * time.monotonic())
+    monkeypatch.setattr(supervisor, "monotonic", lambda: 20.0 * time.monotonic())
     launch(dozing, workers=1, idle_timeout_s=6.0)
 
 
@@ -459,22 +460,22 @@ def test_telling_what_one_does_costs_next_to_nothing() -> None:
     status = Status()
     start = time.perf_counter()
     for i in range(10_000):
-        status.doing(f"batch {i}")
+        status.set_doing(f"batch {i}")
     assert (time.perf_counter() - start) / 10_000 < 10e-6  # 0.4e-6 on a quiet machine
-    status.doing("ä" * 300)
+    status.set_doing("ä" * 300)
     with status.waiting("a"), status.waiting("b"):
-        assert status.told() == ("", "ä" * 100, "b")
-    assert status.told()[2] == ""
+        assert status.read() == ("", "ä" * 100, "b")
+    assert status.read().waiting == ""
 
 
 # From a script
 
 SCRIPT = """
 import os, signal, sys, time
-from sglight.parallel import launcher
+from sglight.parallel import launcher, server
 from tests.parallel.test_launcher import begin, note
 
-launcher.PRELOAD[:] = sys.argv[1:]
+server.PRELOAD[:] = sys.argv[1:]
 
 def short():
     deaf = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])

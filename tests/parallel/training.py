@@ -71,11 +71,11 @@ class Collect(Callback):
 
     def collect(self, trainer: pl.Trainer, module: Any) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        told = module.placement.peers.gather((module.state_dict(), metrics, trainer.global_step))
-        for parameters, *_ in told:
+        known = module.placement.peers.gather((module.state_dict(), metrics, trainer.global_step))
+        for parameters, *_ in known:
             self.result.parameters |= parameters
-        self.result.metrics = [metrics for _, metrics, _ in told]
-        self.result.steps = [steps for *_, steps in told]
+        self.result.metrics = [metrics for _, metrics, _ in known]
+        self.result.steps = [steps for *_, steps in known]
 
 
 def module(job: Job) -> StagedModule:

@@ -1,0 +1,235 @@
+"""Workers as seen from the process that starts them: started, watched, and ended; who failed first is named."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from multiprocessing import connection
+from time import monotonic
+
+from sglight.errors import PeerLost, UserError
+from sglight.parallel.pulse import Pulse
+from sglight.parallel.server import Context, stop_server
+from sglight.parallel.worker import STOP_S, TERMINATED, Raised, Returned, Setting, Worker, work
+
+POLL_S = 0.25  # between two looks at the workers
+SETTLE_S = 1.0  # after a failure, for another one to be its cause
+LEAVE_S = 3.0  # after a failure, for the others to end by themselves
+
+STARTING = "its start"
+IN_SCRIPT = 'see above; a script that starts workers does so under `if __name__ == "__main__":`'
+REMEDY = "go on from the last checkpoint with ckpt=last"
+MORE_TIME = f"{REMEDY}, or allow more time with trainer.idle_timeout_s"
+
+
+class WorkerFailed(UserError):
+    """A worker died, hung or raised something.
+
+    Attributes:
+        rank: of the worker, as far as it is one. cause: what became of it, e.g. "was killed by SIGKILL".
+    """
+
+    def __init__(self, text: str, rank: int = -1, cause: str = "") -> None:
+        super().__init__(text)
+        self.rank, self.cause = rank, cause
+
+
+class Member:
+    """A worker's process.
+
+    Attributes:
+        running: whether it is. report: what it has sent at last. failed_at: when its failure was noticed.
+    """
+
+    running = False
+    report: Returned | Raised | None = None
+    failed_at = math.inf
+
+    def __init__(self, context: Context, worker: Worker, setting: Setting) -> None:
+        self.rank, self.status = worker.rank, worker.status
+        self._pipe, self._its_end = context.Pipe()
+        arguments = (worker, self._its_end, setting)
+        self.process = context.Process(target=work, args=arguments, name=f"worker-{worker.rank}")
+
+    def __str__(self) -> str:
+        name = self.status.read().name
+        return f"worker {self.rank} ({name})" if name else f"worker {self.rank}"
+
+    def start(self) -> None:
+        """Start the process."""
+        self.status.set_doing(STARTING)
+        self.process.start()
+        self.running = True
+        self._its_end.close()
+
+    def send_task(self, task: bytes) -> None:
+        """Send the function to run and its arguments, pickled."""
+        with suppress(OSError):  # if it has died, that is seen later
+            self._pipe.send_bytes(task)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has raised something, or ended without a report."""
+        return isinstance(self.report, Raised) or (not self.running and self.report is None)
+
+    @property
+    def lost(self) -> bool:
+        """Whether it failed because another one did."""
+        return isinstance(self.report, Raised) and self.report.lost
+
+    @property
+    def waiting(self) -> str:
+        """What another worker keeps it waiting for."""
+        return self.status.read().waiting
+
+    def refresh(self) -> None:
+        """Note whether it has ended, and what it reports."""
+        self.running = self.process.exitcode is None  # first: the report comes before the end
+        with suppress(EOFError, OSError):
+            if self.report is None and self._pipe.poll():
+                self.report = pickle.loads(self._pipe.recv_bytes())
+        if self.failed:
+            self.failed_at = min(self.failed_at, monotonic())
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        if self._runs():
+            self.process.terminate()
+
+    def kill(self) -> None:
+        """End it by force."""
+        if self._runs():
+            self.process.kill()
+
+    def _runs(self) -> bool:
+        return self.running and self.process.exitcode is None
+
+    def close(self) -> None:
+        """Release what is kept for it, once it has ended."""
+        if self.running:
+            self.process.join()
+        self.process.close()
+        self._pipe.close()
+        self._its_end.close()
+
+
+def start(members: Sequence[Member], task: bytes) -> None:
+    """Start all processes, and give each the task."""
+    try:
+        for member in members:
+            member.start()
+    except BaseException:
+        if not members[0].running:
+            stop_server()
+        raise
+    for member in members:
+        member.send_task(task)
+
+
+def watch(members: Sequence[Member], idle_timeout_s: float) -> None:
+    """Wait until all have ended.
+
+    Raises:
+        UserError: what a worker raised as such.
+        WorkerFailed: if one raised something else, died or hung.
+    """
+    pulses = {member: Pulse(member.process.pid, idle_timeout_s) for member in members}
+    seen = monotonic()
+    while any(member.running for member in members):
+        _wait_for_an_end(members, POLL_S)
+        if any(member.failed for member in members):
+            _wait_for_all_ends(members, LEAVE_S)
+            raise _failure(_first_cause(members))
+        # Whoever was stopped itself, as by Ctrl-Z, has seen nobody idle.
+        step_s, seen = min(monotonic() - seen, 2 * POLL_S), monotonic()
+        _check_pulses({member: pulses[member] for member in members if member.running}, step_s)
+
+
+def stop(members: Sequence[Member]) -> None:
+    """End what still runs: by SIGTERM first, and by force after `STOP_S` seconds."""
+    try:
+        for member in members:
+            member.terminate()
+        _wait_for_all_ends(members, STOP_S)
+    finally:
+        for member in members:
+            member.kill()
+        for member in members:
+            member.close()
+
+
+def _wait_for_an_end(members: Sequence[Member], at_most_s: float) -> None:
+    """Wait until a worker ends, and note what has happened."""
+    connection.wait([member.process.sentinel for member in members if member.running], at_most_s)
+    for member in members:
+        member.refresh()
+
+
+def _wait_for_all_ends(members: Sequence[Member], at_most_s: float) -> None:
+    """Wait until all workers have ended."""
+    deadline = monotonic() + at_most_s
+    while any(member.running for member in members) and (left_s := deadline - monotonic()) > 0:
+        _wait_for_an_end(members, min(left_s, POLL_S))
+
+
+def _check_pulses(pulses: Mapping[Member, Pulse], step_s: float) -> None:
+    """Raise `WorkerFailed` if a running worker hangs, or all wait for each other."""
+    for member, pulse in pulses.items():
+        pulse.measure(step_s, waiting=bool(member.waiting))
+    for member, pulse in pulses.items():
+        if pulse.hangs():
+            member.kill()
+            if member.report is None:  # otherwise its work is done
+                _wait_for_all_ends(list(pulses), LEAVE_S)
+                cause = f"hangs: no work done for {pulse.timeout_s:g} s (state: {pulse.state})"
+                raise _worker_failed(member, cause, MORE_TIME)
+    working = {member: pulse for member, pulse in pulses.items() if member.report is None}
+    if working and all(member.waiting and p.still_s >= p.timeout_s for member, p in working.items()):
+        raise _deadlock(working)
+
+
+def _deadlock(working: Mapping[Member, Pulse]) -> WorkerFailed:
+    first = next(iter(working))
+    waits = ", ".join(f"{member} waits for {member.waiting}" for member in working)
+    text = f"a deadlock: for {working[first].timeout_s:g} s {waits}, and nobody works; {MORE_TIME}"
+    return WorkerFailed(text, first.rank, "deadlock")
+
+
+def _first_cause(members: Sequence[Member]) -> Member:
+    """Whose failure brought about the others': who died without a report, or else who first raised its own error."""
+    failed = sorted((m for m in members if m.failed), key=lambda m: (m.lost, m.failed_at))
+    first = failed[0]
+    near = [m for m in failed if m.lost == first.lost and m.failed_at <= first.failed_at + SETTLE_S]
+    return min(near, key=lambda m: m.report is not None)
+
+
+def _failure(member: Member) -> UserError:
+    """What to raise for a worker that has failed."""
+    report = member.report
+    if not isinstance(report, Raised):
+        return _worker_failed(member, _exit_cause(member.process.exitcode))
+    if report.user:
+        return UserError(report.message)
+    if report.kind != PeerLost.__name__:
+        print(report.traceback, end="", file=sys.stderr)
+    error = _worker_failed(member, ": ".join(["raised " + report.kind, *report.message.splitlines()[:1]]))
+    with suppress(Exception):  # its class may be unknown here
+        error.__cause__ = pickle.loads(report.exception)
+    return error
+
+
+def _exit_cause(status: int | None) -> str:
+    assert status is not None
+    number = signal.SIGTERM if status == TERMINATED else -status
+    return f"was killed by {signal.Signals(number).name}" if number > 0 else f"exited with status {status}"
+
+
+def _worker_failed(member: Member, cause: str, remedy: str = REMEDY) -> WorkerFailed:
+    doing = member.status.read().doing
+    during = f" during {doing}" if doing else ""
+    remedy = IN_SCRIPT if doing == STARTING else remedy
+    return WorkerFailed(f"{member} {cause}{during}; {remedy}", member.rank, cause)

@@ -1,0 +1,230 @@
+"""A worker process: what it knows of itself, what it takes over from its parent, and what it reports in the end.
+
+Imports no torch: the process that starts workers need not have it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from ctypes import c_char
+from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.sharedctypes import RawArray
+from pathlib import Path
+from threading import Thread
+from time import sleep
+from typing import Any, NamedTuple, NoReturn
+
+from sglight.errors import PeerLost, UserError
+
+STOP_S = 1.5  # between SIGTERM and SIGKILL
+TEXT_BYTES = 200  # of each text in a status
+TERMINATED = 128 + signal.SIGTERM  # the exit status of a worker that SIGTERM has ended
+# What torch's RuntimeError says where another worker has gone.
+LOST_CONNECTION = ("Connection closed by peer", "Connection reset", "Broken pipe", "Timed out waiting")
+
+
+class StatusTexts(NamedTuple):
+    """What a status says at a moment; empty where nothing has been set."""
+
+    name: str
+    doing: str
+    waiting: str
+
+
+class Status:
+    """What a worker does, in memory that its supervisor sees too."""
+
+    def __init__(self) -> None:
+        self._name, self._doing, self._waiting = (RawArray(c_char, TEXT_BYTES) for _ in range(3))
+
+    def set_name(self, name: str) -> None:
+        """Say what the worker is, e.g. "stages 2-3"."""
+        self._name.value = name.encode()[:TEXT_BYTES]
+
+    def set_doing(self, text: str) -> None:
+        """Say what it does, e.g. "batch 17"."""
+        self._doing.value = text.encode()[:TEXT_BYTES]
+
+    @contextmanager
+    def waiting(self, text: str) -> Iterator[None]:
+        """Say, within the block, what another worker keeps it waiting for, e.g. "the state of batch 17"."""
+        before = self._waiting.value
+        self._waiting.value = text.encode()[:TEXT_BYTES]
+        try:
+            yield
+        finally:
+            self._waiting.value = before
+
+    def read(self) -> StatusTexts:
+        """What has been said."""
+        texts = (self._name, self._doing, self._waiting)
+        return StatusTexts(*(text.value.decode(errors="ignore") for text in texts))
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What a worker knows of itself.
+
+    Attributes:
+        rank: from 0. size: number of workers.
+        folder: where they meet, for this run alone; its path is short enough for sockets.
+        status: what the supervisor sees.
+    """
+
+    rank: int
+    size: int
+    folder: Path
+    status: Status
+
+
+_current: Worker | None = None
+
+
+def current() -> Worker | None:
+    """The worker that this process is, if `launcher.launch` has started it."""
+    return _current
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What workers take over from the process that starts them, and not from the server that forks them.
+
+    Attributes:
+        environ: variables. threads: of torch. start_method: for processes of their own, such as those that load data.
+    """
+
+    environ: dict[str, str]
+    threads: int | None
+    start_method: str
+
+    @classmethod
+    def of_this_process(cls, threads: int | None) -> Setting:
+        """The setting here, but for the number of threads."""
+        own = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+        return cls({**os.environ, **own}, threads, multiprocessing.get_start_method())
+
+    def apply(self) -> None:
+        """Make it this process's."""
+        os.environ.clear()
+        os.environ.update(self.environ)
+        multiprocessing.set_start_method(self.start_method, force=True)
+        if self.threads is not None:
+            import torch  # in the workers: who starts them need not wait for it as well
+
+            torch.set_num_threads(self.threads)
+
+
+@dataclass(frozen=True)
+class Returned:
+    """A worker's report: its function has returned. Only worker 0 sends the value, pickled."""
+
+    value: bytes = b""
+
+
+@dataclass(frozen=True)
+class Raised:
+    """A worker's report: its function has raised.
+
+    Attributes:
+        kind, message: of the exception. user: whether it is a `UserError`.
+        lost: whether it comes from another worker's failure.
+        exception: itself, pickled; empty if it does not pickle.
+    """
+
+    kind: str
+    message: str
+    user: bool
+    lost: bool
+    traceback: str
+    exception: bytes
+
+    @classmethod
+    def of(cls, error: BaseException) -> Raised:
+        """The report of an exception."""
+        text = "".join(traceback.format_exception(error))
+        user = isinstance(error, UserError)
+        lost = not user and _comes_from_another(error)
+        return cls(type(error).__name__, str(error), user, lost, text, _pickled_error(error))
+
+
+def _comes_from_another(error: BaseException | None) -> bool:
+    """Whether a lost connection to another worker is among an exception's causes."""
+    while error is not None:
+        if isinstance(error, PeerLost | ConnectionError):
+            return True
+        if isinstance(error, RuntimeError) and any(text in str(error) for text in LOST_CONNECTION):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _pickled_error(error: BaseException) -> bytes:
+    try:
+        data = pickle.dumps(error)
+        pickle.loads(data)  # fails if __init__ wants more than the message
+    except Exception:
+        return b""
+    return data
+
+
+def work(worker: Worker, pipe: connection.Connection, setting: Setting) -> None:
+    """Run, as a process's main function, the task that comes through ``pipe``, and send back a report."""
+    global _current
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    Thread(target=_end_with_parent, args=(worker.folder,), daemon=True).start()
+    setting.apply()
+    _current = worker
+    report = _run_task(worker, pipe)
+    with suppress(OSError):
+        pipe.send_bytes(pickle.dumps(report))
+    sys.exit(isinstance(report, Raised))
+
+
+def _run_task(worker: Worker, pipe: connection.Connection) -> Returned | Raised:
+    try:
+        function, args, kwargs = pickle.loads(pipe.recv_bytes())
+        worker.status.set_doing("")
+        result = function(*args, **kwargs)
+        return Returned(_pickled_result(result) if worker.rank == 0 else b"")
+    except _Terminated:
+        raise
+    except BaseException as error:
+        return Raised.of(error)
+
+
+def _pickled_result(result: Any) -> bytes:
+    try:
+        return pickle.dumps(result)
+    except Exception as error:
+        raise TypeError(f"the result does not pickle: {error}") from error
+
+
+class _Terminated(SystemExit):
+    """SIGTERM came."""
+
+
+def _raise_terminated(*_: Any) -> NoReturn:
+    """Answer SIGTERM by an exception, so that files and channels are closed on its way out."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise _Terminated(TERMINATED)
+
+
+def _end_with_parent(folder: Path) -> None:
+    """Wait for the parent's end, then end this process: by SIGTERM first, and by force after `STOP_S` seconds."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    shutil.rmtree(folder, ignore_errors=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    sleep(STOP_S)
+    os._exit(1)
