@@ -41,8 +41,8 @@ from sglight.networks import NetworkSpec
 from sglight.parallel.environment import agree, environment
 from sglight.parallel.launcher import cores
 from sglight.parallel.strategy import StageStrategy
-from sglight.strategies.base import StagedModule, limited
 from sglight.strategies.pvd import PVD
+from sglight.strategies.staged import StagedModule, limited
 
 # Keys of trainer.* that are ours, or that need translation, before the rest goes to Lightning's Trainer.
 OWN_TRAINER_KEYS = ("threads", "idle_timeout_s", "share_devices", "show_schedule")

@@ -10,8 +10,8 @@ import torch
 from sglight.networks import StableNet
 from sglight.networks.stability import analyse
 from sglight.strategies.backprop import Backprop
-from sglight.strategies.base import StagedModule
 from sglight.strategies.dni import DNI
+from sglight.strategies.staged import StagedModule
 from tests.parallel.training import train_on
 from tests.strategies.common import ADAM, IMAGES, NETWORK, assert_equal, batches, fit
 

@@ -19,7 +19,7 @@ from rich.table import Table
 from typing_extensions import override
 
 from sglight.networks import NetworkSpec
-from sglight.strategies.base import StagedModule
+from sglight.strategies.staged import StagedModule
 
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 

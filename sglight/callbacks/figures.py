@@ -17,7 +17,7 @@ from typing_extensions import override
 from sglight.data.planar import PlanarData
 from sglight.files import replacing
 from sglight.networks import Segment
-from sglight.strategies.base import StagedModule
+from sglight.strategies.staged import StagedModule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

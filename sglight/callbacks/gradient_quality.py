@@ -12,8 +12,8 @@ from pytorch_lightning.callbacks import Callback
 from typing_extensions import override
 
 from sglight.callbacks.figures import publish
-from sglight.strategies.base import StagedModule
-from sglight.strategies.dni import COMPARED
+from sglight.gradients.base import COMPARED
+from sglight.strategies.staged import StagedModule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from typing_extensions import override
 
-from sglight.strategies.base import StagedModule
+from sglight.strategies.staged import StagedModule
 
 
 class PeakMemory(Callback):

@@ -16,7 +16,7 @@ from sglight.callbacks.figures import publish, spread
 from sglight.networks import Stage
 from sglight.networks.network import share
 from sglight.networks.stability import Stability, analyse
-from sglight.strategies.base import StagedModule
+from sglight.strategies.staged import StagedModule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,9 +14,10 @@ from typing_extensions import override
 
 from sglight.callbacks.figures import publish, save_figure
 from sglight.files import replacing
-from sglight.strategies.base import StagedModule
 from sglight.strategies.recorder import COMPUTING
-from sglight.strategies.schedule import Span, stage_names
+from sglight.strategies.schedule import stage_names
+from sglight.strategies.simulation import Span
+from sglight.strategies.staged import StagedModule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.trainer.states import TrainerFn
 from typing_extensions import override
 
-from sglight.strategies.base import StagedModule
+from sglight.strategies.staged import StagedModule
 
 # What `EpochTimer` measures for each epoch, in seconds.
 PARTS = ("epoch_s", "validation_s", "overhead_s")

@@ -1,223 +1,158 @@
-"""Synthetic gradients: models that predict dL/dh at a boundary from the state h and the label.
+"""Synthetic gradients as a source: an estimator at each boundary predicts, and learns from the true gradient later.
 
-Jaderberg et al. 2017, "Decoupled neural interfaces using synthetic gradients". Predictions and targets are
-gradients per sample (of the summed loss), so that learning rates do not depend on the batch size. The last layer
-starts at zero: before it has learnt anything an estimator leaves the stage below it alone.
+Jaderberg et al. 2017. For a batch, with h the state behind a stage, y the labels and SG the estimator there:
+
+    d = SG(h, y)                         used by the stage instead of dL/dh
+    SG learns from (h, y, dL/dh)         once dL/dh has come back
 """
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from typing_extensions import override
 
-from sglight.extension import load_class
-from sglight.networks.parts import Conv, Linear, Shape
-from sglight.networks.seeding import seeded
+from sglight.gradients.base import Boundary, GradientSource, Passage
+from sglight.gradients.estimators import Estimator, prediction_cost, prediction_values, synthetic_gradient
+from sglight.networks import NetworkSpec
+from sglight.networks.dynamics import Dynamics
+from sglight.networks.network import ELEMENTWISE, ExtraCost
+from sglight.networks.parts import Shape
 
-READY_MADE = ("linear", "mlp", "conv")
 
+@dataclass(frozen=True)
+class Restepped:
+    """To estimators a state looks as at the coarsest level of a multilevel training, where they have begun.
 
-class Estimator(nn.Module, ABC):
-    """What stands at a boundary and gives the stage below a gradient without waiting.
+    Leapfrog's state holds a velocity as a difference over h, which another step size changes.
 
-    This pair of methods is all that a strategy knows of an estimator:
-
-    * ``estimate(state, labels, time)``: the gradient per sample, shaped like the state;
-    * ``learn(state, labels, target, time)``: a step towards the true one; returns the loss before it.
-
-    ``state`` is ``[B, *shape]``, ``labels`` ``[B]``, ``time`` the network time of the boundary in [0, 1].
-
-    One from outside the package (``strategy.estimator.name=package.module.Class``) is made with the keywords
-    ``shape, classes, hidden, conditional, kernel_size, seed``, while torch's generator is seeded with ``seed``.
+    Args:
+        rule: the dynamics. ratio: the coarsest level's step size over the current one's.
     """
+
+    rule: Dynamics
+    ratio: float
+
+    def state(self, state: Tensor) -> Tensor:
+        """As an estimator sees a state."""
+        return self._changed(self.rule.restepped, state, self.ratio)
+
+    def target(self, gradient: Tensor) -> Tensor:
+        """As an estimator sees a true gradient."""
+        return self._changed(self.rule.restepped_gradient, gradient, self.ratio)
+
+    def gradient(self, estimate: Tensor) -> Tensor:
+        """The gradient that an estimate means."""
+        return self._changed(self.rule.restepped_gradient, estimate, 1 / self.ratio)
+
+    def _changed(
+        self, change: Callable[[tuple[Tensor, ...], float], tuple[Tensor, ...]], state: Tensor, ratio: float
+    ) -> Tensor:
+        """``change`` for a state whose fields are joined along the channels."""
+        parts = state.chunk(self.rule.fields, 1)
+        changed = change(parts, ratio)
+        return state if changed is parts or ratio == 1 else torch.cat(changed, 1)
+
+
+@dataclass(frozen=True)
+class Synthetic(GradientSource):
+    """Gradients that an estimator at each boundary predicts.
+
+    Args:
+        name: ``linear``, ``mlp``, ``conv`` or ``package.module.Class``. hidden: widths of its hidden layers.
+        conditional: whether it sees the labels. kernel_size: of its filters.
+        every_n_batches: it learns from every n-th batch. optimizer: see `sglight.strategies.optim`.
+        restepped: how it sees states, in a multilevel training.
+    """
+
+    name: str = "mlp"
+    hidden: Sequence[int] = (64,)
+    conditional: bool = True
+    kernel_size: int = 3
+    every_n_batches: int = 1
+    optimizer: Mapping[str, Any] = field(default_factory=lambda: {"name": "adam", "lr": 1e-3})
+    restepped: Restepped | None = None
+    predicts: ClassVar[bool] = True
 
     @classmethod
-    def cost(cls, shape: Shape, hidden: Sequence[int], kernel_size: int) -> float:
-        """Multiplications per sample of one estimate by a class from outside; free unless it says otherwise."""
-        return 0.0
+    def of(cls, config: Mapping[str, Any] | None) -> Synthetic:
+        """From the keys ``strategy.estimator.*``; those left out have their defaults.
 
-    @abstractmethod
-    def estimate(self, state: Tensor, labels: Tensor, time: float) -> Tensor:
-        """The gradient of each sample's loss with respect to its state."""
-
-    @abstractmethod
-    def learn(self, state: Tensor, labels: Tensor, target: Tensor, time: float) -> Tensor:
-        """Learn from the true gradient; returns the loss before the step."""
-
-
-class SyntheticGradient(Estimator):
-    """A regression model of the gradient, trained by an optimiser of its own on the squared error.
-
-    Attributes:
-        optimizer: descends on the parameters; set by whoever owns the optimisers, before `learn`.
-    """
-
-    optimizer: torch.optim.Optimizer | None = None
-
-    def estimate(self, state: Tensor, labels: Tensor, time: float) -> Tensor:
-        with torch.no_grad():
-            prediction: Tensor = self(state, labels)
-            return prediction.to(state.dtype)
-
-    def learn(self, state: Tensor, labels: Tensor, target: Tensor, time: float) -> Tensor:
-        """One step on 1/B sum_b ||SG(h_b, y_b) - target_b||^2 (Jaderberg et al. 2017, section 2.1)."""
-        assert self.optimizer is not None
-        loss = (self(state, labels) - target).square().sum() / len(labels)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        # Autocast keeps lower-precision copies of weights until its context ends; these are of the old ones.
-        torch.clear_autocast_cache()
-        return loss.detach()
-
-
-class ClassTerm(nn.Module):
-    """A learned term per class, added to features: label conditioning without wide constant inputs (cDNI).
-
-    For ``shape`` (C, H, W) the weight is ``[classes, H, W, C]``: the layout in memory of the features.
-    """
-
-    def __init__(self, classes: int, shape: Shape) -> None:
-        super().__init__()
-        channels, *image = shape
-        self.weight = nn.Parameter(torch.zeros(classes, *image, channels))
-
-    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        return features + self.weight[labels].movedim(-1, 1).to(features.dtype)
-
-
-class DenseSyntheticGradient(SyntheticGradient):
-    """Linear layers with ReLU between them on the flat state; no hidden layer makes it ``linear``.
-
-    Each layer's output gets a term per class if ``conditional``.
-    """
-
-    def __init__(
-        self,
-        shape: Shape,
-        classes: int,
-        hidden: Sequence[int],
-        conditional: bool,
-        seed: int,
-        *place: str | int,
-    ) -> None:
-        super().__init__()
-        size = math.prod(shape)
-        widths = [size, *hidden, size]
-        self.layers = nn.ModuleList(
-            Linear(a, b, seed, *place, i, gain=2**0.5 if i < len(hidden) else 0.0)
-            for i, (a, b) in enumerate(pairwise(widths))
-        )
-        self.terms = nn.ModuleList(ClassTerm(classes, (width,)) for width in widths[1:] if conditional)
-
-    def forward(self, state: Tensor, labels: Tensor) -> Tensor:
-        return _layers(state.flatten(1), labels, self.layers, self.terms).view(state.shape)
-
-
-class ConvSyntheticGradient(SyntheticGradient):
-    """Convolutions at the state's resolution with ReLU between them; the last one is linear.
-
-    Hidden layers get a term per class and channel, the output one per class, channel and pixel.
-    """
-
-    def __init__(
-        self,
-        shape: Shape,
-        classes: int,
-        hidden: Sequence[int],
-        conditional: bool,
-        kernel_size: int,
-        seed: int,
-        *place: str | int,
-    ) -> None:
-        super().__init__()
-        widths = [shape[0], *hidden, shape[0]]
-        self.layers = nn.ModuleList(
-            Conv(a, b, kernel_size, seed, *place, i, gain=2**0.5 if i < len(hidden) else 0.0)
-            for i, (a, b) in enumerate(pairwise(widths))
-        )
-        shapes = [*((width, 1, 1) for width in hidden), shape]
-        self.terms = nn.ModuleList(ClassTerm(classes, s) for s in shapes if conditional)
-
-    def forward(self, state: Tensor, labels: Tensor) -> Tensor:
-        return _layers(state, labels, self.layers, self.terms)
-
-
-def _layers(x: Tensor, labels: Tensor, layers: nn.ModuleList, terms: nn.ModuleList) -> Tensor:
-    for i, layer in enumerate(layers):
-        x = layer(x)
-        if terms:
-            x = terms[i](x, labels)
-        if i + 1 < len(layers):
-            x = F.relu(x, inplace=bool(terms))
-    return x
-
-
-def synthetic_gradient(
-    name: str,
-    shape: Shape,
-    classes: int,
-    hidden: Sequence[int],
-    conditional: bool,
-    kernel_size: int,
-    seed: int,
-    *place: str | int,
-) -> Estimator:
-    """The estimator ``linear``, ``mlp``, ``conv`` or ``package.module.Class`` for states of the given shape.
-
-    Raises:
-        ValueError: for a name that does not exist, or ``conv`` on states that are not images.
-    """
-    match name:
-        case "linear":
-            return DenseSyntheticGradient(shape, classes, (), conditional, seed, *place)
-        case "mlp":
-            return DenseSyntheticGradient(shape, classes, hidden, conditional, seed, *place)
-        case "conv":
-            if len(shape) != 3:
+        Raises:
+            ValueError: for a key that does not exist.
+        """
+        known = {f.name for f in fields(cls)} - {"restepped"}
+        for key in config or {}:
+            if key not in known:
                 raise ValueError(
-                    "strategy.estimator.name=conv needs a convolutional network (model.kernel=conv); use mlp or linear"
+                    f"strategy.estimator.{key} is unknown; choose among {', '.join(sorted(known))}"
                 )
-            return ConvSyntheticGradient(shape, classes, hidden, conditional, kernel_size, seed, *place)
-        case _:
-            kind: Callable[..., Estimator] = _outside(name)
-            with seeded(seed, *place) as own:
-                return kind(
-                    shape=shape, classes=classes, hidden=hidden, conditional=conditional, kernel_size=kernel_size,
-                    seed=own,
-                )  # fmt: skip
+        return cls(**dict(config or {}))
 
+    @property
+    def lesson_every(self) -> int:  # type: ignore[override]
+        return self.every_n_batches
 
-def _outside(name: str) -> type[Estimator]:
-    if "." not in name:
-        raise ValueError(
-            f"strategy.estimator.name={name} is unknown; choose linear, mlp, conv or package.module.Class"
-        )
-    return load_class(name, "strategy.estimator.name", Estimator)  # type: ignore[type-abstract]
+    @override
+    def wants(self, batch: int) -> bool:
+        return batch % self.every_n_batches == 0
 
+    @override
+    def gradient(self, boundary: Boundary, passage: Passage, receive: Callable[[], Tensor]) -> Tensor:
+        return self.estimate(boundary, passage)
 
-def prediction_cost(name: str, shape: Shape, hidden: Sequence[int], kernel_size: int) -> float:
-    """Multiplications per sample of one prediction by the `synthetic_gradient` of these arguments."""
-    if name not in READY_MADE:
-        return _outside(name).cost(shape, hidden, kernel_size)
-    taps = kernel_size**2 * math.prod(shape[1:]) if name == "conv" else 1
-    return float(taps * sum(a * b for a, b in pairwise(_widths(name, shape, hidden))))
+    @override
+    def estimate(self, boundary: Boundary, passage: Passage) -> Tensor:
+        view, state = self.restepped, passage.state
+        if view is None:
+            return boundary.estimator.estimate(state, passage.labels, boundary.time)
+        return view.gradient(boundary.estimator.estimate(view.state(state), passage.labels, boundary.time))
 
+    @override
+    def learn(self, boundary: Boundary, passage: Passage) -> Tensor:
+        view, state, target = self.restepped, passage.state, passage.target
+        assert target is not None
+        if view is not None:
+            state, target = view.state(state), view.target(target)
+        return boundary.estimator.learn(state, passage.labels, target, boundary.time)
 
-def prediction_values(name: str, shape: Shape, hidden: Sequence[int]) -> int:
-    """Values per sample that one prediction goes over: the outputs of all layers."""
-    if name not in READY_MADE:
-        return 0  # part of its cost
-    pixels = math.prod(shape[1:]) if name == "conv" else 1
-    return pixels * sum(_widths(name, shape, hidden)[1:])
+    @override
+    def make_estimator(self, spec: NetworkSpec, cuts: Sequence[int], stage: int) -> Estimator:
+        position = cuts[stage + 1]
+        return synthetic_gradient(
+            self.name, spec.state_shape(position), spec.classes, self.hidden, self.conditional, self.kernel_size,
+            spec.seed, "estimators", position,
+        )  # fmt: skip
 
+    @override
+    def estimator_optimizer(self) -> dict[str, Any]:
+        return dict(self.optimizer)
 
-def _widths(name: str, shape: Shape, hidden: Sequence[int]) -> list[int]:
-    size = shape[0] if name == "conv" else math.prod(shape)
-    return [size, *(() if name == "linear" else hidden), size]
+    @override
+    def cost(self) -> ExtraCost:
+        # In units of a stage's forward + backward, 3 passes: one prediction a batch, one lesson in every n.
+        passes = (1 + 3 / self.every_n_batches) / 3
+
+        def work(shape: Shape) -> float:
+            cost = prediction_cost(self.name, shape, self.hidden, self.kernel_size)
+            return passes * (cost + ELEMENTWISE * prediction_values(self.name, shape, self.hidden))
+
+        return work
+
+    @override
+    def describe(self) -> str:
+        return f"{self.name} estimators" + (" that see the label" if self.conditional else "")
+
+    @override
+    def identity(self) -> dict[str, Any]:
+        shaping: dict[str, Any] = {"name": self.name, "hidden": list(self.hidden)}
+        shaping |= {"conditional": self.conditional, "kernel_size": self.kernel_size}
+        return {f"strategy.estimator.{key}": value for key, value in shaping.items()}
+
+    @override
+    def training_identity(self) -> dict[str, Any]:
+        return {"strategy.estimator.optimizer.name": self.optimizer["name"]}

@@ -1,4 +1,4 @@
-"""Which worker does what when, for workers that hold one or more stages of given costs; as spans and as a text grid."""
+"""A simulated schedule as a text grid: which worker does what when."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from itertools import chain
 from string import digits
 
-from sglight.strategies.schedule import Span, StageTimes
+from sglight.strategies.schedule import Schedule
+from sglight.strategies.simulation import Span, StageTimes, end_of, period, simulate
 
 WIDTH = 100
 LETTERS = {"forward": "F", "estimate": "E", "backward": "B", "learn": "L"}
@@ -14,109 +15,10 @@ LETTERS = {"forward": "F", "estimate": "E", "backward": "B", "learn": "L"}
 PARTS = 3
 
 
-class _Worker:
-    """What one worker has done so far, and when it is free again."""
-
-    def __init__(self) -> None:
-        self.spans: list[Span] = []
-        self.free = 0.0
-
-    def work(self, phase: str, cost: float, stage: int, batch: int) -> float:
-        """Do something as soon as the worker is free; returns when it is done."""
-        return self._until(self.free + cost, phase, stage, batch)
-
-    def wait(self, until: float, stage: int, batch: int) -> None:
-        """Do nothing before that time."""
-        self._until(until, "wait", stage, batch)
-
-    def _until(self, end: float, phase: str, stage: int, batch: int) -> float:
-        if end > self.free:
-            self.spans.append(Span(phase, stage, batch, self.free, end))
-            self.free = end
-        return end
-
-
-def simulate(
-    groups: Sequence[range], costs: Sequence[StageTimes], lag: int | None, batches: int
-) -> list[list[Span]]:
-    """The spans of each worker in the first ``batches`` of an epoch, with free messages and unbounded queues.
-
-    For each batch t a worker takes its stages in order: it waits for the state, goes forward (the state leaves then),
-    estimates, goes backward (the gradient leaves then). Then it takes those with an estimator once more, from batch
-    ``lag`` on: it waits for the gradient of batch t - lag, and learns. With one stage a worker that is the schedule
-    whose pace is `schedule.period`. Waiting and learning carry the number of the batch that they are about; what
-    costs nothing has no span. What is left to learn after an epoch's last batch is not shown.
-
-    Args:
-        groups: the stages of each worker, neighbours in order.
-        costs: of each stage's phases, in any unit of time.
-        lag: None for true gradients: see `simulate_exact`.
-    """
-    assert list(chain(*groups)) == list(range(len(costs))), "groups must hold each stage once, in order"
-    if lag is None:
-        return simulate_exact(groups, costs, batches)
-    assert lag >= 0
-    workers = [_Worker() for _ in groups]
-    # By stage and batch: when the state left downwards, and when the gradient left upwards.
-    states: dict[tuple[int, int], float] = {}
-    gradients: dict[tuple[int, int], float] = {}
-    for t in range(batches):
-        for worker, group in zip(workers, groups, strict=True):
-            for i in group:
-                worker.wait(states.get((i - 1, t), 0.0), i, t)
-                states[i, t] = worker.work("forward", costs[i].forward, i, t)
-                worker.work("estimate", costs[i].estimate, i, t)
-                gradients[i, t] = worker.work("backward", costs[i].backward, i, t)
-        for worker, group in zip(workers, groups, strict=True):
-            for i in group:
-                if i + 1 < len(costs) and t >= lag:
-                    worker.wait(gradients[i + 1, t - lag], i, t - lag)
-                    worker.work("learn", costs[i].learn, i, t - lag)
-    return [worker.spans for worker in workers]
-
-
-def simulate_exact(groups: Sequence[range], costs: Sequence[StageTimes], batches: int) -> list[list[Span]]:
-    """`simulate` for true gradients through all stages, from which estimators learn a batch later.
-
-    For each batch a worker takes its stages in order: it waits for the state and goes forward. Then those with an
-    estimator learn from the batch before, and then, last stage first, it waits for the gradient and goes backward.
-    """
-    workers = [_Worker() for _ in groups]
-    for t in range(batches):
-        sent = 0.0
-        for worker, group in zip(workers, groups, strict=True):
-            for i in group:
-                worker.wait(sent, i, t)
-                sent = worker.work("forward", costs[i].forward, i, t)
-            for i in group:
-                if i + 1 < len(costs) and t > 0:
-                    worker.work("learn", costs[i].learn, i, t - 1)
-        for worker, group in zip(reversed(workers), reversed(groups), strict=True):
-            for i in reversed(group):
-                worker.wait(sent, i, t)
-                sent = worker.work("backward", costs[i].backward, i, t)
-    return [worker.spans for worker in workers]
-
-
-def group_period(
-    groups: Sequence[range], costs: Sequence[StageTimes], lag: int | None, batches: int = 64
-) -> float:
-    """Time a batch of `simulate`'s workers, once in full swing: `schedule.period` for groups of stages."""
-    half = batches // 2
-    # What a worker does in a batch depends on nothing later: the first half is a run of its own.
-    end, middle = (_end(simulate(groups, costs, lag, count)) for count in (batches, half))
-    return (end - middle) / (batches - half)
-
-
-def group_speedup(groups: Sequence[range], costs: Sequence[StageTimes], lag: int | None) -> float:
-    """How many times faster the groups' workers are than one worker that holds all stages."""
-    return group_period([range(len(costs))], costs, lag) / group_period(groups, costs, lag)
-
-
 def schedule_grid(
+    schedule: Schedule,
     groups: Sequence[range],
     costs: Sequence[StageTimes],
-    lag: int | None,
     batches: int = 4,
     width: int = WIDTH,
 ) -> str:
@@ -128,15 +30,14 @@ def schedule_grid(
         worker 0  F0 B0--- F1 B1--- L0 F2 B2--- L1
         worker 1  ...F0 B0--- F1 B1--- ...F2 B2---
     """
-    workers = simulate(groups, costs, lag, batches)
+    workers = simulate(schedule, groups, costs, batches)
     with_stage = any(len(group) > 1 for group in groups)
     names = [f"worker {w}  " for w in range(len(workers))]
     room = width - len(names[-1])
     column = _column(workers, room, with_stage)
     rows = [_row(spans, column, with_stage) for spans in workers]
-    alone, together = group_period([range(len(costs))], costs, lag), group_period(groups, costs, lag)
-    gradients = "true gradients" if lag is None else f"lag {lag}"
-    what = f"{_count(len(groups), 'worker')}, {_count(len(costs), 'stage')}, {gradients}"
+    alone, together = (period(schedule, g, costs) for g in ([range(len(costs))], groups))
+    what = f"{_count(len(groups), 'worker')}, {_count(len(costs), 'stage')}, {schedule.describe()}"
     return "\n".join(
         [
             f"{what}: the first {_count(batches, 'batch', 'batches')}, a column is {column:.3g}",
@@ -191,7 +92,7 @@ def _column(workers: Sequence[Sequence[Span]], room: int, with_stage: bool) -> f
     All fits into ``room`` if the labels of the passes do, and else into no more than `PARTS` times that.
     """
     passes = [s for s in chain(*workers) if s.phase in ("forward", "backward")]
-    end, shortest = _end(workers), min(s.end - s.start for s in passes)
+    end, shortest = end_of(workers), min(s.end - s.start for s in passes)
     needed = 1 + max(len(_label(s, with_stage)) for s in passes)
     in_one, in_all = (int(parts * room * shortest / end + 1e-9) for parts in (1, PARTS))
     columns = max(in_one, min(needed, in_all))
@@ -201,10 +102,6 @@ def _column(workers: Sequence[Sequence[Span]], room: int, with_stage: bool) -> f
 def _at(time: float, column: float) -> int:
     """The nearest border of a column; halves go up, those that rounding has hit as well."""
     return int(time / column + 0.5 + 1e-6)
-
-
-def _end(workers: Sequence[Sequence[Span]]) -> float:
-    return max(span.end for span in chain(*workers))
 
 
 def _count(number: int, one: str, several: str = "") -> str:

@@ -9,7 +9,7 @@ from types import TracebackType
 import torch
 
 from sglight.link import Placement
-from sglight.strategies.schedule import Span, StageTimes
+from sglight.strategies.simulation import Span, StageTimes
 
 COMPUTING = ("forward", "estimate", "backward", "learn")
 

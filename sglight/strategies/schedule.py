@@ -1,69 +1,113 @@
-"""When each of M workers does what, for measured times of the phases of a stage: the critical path of DNI."""
+"""In which order stages act. A schedule's actions are carried out by the runtime, simulated, printed and drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple
+
+Kind = Literal["forward", "backward", "learn", "update"]
 
 
-class Span(NamedTuple):
-    """What a worker did from ``start`` to ``end``, in seconds of `perf_counter`.
+class Action(NamedTuple):
+    """What a stage does with a piece of a batch; pieces are counted from when the pipeline was last empty.
 
-    The clock is common to the processes of one machine. ``phase`` is ``forward``, ``estimate``, ``backward``,
-    ``learn``, ``send``, or ``wait`` for what another worker sends.
+    ``forward`` and ``backward`` passes; ``learn``: a lesson for the estimator behind the stage, from the true
+    gradient; ``update``: the optimiser's step with the gradients of all pieces of that batch.
     """
 
-    phase: str
+    kind: Kind
     stage: int
-    batch: int
-    start: float
-    end: float
+    piece: int
 
 
-@dataclass
-class StageTimes:
-    """Seconds a batch of each phase of a stage, and of the estimator at its end."""
+class Schedule(ABC):
+    """In which order the stages act; it alone decides what is learnt, never the clock.
 
-    forward: float = 0.0
-    estimate: float = 0.0
-    backward: float = 0.0
-    learn: float = 0.0
+    There is a round for each piece of a batch. In round n the stages of a worker carry out `actions`, whose passes are
+    of piece n and of earlier ones. What a stage does must not depend on which other stages are on its worker.
 
-    @property
-    def total(self) -> float:
-        """All phases in turn."""
-        return self.forward + self.estimate + self.backward + self.learn
-
-
-def period(stages: Sequence[StageTimes], lag: int, batches: int = 64) -> float:
-    """Seconds a batch of M workers with one stage each, free messages and unbounded queues, once in full swing.
-
-    Worker i begins batch t when it is free and the state of batch t is there; after its update it learns from the
-    gradient of batch t - lag, which has to be there as well (Jaderberg et al. 2017, figure 2).
+    Attributes:
+        pieces: m, into how many pieces a batch is cut.
+        waits: whether a backward pass waits for the gradient of the stage after it.
+        flushes: whether all stages update with the gradients of one and the same batch, before the next one begins.
     """
-    last = len(stages) - 1
-    free = [0.0] * len(stages)
-    # sent[i][t]: when the gradient of batch t left stage i for stage i - 1.
-    sent: list[list[float]] = [[] for _ in stages]
-    ends = []
-    for t in range(batches):
-        arrived = 0.0
-        for i, stage in enumerate(stages):
-            arrived = max(free[i], arrived) + stage.forward
-            free[i] = arrived + stage.estimate + stage.backward
-            sent[i].append(free[i])
-        for i, stage in enumerate(stages[:last]):
-            if t >= lag:
-                free[i] = max(free[i], sent[i + 1][t - lag]) + stage.learn
-        ends.append(max(free))
-    half = batches // 2
-    return (ends[-1] - ends[half - 1]) / (batches - half)
+
+    pieces: int = 1
+    waits: ClassVar[bool] = True
+    flushes: ClassVar[bool] = False
+
+    @abstractmethod
+    def actions(self, n: int, own: range, last: int) -> Iterator[Action]:
+        """What the stages ``own`` of a worker do in round n, in order; ``last`` is the number of the last stage."""
+
+    def latency(self, last: int) -> int:
+        """After how many further rounds nothing of a piece is left to do."""
+        return 0
+
+    def rest(self, n: int, own: range, last: int) -> Iterator[Action]:
+        """What is left to do behind round n - 1 if no further piece comes."""
+        for k in range(n, n + self.latency(last)):
+            yield from (action for action in self.actions(k, own, last) if action.piece < n)
+
+    @abstractmethod
+    def describe(self) -> str:
+        """In a few words."""
 
 
-def speedup(stages: Sequence[StageTimes], lag: int) -> float:
-    """How many times faster M workers are than one that does everything in turn: sum of times over `period`."""
-    return sum(stage.total for stage in stages) / period(stages, lag)
+@dataclass(frozen=True)
+class Locked(Schedule):
+    """All stages forward, then all backward with true gradients, then all updates: backpropagation.
+
+    Args:
+        lessons: whether estimators learn, a batch later: so lessons fill the time in which a stage waits.
+    """
+
+    lessons: bool = False
+    flushes: ClassVar[bool] = True
+
+    def actions(self, n: int, own: range, last: int) -> Iterator[Action]:
+        yield from (Action("forward", i, n) for i in own)
+        if self.lessons and n > 0:
+            yield from (Action("learn", i, n - 1) for i in own if i < last)
+        yield from (Action("backward", i, n) for i in reversed(own))
+        yield from (Action("update", i, n) for i in own)
+
+    def latency(self, last: int) -> int:
+        return int(self.lessons)
+
+    def describe(self) -> str:
+        return "true gradients"
+
+
+@dataclass(frozen=True)
+class Decoupled(Schedule):
+    """Each stage forward, backward at once with a predicted gradient, and updated; lessons ``lag`` batches later.
+
+    Jaderberg et al. 2017, figure 2. With lag 0 a stage waits for the true gradient of the batch.
+    """
+
+    lag: int = 1
+    waits: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.lag < 0:
+            raise ValueError(f"strategy.lag={self.lag} must be 0 (wait for the true gradient) or more")
+
+    def actions(self, n: int, own: range, last: int) -> Iterator[Action]:
+        for i in own:
+            yield Action("forward", i, n)
+            yield Action("backward", i, n)
+            yield Action("update", i, n)
+        if n >= self.lag:
+            yield from (Action("learn", i, n - self.lag) for i in own if i < last)
+
+    def latency(self, last: int) -> int:
+        return self.lag
+
+    def describe(self) -> str:
+        return f"lag {self.lag}"
 
 
 def stage_names(stages: Sequence[int], part: str = "stage") -> str:

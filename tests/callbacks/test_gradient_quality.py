@@ -12,8 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sglight.callbacks.checkpoint import LastCheckpoint
 from sglight.callbacks.gradient_quality import GradientQuality, draw
+from sglight.gradients.base import COMPARED
 from sglight.strategies.backprop import Backprop
-from sglight.strategies.dni import COMPARED
 from tests.callbacks.common import NETWORK, data, fit
 
 

@@ -19,10 +19,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sglight.callbacks.checkpoint import LastCheckpoint
 from sglight.callbacks.timeline import LOOKS, Timeline, chrome_trace, draw, first_batches, timeline_figure
 from sglight.link import Alone
-from sglight.strategies.base import StagedModule
-from sglight.strategies.grid import simulate
 from sglight.strategies.recorder import COMPUTING
-from sglight.strategies.schedule import Span, StageTimes
+from sglight.strategies.schedule import Decoupled
+from sglight.strategies.simulation import Span, StageTimes, simulate
+from sglight.strategies.staged import StagedModule
 from tests.callbacks.common import fit
 
 TWO = [range(2), range(2, 4)]
@@ -34,7 +34,7 @@ def measured(groups: list[range], lag: int = 1, batches: int = 5) -> list[list[S
     """Spans as a run of four stages might have them: clocks far from zero, a step's own number in all it does."""
     costs = [StageTimes(1, 0.2, 2, 0.5)] * 3 + [StageTimes(1, 0, 2, 0)]
     workers = []
-    for spans in simulate(groups, costs, lag, batches):
+    for spans in simulate(Decoupled(lag), groups, costs, batches):
         step, own = 0, list[Span]()
         for s in spans:
             step = max(step, s.batch)

@@ -13,9 +13,10 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from sglight.gradients import Estimator, synthetic_gradient
+from sglight.gradients.base import compare
 from sglight.networks import NetworkSpec, Stage
 from sglight.strategies.backprop import Backprop
-from sglight.strategies.dni import DNI, compare
+from sglight.strategies.dni import DNI
 from tests.strategies.common import ADAM, IMAGES, NETWORK, assert_equal, batches, fit, whole
 
 ESTIMATOR = {"name": "mlp", "hidden": [9], "optimizer": {"name": "adam", "lr": 3e-3}}
@@ -169,7 +170,7 @@ def test_lag_is_part_of_the_algorithm_and_the_epoch_drains_it() -> None:
     runs = {lag: dni(lag=lag) for lag in (0, 1, 3, 50)}
     for module in runs.values():
         fit(module, data, epochs=2)
-        assert not any(module.waiting.values()) and not any(module.received.values())
+        assert not any(module.runtime.window.values())
     weights = {lag: whole(module)["segments.0.weight"] for lag, module in runs.items()}
     assert not torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[1], weights[3])
@@ -202,7 +203,7 @@ def test_negative_lag_is_refused() -> None:
 def test_every_step_can_be_a_stage() -> None:
     module = dni(stages=6)
     fit(module, batches(2))
-    assert module.cuts == list(range(7))
+    assert list(module.cuts) == list(range(7))
 
 
 def test_resuming_between_epochs_ends_bit_identical(tmp_path: Path) -> None:
@@ -220,12 +221,12 @@ def test_a_checkpoint_in_mid_epoch_keeps_what_waits(tmp_path: Path) -> None:
     saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
     module = dni(lag=2)
     fit(module, batches(5), callbacks=[saver], enable_checkpointing=True)
-    waiting = torch.load(tmp_path / "step=3.ckpt", weights_only=True)["waiting"]
-    assert [len(states) for states, _ in waiting.values()] == [2]
+    in_flight = torch.load(tmp_path / "step=3.ckpt", weights_only=True)["in_flight"]
+    assert {stage: len(passages) for stage, passages in in_flight.items()} == {"stage_0": 2}
     again = dni_built(dni(lag=2))
     again.on_load_checkpoint(torch.load(tmp_path / "step=3.ckpt", weights_only=True))
-    assert [batch_idx for batch_idx, *_ in again.waiting[0]] == [1, 2]
-    assert len(again.received[0]) == 2
+    assert [passage.batch for passage in again.runtime.window[0]] == [1, 2]
+    assert all(passage.target is not None for passage in again.runtime.window[0])
 
 
 def test_speedup_and_estimator_metrics_are_logged() -> None:

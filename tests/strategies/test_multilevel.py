@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sglight.networks import NetworkSpec, StableNet, Stage
+from sglight.strategies import descent
 from sglight.strategies.backprop import Backprop
 from sglight.strategies.dni import DNI
 from sglight.strategies.multilevel import Multilevel
@@ -192,7 +193,7 @@ def test_estimators_are_left_alone_and_boundaries_stay_at_their_times() -> None:
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
             optimizer = pl_module.estimator(0).optimizer
             kept.append(
-                (pl_module.time(0), pl_module.estimators.state_dict(), optimizer.state_dict()["state"])
+                (pl_module.plan.boundary(0).time, pl_module.estimators.state_dict(), optimizer.state_dict()["state"])
             )
             kept[-1] = [kept[-1][0], *({k: copied(v) for k, v in d.items()} for d in kept[-1][1:])]
 
@@ -219,7 +220,7 @@ class Rates(Callback):
         self.seen: list[tuple[int, float]] = []
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        self.seen.append((trainer.global_step, pl_module.wrapped_optimizers()[0].param_groups[0]["lr"]))
+        self.seen.append((trainer.global_step, trainer.optimizers[0].param_groups[0]["lr"]))
 
 
 def test_the_schedule_goes_on_across_levels() -> None:
@@ -372,7 +373,7 @@ def test_cuts_are_at_coarse_steps_and_groups_are_those_of_the_finest() -> None:
     assert module.cuts[-1] == 4 and module.spec.total_steps == 4
     finest = DNI({**DEEP, "steps": 16}, ADAM, stages=3, estimator=ESTIMATOR).spec
     fine = [4 * cut for cut in module.cuts]
-    work = finest.stage_work(fine, module.extra_cost())
+    work = finest.stage_work(fine, module.plan.source.cost())
     bounds = [group.start for group in module.groups(2)]
     loads = [sum(work[: bounds[1]]), sum(work[bounds[1] :])]
     assert max(loads) == min(max(sum(work[:b]), sum(work[b:])) for b in (1, 2))
@@ -412,12 +413,11 @@ def test_decay_of_the_weights_grows_with_the_steps_as_gradients_do(name: str) ->
     optimizer = {"name": name, "lr": 0.01, "weight_decay": 0.1, "momentum": 0.0}
     module = Multilevel(DEEP, optimizer, stages=1, levels=3)
     module.configure_model()
-    for level, factor in enumerate((4, 2, 1)):
-        module._go_to(level)
+    for plan, factor in zip(module.plans, (4, 2, 1), strict=True):
         module.zero_grad()
         for parameter in module.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        module.adjust_gradients(0)
+        descent.prepare(plan, module.stage(0), 7)
         for key, parameter in module.stage(0).named_parameters():
             # The optimiser itself adds the decay of the finest steps.
             more = 0.1 * (factor - 1) if key.startswith("segments.") and name != "adamw" else 0.0

@@ -8,7 +8,7 @@ import pytest
 
 from sglight.link import alone
 from sglight.strategies.recorder import Recorder
-from sglight.strategies.schedule import StageTimes
+from sglight.strategies.simulation import StageTimes
 
 
 def record(recorder: Recorder, batch: int, timed: bool, seconds: float = 0.0) -> None:

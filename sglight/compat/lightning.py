@@ -1,0 +1,30 @@
+"""Private parts of Lightning that we lean on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+from lightning_fabric.utilities.data import sized_len
+
+
+def count_batches(trainer: pl.Trainer, batches: int) -> None:
+    """Make `Trainer.global_step` the number of batches.
+
+    With manual optimisation Lightning counts an optimiser's steps there, of whichever optimisers step through its own
+    wrappers. Ours step without these, and this counts.
+    """
+    progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+    while progress.total.completed < batches:
+        progress.increment_ready()
+        progress.increment_completed()
+
+
+def batches_in_loader(trainer: pl.Trainer) -> int | None:
+    """Batches that the training loader has, when optimisers are configured; None if it does not know.
+
+    Not from `Trainer.estimated_stepping_batches`: that makes the loader, and Lightning then forgets to tell it at which
+    batch a training goes on in mid-epoch.
+    """
+    loader: Any = trainer.fit_loop._data_source.dataloader()
+    return sized_len(loader)

@@ -1,0 +1,129 @@
+"""Where the gradient at a stage's end comes from: the interface that all sources share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sglight.networks import NetworkSpec, Stage
+from sglight.networks.network import ExtraCost
+
+COMPARED = ("cosine", "relative_error", "norm_ratio", "sign_agreement")
+
+
+@dataclass(eq=False)
+class Passage:
+    """A piece of a batch in one stage, from its forward pass until nothing of it is needed any more.
+
+    Attributes:
+        piece: its number since the pipeline was last empty. batch: since the beginning of the training.
+        labels: ``[B]``.
+        entered: what the stage began with, samples or the state from the stage before; holds the gradient with respect
+            to that state after the backward pass.
+        output: of the stage, with autograd's graph, until the backward pass.
+        state: the output without a graph, as the next stage gets it.
+        target: the true gradient of the summed loss with respect to the state, once it has been received.
+    """
+
+    piece: int
+    batch: int
+    labels: Tensor
+    entered: Tensor | None
+    output: Tensor | None
+    state: Tensor
+    target: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """The cut behind a stage.
+
+    Attributes:
+        stage: its number. time: network time there, in [0, 1].
+        estimator: what `GradientSource.make_estimator` has made for it, if anything.
+    """
+
+    stage: int
+    time: float
+    estimator: Any = None
+
+
+class GradientSource(ABC):
+    """Where the gradient at a stage's end comes from, for all stages but the last, which has the loss.
+
+    Gradients are per sample: those of the loss summed over the samples. A source is a description without a state of
+    its own: what learns is an estimator, which the strategy keeps.
+
+    Attributes:
+        lesson_every: estimators learn from every so manieth batch; 0 if there are none.
+        predicts: whether `gradient` is computed here, which takes time, rather than received.
+    """
+
+    lesson_every: int = 0
+    predicts: ClassVar[bool] = False
+
+    @abstractmethod
+    def gradient(self, boundary: Boundary, passage: Passage, receive: Callable[[], Tensor]) -> Tensor:
+        """The gradient with respect to ``passage.state``; ``receive`` waits for the true one and returns it."""
+
+    @abstractmethod
+    def wants(self, batch: int) -> bool:
+        """Whether the stage after a boundary has to send the true gradient of that batch."""
+
+    def forward(self, stage: Stage, entered: Tensor) -> Tensor:
+        """The stage's output, which the next one gets."""
+        return stage(entered)
+
+    def output(self, stage: Stage, passage: Passage) -> Tensor:
+        """What the backward pass goes through: the output with its graph, of the forward pass or computed again."""
+        assert passage.output is not None
+        return passage.output
+
+    def learn(self, boundary: Boundary, passage: Passage) -> Tensor:
+        """Teach the estimator ``passage.target``; returns its loss before that."""
+        raise AssertionError("this source has no estimators")
+
+    def estimate(self, boundary: Boundary, passage: Passage) -> Tensor:
+        """What the estimator says of a passage, whether or not it is used."""
+        raise AssertionError("this source has no estimators")
+
+    def make_estimator(self, spec: NetworkSpec, cuts: Sequence[int], stage: int) -> nn.Module | None:
+        """What learns at the boundary behind a stage; None for nothing."""
+        return None
+
+    def estimator_optimizer(self) -> dict[str, Any]:
+        """The optimiser of the estimators."""
+        raise AssertionError("this source has no estimators")
+
+    def cost(self) -> ExtraCost:
+        """What the source costs a stage for a batch, in units of its forward and backward passes together."""
+        return 0.0
+
+    def describe(self) -> str:
+        """In a few words, for the summary of a run; empty if there is nothing to say."""
+        return ""
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree on for the estimators' parameters to fit, by the keys that set it."""
+        return {}
+
+    def training_identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree on besides for a training to go on from it, by the keys that set it."""
+        return {}
+
+
+def compare(estimate: Tensor, true: Tensor) -> dict[str, Tensor]:
+    """How two gradients ``[B, ...]`` agree.
+
+    Mean cosine over the batch, relative error of the whole, ratio of the norms, share of entries with the same sign.
+    """
+    e, t = estimate.flatten(1), true.flatten(1)
+    cosine = F.cosine_similarity(e, t, dim=1).mean()
+    same = (e.sign() == t.sign()).to(e.dtype).mean()
+    values = (cosine, (e - t).norm() / t.norm(), e.norm() / t.norm(), same)
+    return dict(zip(COMPARED, values, strict=True))

@@ -1,0 +1,223 @@
+"""Synthetic gradients: models that predict dL/dh at a boundary from the state h and the label.
+
+Jaderberg et al. 2017, "Decoupled neural interfaces using synthetic gradients". Predictions and targets are
+gradients per sample (of the summed loss), so that learning rates do not depend on the batch size. The last layer
+starts at zero: before it has learnt anything an estimator leaves the stage below it alone.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sglight.extension import load_class
+from sglight.networks.parts import Conv, Linear, Shape
+from sglight.networks.seeding import seeded
+
+READY_MADE = ("linear", "mlp", "conv")
+
+
+class Estimator(nn.Module, ABC):
+    """What stands at a boundary and gives the stage below a gradient without waiting.
+
+    This pair of methods is all that a strategy knows of an estimator:
+
+    * ``estimate(state, labels, time)``: the gradient per sample, shaped like the state;
+    * ``learn(state, labels, target, time)``: a step towards the true one; returns the loss before it.
+
+    ``state`` is ``[B, *shape]``, ``labels`` ``[B]``, ``time`` the network time of the boundary in [0, 1].
+
+    One from outside the package (``strategy.estimator.name=package.module.Class``) is made with the keywords
+    ``shape, classes, hidden, conditional, kernel_size, seed``, while torch's generator is seeded with ``seed``.
+    """
+
+    @classmethod
+    def cost(cls, shape: Shape, hidden: Sequence[int], kernel_size: int) -> float:
+        """Multiplications per sample of one estimate by a class from outside; free unless it says otherwise."""
+        return 0.0
+
+    @abstractmethod
+    def estimate(self, state: Tensor, labels: Tensor, time: float) -> Tensor:
+        """The gradient of each sample's loss with respect to its state."""
+
+    @abstractmethod
+    def learn(self, state: Tensor, labels: Tensor, target: Tensor, time: float) -> Tensor:
+        """Learn from the true gradient; returns the loss before the step."""
+
+
+class SyntheticGradient(Estimator):
+    """A regression model of the gradient, trained by an optimiser of its own on the squared error.
+
+    Attributes:
+        optimizer: descends on the parameters; set by whoever owns the optimisers, before `learn`.
+    """
+
+    optimizer: torch.optim.Optimizer | None = None
+
+    def estimate(self, state: Tensor, labels: Tensor, time: float) -> Tensor:
+        with torch.no_grad():
+            prediction: Tensor = self(state, labels)
+            return prediction.to(state.dtype)
+
+    def learn(self, state: Tensor, labels: Tensor, target: Tensor, time: float) -> Tensor:
+        """One step on 1/B sum_b ||SG(h_b, y_b) - target_b||^2 (Jaderberg et al. 2017, section 2.1)."""
+        assert self.optimizer is not None
+        loss = (self(state, labels) - target).square().sum() / len(labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        # Autocast keeps lower-precision copies of weights until its context ends; these are of the old ones.
+        torch.clear_autocast_cache()
+        return loss.detach()
+
+
+class ClassTerm(nn.Module):
+    """A learned term per class, added to features: label conditioning without wide constant inputs (cDNI).
+
+    For ``shape`` (C, H, W) the weight is ``[classes, H, W, C]``: the layout in memory of the features.
+    """
+
+    def __init__(self, classes: int, shape: Shape) -> None:
+        super().__init__()
+        channels, *image = shape
+        self.weight = nn.Parameter(torch.zeros(classes, *image, channels))
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        return features + self.weight[labels].movedim(-1, 1).to(features.dtype)
+
+
+class DenseSyntheticGradient(SyntheticGradient):
+    """Linear layers with ReLU between them on the flat state; no hidden layer makes it ``linear``.
+
+    Each layer's output gets a term per class if ``conditional``.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        classes: int,
+        hidden: Sequence[int],
+        conditional: bool,
+        seed: int,
+        *place: str | int,
+    ) -> None:
+        super().__init__()
+        size = math.prod(shape)
+        widths = [size, *hidden, size]
+        self.layers = nn.ModuleList(
+            Linear(a, b, seed, *place, i, gain=2**0.5 if i < len(hidden) else 0.0)
+            for i, (a, b) in enumerate(pairwise(widths))
+        )
+        self.terms = nn.ModuleList(ClassTerm(classes, (width,)) for width in widths[1:] if conditional)
+
+    def forward(self, state: Tensor, labels: Tensor) -> Tensor:
+        return _layers(state.flatten(1), labels, self.layers, self.terms).view(state.shape)
+
+
+class ConvSyntheticGradient(SyntheticGradient):
+    """Convolutions at the state's resolution with ReLU between them; the last one is linear.
+
+    Hidden layers get a term per class and channel, the output one per class, channel and pixel.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        classes: int,
+        hidden: Sequence[int],
+        conditional: bool,
+        kernel_size: int,
+        seed: int,
+        *place: str | int,
+    ) -> None:
+        super().__init__()
+        widths = [shape[0], *hidden, shape[0]]
+        self.layers = nn.ModuleList(
+            Conv(a, b, kernel_size, seed, *place, i, gain=2**0.5 if i < len(hidden) else 0.0)
+            for i, (a, b) in enumerate(pairwise(widths))
+        )
+        shapes = [*((width, 1, 1) for width in hidden), shape]
+        self.terms = nn.ModuleList(ClassTerm(classes, s) for s in shapes if conditional)
+
+    def forward(self, state: Tensor, labels: Tensor) -> Tensor:
+        return _layers(state, labels, self.layers, self.terms)
+
+
+def _layers(x: Tensor, labels: Tensor, layers: nn.ModuleList, terms: nn.ModuleList) -> Tensor:
+    for i, layer in enumerate(layers):
+        x = layer(x)
+        if terms:
+            x = terms[i](x, labels)
+        if i + 1 < len(layers):
+            x = F.relu(x, inplace=bool(terms))
+    return x
+
+
+def synthetic_gradient(
+    name: str,
+    shape: Shape,
+    classes: int,
+    hidden: Sequence[int],
+    conditional: bool,
+    kernel_size: int,
+    seed: int,
+    *place: str | int,
+) -> Estimator:
+    """The estimator ``linear``, ``mlp``, ``conv`` or ``package.module.Class`` for states of the given shape.
+
+    Raises:
+        ValueError: for a name that does not exist, or ``conv`` on states that are not images.
+    """
+    match name:
+        case "linear":
+            return DenseSyntheticGradient(shape, classes, (), conditional, seed, *place)
+        case "mlp":
+            return DenseSyntheticGradient(shape, classes, hidden, conditional, seed, *place)
+        case "conv":
+            if len(shape) != 3:
+                raise ValueError(
+                    "strategy.estimator.name=conv needs a convolutional network (model.kernel=conv); use mlp or linear"
+                )
+            return ConvSyntheticGradient(shape, classes, hidden, conditional, kernel_size, seed, *place)
+        case _:
+            kind: Callable[..., Estimator] = _outside(name)
+            with seeded(seed, *place) as own:
+                return kind(
+                    shape=shape, classes=classes, hidden=hidden, conditional=conditional, kernel_size=kernel_size,
+                    seed=own,
+                )  # fmt: skip
+
+
+def _outside(name: str) -> type[Estimator]:
+    if "." not in name:
+        raise ValueError(
+            f"strategy.estimator.name={name} is unknown; choose linear, mlp, conv or package.module.Class"
+        )
+    return load_class(name, "strategy.estimator.name", Estimator)  # type: ignore[type-abstract]
+
+
+def prediction_cost(name: str, shape: Shape, hidden: Sequence[int], kernel_size: int) -> float:
+    """Multiplications per sample of one prediction by the `synthetic_gradient` of these arguments."""
+    if name not in READY_MADE:
+        return _outside(name).cost(shape, hidden, kernel_size)
+    taps = kernel_size**2 * math.prod(shape[1:]) if name == "conv" else 1
+    return float(taps * sum(a * b for a, b in pairwise(_widths(name, shape, hidden))))
+
+
+def prediction_values(name: str, shape: Shape, hidden: Sequence[int]) -> int:
+    """Values per sample that one prediction goes over: the outputs of all layers."""
+    if name not in READY_MADE:
+        return 0  # part of its cost
+    pixels = math.prod(shape[1:]) if name == "conv" else 1
+    return pixels * sum(_widths(name, shape, hidden)[1:])
+
+
+def _widths(name: str, shape: Shape, hidden: Sequence[int]) -> list[int]:
+    size = shape[0] if name == "conv" else math.prod(shape)
+    return [size, *(() if name == "linear" else hidden), size]

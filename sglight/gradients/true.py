@@ -1,0 +1,73 @@
+"""True gradients, as the stage after a boundary sends them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from typing_extensions import override
+
+from sglight.gradients.base import Boundary, GradientSource, Passage
+from sglight.networks import NetworkSpec
+from sglight.networks.network import ExtraCost
+
+
+class TrueGradient(GradientSource):
+    """The gradient that comes back from the stage after the boundary."""
+
+    @override
+    def gradient(self, boundary: Boundary, passage: Passage, receive: Callable[[], Tensor]) -> Tensor:
+        return receive()
+
+    @override
+    def wants(self, batch: int) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Taught(TrueGradient):
+    """True gradients, from which the estimators of another source already learn.
+
+    Args:
+        source: whose estimators they are.
+    """
+
+    source: GradientSource
+
+    @property
+    def lesson_every(self) -> int:  # type: ignore[override]
+        return self.source.lesson_every
+
+    @override
+    def learn(self, boundary: Boundary, passage: Passage) -> Tensor:
+        return self.source.learn(boundary, passage)
+
+    @override
+    def estimate(self, boundary: Boundary, passage: Passage) -> Tensor:
+        return self.source.estimate(boundary, passage)
+
+    @override
+    def make_estimator(self, spec: NetworkSpec, cuts: Sequence[int], stage: int) -> nn.Module | None:
+        return self.source.make_estimator(spec, cuts, stage)
+
+    @override
+    def estimator_optimizer(self) -> dict[str, Any]:
+        return self.source.estimator_optimizer()
+
+    @override
+    def cost(self) -> ExtraCost:
+        return self.source.cost()
+
+    @override
+    def describe(self) -> str:
+        return self.source.describe()
+
+    @override
+    def identity(self) -> dict[str, Any]:
+        return self.source.identity()
+
+    @override
+    def training_identity(self) -> dict[str, Any]:
+        return self.source.training_identity()

@@ -1,0 +1,67 @@
+"""Means over batches that are known where the last stage is."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sglight.link import Peers
+
+
+class RunningMeans:
+    """Loss and accuracy of the training batches since the last time they were asked for."""
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None
+        self._normaliser = 0.0
+        self._samples = 0
+
+    def add(self, loss: Tensor, right: Tensor, normaliser: float, samples: int) -> None:
+        """A batch, or a piece of it, by its summed loss and the number of samples that are right."""
+        sums = torch.stack([loss.detach().float(), right.float()])
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._normaliser += normaliser
+        self._samples += samples
+
+    def take(self) -> dict[str, Tensor]:
+        """``loss`` and ``acc``, or nothing if no batch was added here; begins anew."""
+        if self._sums is None:
+            return {}
+        loss, right = self._sums.unbind()
+        means = {"loss": loss / self._normaliser, "acc": right / self._samples}
+        self._sums, self._normaliser, self._samples = None, 0.0, 0
+        return means
+
+
+class Evaluation:
+    """Loss and accuracy over the batches of a validation or test: one worker knows them, all count the samples."""
+
+    def __init__(self) -> None:
+        self._sums: list[Tensor] = []
+        self._normaliser = 0.0
+        self._samples = 0
+
+    def add(self, loss: Tensor, right: Tensor) -> None:
+        """What a batch has come to: its summed loss, and the number of samples that are right; on one worker."""
+        self._sums.append(torch.stack([loss, right.to(loss.dtype)]))
+
+    def count(self, normaliser: float, samples: int) -> None:
+        """That there was a batch; on every worker."""
+        self._normaliser += normaliser
+        self._samples += samples
+
+    def take(self, peers: Peers) -> dict[str, float]:
+        """``loss`` and ``acc`` over all batches, at every worker, each of which waits for the others; begins anew."""
+        sums = torch.stack(self._sums).double().cpu().tolist() if self._sums else [[0.0, 0.0]]
+        columns = [math.fsum(column) for column in zip(*sums, strict=True)]
+        loss, right = peers.total(columns).result()
+        means = {"loss": loss / self._normaliser, "acc": right / self._samples}
+        self._sums, self._normaliser, self._samples = [], 0.0, 0
+        return means
+
+
+def hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many are right."""
+    return (logits.argmax(1) == labels).sum()

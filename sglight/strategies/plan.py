@@ -1,0 +1,84 @@
+"""How a network is trained at one depth: all that a strategy decides, as one immutable description."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from sglight.gradients import Boundary, GradientSource, TrueGradient
+from sglight.networks import NetworkSpec
+from sglight.networks.network import balanced
+from sglight.strategies.grid import schedule_grid
+from sglight.strategies.loss import Loss
+from sglight.strategies.schedule import Locked, Schedule
+from sglight.strategies.simulation import StageTimes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A network, its cuts into stages, the schedule and gradient source of these, and how each of them descends.
+
+    Attributes:
+        cuts: M + 1 positions from 0 to the number of steps. schedule, source: of the stages.
+        optimizer, scheduler: see `sglight.strategies.optim`; every stage has its own.
+        clip_norm: largest norm of a gradient; None for no limit.
+        regularisation: weights of the penalties in `sglight.networks.regularisers.penalty`.
+        coarseness: how many steps of the finest network one of this makes, in a multilevel training.
+    """
+
+    spec: NetworkSpec
+    cuts: tuple[int, ...]
+    optimizer: Mapping[str, Any]
+    scheduler: Mapping[str, Any] = field(default_factory=lambda: {"name": "none"})
+    clip_norm: float | None = None
+    regularisation: Mapping[str, float] = field(default_factory=dict)
+    loss: Loss = field(default_factory=Loss)
+    schedule: Schedule = field(default_factory=Locked)
+    source: GradientSource = field(default_factory=TrueGradient)
+    coarseness: int = 1
+
+    @property
+    def last(self) -> int:
+        """Number of the last stage."""
+        return len(self.cuts) - 2
+
+    def boundary_shape(self, stage: int, count: int) -> tuple[int, ...]:
+        """Shape of a state of ``count`` samples behind a stage."""
+        return (count, *self.spec.state_shape(self.cuts[stage + 1]))
+
+    def boundary(self, stage: int, estimator: Any = None) -> Boundary:
+        """The boundary behind a stage."""
+        return Boundary(stage, self.spec.time(self.cuts[stage + 1]), estimator)
+
+    def groups(self, workers: int) -> list[range]:
+        """The stages of each of ``workers`` processes: neighbours, of nearly equal cost.
+
+        Raises:
+            ValueError: if there are fewer stages than workers.
+        """
+        if workers > self.last + 1:
+            raise ValueError(
+                f"{workers} workers for {self.last + 1} stage(s): raise strategy.stages, or lower trainer.devices"
+            )
+        bounds = balanced(self.spec.stage_work(self.cuts, self.source.cost()), workers)
+        return [range(a, b) for a, b in pairwise(bounds)]
+
+    def shown_groups(self, workers: int) -> list[range]:
+        """The groups for which a schedule is shown and its ideal speed-up given: for one worker, a worker a stage."""
+        return self.groups(workers if workers > 1 else self.last + 1)
+
+    def stage_times(self) -> list[StageTimes]:
+        """The phases of each stage by the cost model, in multiplications a sample."""
+        stages, both = self.spec.stage_work(self.cuts), self.spec.stage_work(self.cuts, self.source.cost())
+        every = self.source.lesson_every
+        if not every:
+            return [StageTimes(forward=work, backward=2 * work) for work in stages]
+        # Of what an estimator does, one pass is the estimate and 3 / n are lessons.
+        parts = [(w, (b - w) * 3 / (1 + 3 / every)) for w, b in zip(stages, both, strict=True)]
+        return [StageTimes(work, e, 2 * work, 3 * e / every) for work, e in parts]
+
+    def grid(self, workers: int) -> str:
+        """Who does what when, as a text, by the cost model."""
+        return schedule_grid(self.schedule, self.groups(workers), self.stage_times())

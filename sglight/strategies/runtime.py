@@ -1,0 +1,264 @@
+"""What carries out a schedule's actions for the stages of one worker, with gradients from a source.
+
+For each piece of a batch, in the order that the schedule says:
+
+    forward    h_i = stage_i(h_{i-1}), handed down without its graph
+    backward   the gradient at the stage's end, from the source (at the last stage: of the summed loss), goes through
+               the stage, and what comes out at its beginning goes up to the stage before, if the source wants it
+    learn      the estimator behind the stage learns from the true gradient
+    update     the stage's optimiser steps with the sum over the pieces of a batch
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from sglight.gradients import Boundary, Passage
+from sglight.gradients.base import compare
+from sglight.link import alone
+from sglight.networks import Stage
+from sglight.strategies import descent
+from sglight.strategies.evaluation import RunningMeans, hits
+from sglight.strategies.plan import Plan
+from sglight.strategies.recorder import Recorder
+from sglight.strategies.schedule import Action
+
+# Of so many batches the phases of the first are timed.
+TIMED_EVERY = 5
+
+
+class Runtime:
+    """The stages of one worker at work.
+
+    Args:
+        plan: of the network as it is now; replaced when it is refined.
+        stages, estimators: those that live here, by number.
+        step: steps the optimiser of a stage, and clears its gradients.
+
+    Attributes:
+        placement: which stages are here, and what leads to the others.
+        batch: how many batches the training has had. round: how many pieces since the pipeline was last empty.
+        means: loss and accuracy of the training, where the last stage is.
+        lessons: the loss of each estimator's last lesson, by boundary.
+        comparing: whether backward passes compare the true gradients that they get with what estimators say;
+            comparisons: what came of it, by name.
+    """
+
+    def __init__(
+        self, plan: Plan, stages: nn.ModuleDict, estimators: nn.ModuleDict, step: Callable[[int], None]
+    ) -> None:
+        self.plan, self.stages, self.estimators, self.step = plan, stages, estimators, step
+        self.placement = alone(plan.last + 1)
+        self.recorder = Recorder()
+        self.means = RunningMeans()
+        self.lessons: dict[int, Tensor] = {}
+        self.comparing = False
+        self.comparisons: dict[str, Tensor] = {}
+        self.begin(0)
+
+    def begin(self, batch: int, round_: int = 0) -> None:
+        """Be at that batch of a training, with so many pieces since the pipeline was last empty."""
+        self.batch, self.round = batch, round_
+        # By stage, oldest first: what is between its forward pass and its last action.
+        self.window: dict[int, deque[Passage]] = {i: deque() for i in range(self.plan.last + 1)}
+        # By number of the batch, until the last stage here has used it.
+        self._normalisers: dict[int, float] = {}
+
+    def stage(self, i: int) -> Stage:
+        """Stage i, which lives here."""
+        stage = self.stages[str(i)]
+        assert isinstance(stage, Stage)
+        return stage
+
+    def boundary(self, i: int) -> Boundary:
+        """The boundary behind stage i."""
+        key = str(i)
+        estimator = self.estimators[key] if key in self.estimators else None  # noqa: SIM401
+        return self.plan.boundary(i, estimator)
+
+    @property
+    def boundaries(self) -> list[int]:
+        """Numbers of the stages here that have one behind them."""
+        return [i for i in self.placement.own if i < self.plan.last]
+
+    def train(self, x: Tensor | None, labels: Tensor) -> None:
+        """Carry out the rounds of a batch; inputs are None where the first stage does not live."""
+        schedule, own, last = self.plan.schedule, self.placement.own, self.plan.last
+        # As many batches in a row are timed as there are to a lesson, so that one of them has it whatever the lag.
+        timed = self.batch % TIMED_EVERY < max(self.plan.source.lesson_every, 1)
+        self.recorder.begin(self.batch, timed, labels.is_cuda)
+        self._normalisers[self.batch] = self.plan.loss.normaliser(labels)
+        for piece in zip(_cut(x, schedule.pieces), labels.tensor_split(schedule.pieces), strict=True):
+            self._carry_out(schedule.actions(self.round, own, last), *piece)
+            self.round += 1
+        self.batch += 1
+
+    def drain(self) -> None:
+        """Do what is left of the pieces under way, so that the pipeline is empty."""
+        self._carry_out(self.plan.schedule.rest(self.round, self.placement.own, self.plan.last), None, None)
+        self.round = 0
+
+    def _carry_out(self, actions: Iterable[Action], x: Tensor | None, labels: Tensor | None) -> None:
+        for action in actions:
+            match action.kind:
+                case "forward":
+                    assert labels is not None
+                    self._forward(action, x, labels)
+                case "backward":
+                    self._backward(action)
+                case "learn":
+                    self._learn(action)
+                case "update":
+                    self._update(action)
+
+    def _forward(self, action: Action, x: Tensor | None, labels: Tensor) -> None:
+        i, batch = action.stage, self._batch_of(action.piece)
+        entered = self.enter(i, x, len(labels))
+        if i > 0 and self.plan.source.wants(batch):
+            entered.requires_grad_()
+        with self.recorder.phase("forward", i):
+            output = self.plan.source.forward(self.stage(i), entered)
+        state = output.detach()
+        if i < self.plan.last:
+            self.hand_down(i, state)
+        self.window[i].append(Passage(action.piece, batch, labels, entered, output, state))
+
+    def _backward(self, action: Action) -> None:
+        i, plan, phase = action.stage, self.plan, self.recorder.phase
+        passage = self._passage(action)
+        assert passage is not None and passage.entered is not None
+        gradient = None if i == plan.last else self._gradient(i, passage)
+        with phase("backward", i):
+            output = plan.source.output(self.stage(i), passage)
+            if i == plan.last:
+                output = plan.loss.total(output, passage.labels)
+                right = hits(passage.state, passage.labels)
+                self.means.add(output, right, plan.loss.normaliser(passage.labels), len(passage.labels))
+            output.backward(gradient)
+        if i > 0 and plan.source.wants(passage.batch):
+            assert passage.entered.grad is not None
+            self.hand_up(i, passage.entered.grad)
+        passage.entered = passage.output = None
+        if not self._is_lesson(i, passage):
+            self.window[i].remove(passage)
+
+    def _gradient(self, i: int, passage: Passage) -> Tensor:
+        """The gradient at the end of a stage that is not the last."""
+        source, boundary = self.plan.source, self.boundary(i)
+        if not source.predicts:
+            gradient = source.gradient(boundary, passage, lambda: self._true_gradient(i, passage))
+            if self.comparing:
+                self._compare(boundary, passage, gradient)
+            if self._is_lesson(i, passage):
+                passage.target = gradient
+            return gradient
+        with self.recorder.phase("estimate", i):
+            return source.gradient(boundary, passage, lambda: self._true_gradient(i, passage))
+
+    def _compare(self, boundary: Boundary, passage: Passage, true: Tensor) -> None:
+        estimate = self.plan.source.estimate(boundary, passage)
+        named = compare(estimate, true).items()
+        self.comparisons |= {f"estimator_{boundary.stage}/{kind}": value for kind, value in named}
+
+    def _learn(self, action: Action) -> None:
+        i, passage = action.stage, self._passage(action)
+        if passage is None:  # not of a batch from which estimators learn
+            return
+        if passage.target is None:
+            passage.target = self._true_gradient(i, passage)
+        with self.recorder.phase("learn", i):
+            self.lessons[i] = self.plan.source.learn(self.boundary(i), passage)
+        self.window[i].remove(passage)
+
+    def _update(self, action: Action) -> None:
+        i, batch = action.stage, self._batch_of(action.piece)
+        with self.recorder.phase("backward", i):
+            descent.prepare(self.plan, self.stage(i), self._normalisers[batch])
+            self.step(i)
+        self._normalisers = {
+            b: n for b, n in self._normalisers.items() if b > batch or i < self.placement.own[-1]
+        }
+
+    def _passage(self, action: Action) -> Passage | None:
+        return next((p for p in self.window[action.stage] if p.piece == action.piece), None)
+
+    def _batch_of(self, piece: int) -> int:
+        """Number of the batch that a piece belongs to, from the beginning of the training."""
+        pieces = self.plan.schedule.pieces
+        return self.batch + piece // pieces - self.round // pieces
+
+    def _is_lesson(self, i: int, passage: Passage) -> bool:
+        every = self.plan.source.lesson_every
+        return i < self.plan.last and every > 0 and passage.batch % every == 0
+
+    def enter(self, i: int, x: Tensor | None, count: int) -> Tensor:
+        """What stage i begins with: the inputs, or the state of ``count`` samples from the stage before it."""
+        if i == 0:
+            assert x is not None
+            return x
+        with self.recorder.phase("wait", i):
+            return self.placement.states[i - 1].receive(self.plan.boundary_shape(i - 1, count)).detach()
+
+    def hand_down(self, i: int, state: Tensor) -> None:
+        """Send the state behind stage i to the next one."""
+        with self.recorder.phase("send", i):
+            self.placement.states[i].send(state)
+
+    def hand_up(self, i: int, gradient: Tensor) -> None:
+        """Send the gradient at the beginning of stage i to the one before it."""
+        with self.recorder.phase("send", i):
+            self.placement.gradients[i - 1].send(gradient)
+
+    def receive_gradient(self, i: int, count: int) -> Tensor:
+        """The next gradient that comes up through the boundary behind stage i; valid until the next call."""
+        with self.recorder.phase("wait", i):
+            return self.placement.gradients[i].receive(self.plan.boundary_shape(i, count))
+
+    def _true_gradient(self, i: int, passage: Passage) -> Tensor:
+        if passage.target is not None:
+            return passage.target
+        return self.receive_gradient(i, len(passage.labels))
+
+    def collect(self) -> None:
+        """Receive all gradients that are on their way, without using them yet."""
+        schedule, last = self.plan.schedule, self.plan.last
+        for i in self.boundaries:
+            behind = range(i + 1, i + 2)
+            recent = range(max(self.round - schedule.latency(last) - 1, 0), self.round)
+            sent = {
+                a.piece for n in recent for a in schedule.actions(n, behind, last) if a.kind == "backward"
+            }
+            for passage in self.window[i]:
+                if passage.target is None and passage.piece in sent and self.plan.source.wants(passage.batch):
+                    passage.target = self.receive_gradient(i, len(passage.labels)).clone()
+
+    def under_way(self) -> dict[str, list[dict[str, Any]]]:
+        """What is in flight, by stage, in plain containers and tensors."""
+        self.collect()
+        return {
+            f"stage_{i}": [_saved(p) for p in self.window[i]] for i in self.placement.own if self.window[i]
+        }
+
+    def take_up(self, under_way: Mapping[str, list[dict[str, Any]]]) -> None:
+        """Have in flight what `under_way` has given."""
+        for i in self.placement.own:
+            self.window[i] = deque(
+                Passage(**saved, entered=None, output=None) for saved in under_way.get(f"stage_{i}", [])
+            )
+
+
+def _saved(passage: Passage) -> dict[str, Any]:
+    # A view of a channel's memory would be saved with all of it.
+    target = None if passage.target is None else passage.target.clone()
+    return {
+        "piece": passage.piece, "batch": passage.batch, "labels": passage.labels, "state": passage.state,
+        "target": target,
+    }  # fmt: skip
+
+
+def _cut(x: Tensor | None, pieces: int) -> Iterable[Tensor | None]:
+    return [None] * pieces if x is None else x.tensor_split(pieces)

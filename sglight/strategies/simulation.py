@@ -1,0 +1,195 @@
+"""Who does what when: a schedule's own actions carried out on a clock instead of a network."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
+
+from sglight.strategies.schedule import Action, Schedule
+
+# Over so many batches a pace is taken.
+BATCHES = 64
+# Tensors in a channel that nothing comes back through: nothing else keeps its sender from running ahead.
+UNANSWERED = 4
+
+
+class Span(NamedTuple):
+    """What a worker did from ``start`` to ``end``: seconds of `perf_counter`, or the unit of simulated costs.
+
+    The clock is common to the processes of one machine. ``phase`` is ``forward``, ``estimate``, ``backward``,
+    ``learn``, ``send``, or ``wait`` for what another worker sends.
+    """
+
+    phase: str
+    stage: int
+    batch: int
+    start: float
+    end: float
+
+
+@dataclass
+class StageTimes:
+    """What the phases of a stage, and of the estimator at its end, cost for a batch: seconds, or any other unit."""
+
+    forward: float = 0.0
+    estimate: float = 0.0
+    backward: float = 0.0
+    learn: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All phases in turn."""
+        return self.forward + self.estimate + self.backward + self.learn
+
+
+class _Worker:
+    """One worker's actions that are left, what it has done, and when it is free again."""
+
+    def __init__(self, actions: Iterator[Action]) -> None:
+        self.left = deque(actions)
+        self.spans: list[Span] = []
+        self.free = 0.0
+
+    def work(self, phase: str, cost: float, action: Action, batch: int) -> float:
+        """Do something as soon as the worker is free; returns when it is done."""
+        return self._until(self.free + cost, phase, action, batch)
+
+    def wait(self, until: float, action: Action, batch: int) -> None:
+        """Do nothing before that time."""
+        self._until(until, "wait", action, batch)
+
+    def _until(self, end: float, phase: str, action: Action, batch: int) -> float:
+        if end > self.free:
+            self.spans.append(Span(phase, action.stage, batch, self.free, end))
+            self.free = end
+        return end
+
+
+def simulate(
+    schedule: Schedule, groups: Sequence[range], costs: Sequence[StageTimes], batches: int
+) -> list[list[Span]]:
+    """The spans of each worker in the first ``batches`` of an epoch, with free messages and unbounded channels.
+
+    A state leaves a stage when its forward pass ends, a gradient when its backward pass ends. What costs nothing has
+    no span. Pieces of a batch cost equal parts of it, and carry its number; what is left to do behind the last batch
+    is not shown.
+
+    Args:
+        groups: the stages of each worker, neighbours in order.
+        costs: of each stage's phases for a batch, in any unit of time.
+    """
+    last, pieces = len(costs) - 1, schedule.pieces
+    assert list(chain(*groups)) == list(range(last + 1)), "groups must hold each stage once, in order"
+    rounds = range(batches * pieces)
+    workers = [_Worker(chain.from_iterable(schedule.actions(n, own, last) for n in rounds)) for own in groups]
+    states: dict[tuple[int, int], float] = {}  # by stage and piece: when it left downwards
+    gradients: dict[tuple[int, int], float] = {}  # and when it left upwards
+
+    def awaited(action: Action) -> float | None:
+        """When what the action needs from a neighbouring stage is there; None if that is not known yet."""
+        kind, i, piece = action
+        if kind == "forward" and i > 0:
+            return states.get((i - 1, piece))
+        if i < last and (kind == "learn" or (kind == "backward" and schedule.waits)):
+            return gradients.get((i + 1, piece))
+        return 0.0
+
+    def advance(worker: _Worker) -> bool:
+        """Carry out what can be; whether that was anything."""
+        moved = False
+        while worker.left and (ready := awaited(worker.left[0])) is not None:
+            action, moved = worker.left.popleft(), True
+            kind, i, piece = action
+            cost, batch = costs[i], piece // pieces
+            if ready > worker.free:
+                worker.wait(ready, action, batch)
+            match kind:
+                case "forward":
+                    states[i, piece] = worker.work(kind, cost.forward / pieces, action, batch)
+                case "backward":
+                    if not schedule.waits:
+                        worker.work("estimate", cost.estimate / pieces, action, batch)
+                    gradients[i, piece] = worker.work(kind, cost.backward / pieces, action, batch)
+                case "learn":
+                    worker.work(kind, cost.learn / pieces, action, batch)
+        return moved
+
+    while any(worker.left for worker in workers):
+        assert any(advance(worker) for worker in workers), "the schedule's stages wait for each other"
+    return [worker.spans for worker in workers]
+
+
+def end_of(workers: Sequence[Sequence[Span]]) -> float:
+    """When the last of the workers is done."""
+    return max(span.end for span in chain(*workers))
+
+
+def period(schedule: Schedule, groups: Sequence[range], costs: Sequence[StageTimes]) -> float:
+    """Time a batch of `simulate`'s workers, once in full swing."""
+    half = BATCHES // 2
+    # What a worker does in a batch depends on nothing later: the first half is a run of its own.
+    end, middle = (end_of(simulate(schedule, groups, costs, count)) for count in (BATCHES, half))
+    return (end - middle) / (BATCHES - half)
+
+
+def speedup(schedule: Schedule, groups: Sequence[range], costs: Sequence[StageTimes]) -> float:
+    """How many times faster the groups' workers are than one worker that holds all stages and does the same."""
+    return period(schedule, [range(len(costs))], costs) / period(schedule, groups, costs)
+
+
+def in_flight(schedule: Schedule, stages: int) -> int:
+    """How many tensors a channel must hold so that nobody waits for room in it where the schedule does not wait.
+
+    The receiver keeps one until it asks for the next, and may stand still just before that; meanwhile the sender goes
+    on until it needs what the receiver has not sent yet. The most of that, over all boundaries and both directions.
+    """
+    return max((_backlog(schedule, i, stages - 1) for i in range(stages - 1)), default=0)
+
+
+def _backlog(schedule: Schedule, i: int, last: int) -> int:
+    """`in_flight` for the boundary behind stage i."""
+    above, below = range(i + 1), range(i + 1, last + 1)
+    still = 2 * schedule.latency(last) + 2 * schedule.pieces  # a round in full swing
+    # The receiver of states stands still before round `still`: so many gradients have come back.
+    back = [
+        a.piece for n in range(still) for a in schedule.actions(n, below, last) if _is(a, "backward", i + 1)
+    ]
+    states = gradients = 0
+    for n in range(2 * still + UNANSWERED + schedule.pieces):
+        for action in schedule.actions(n, above, last):
+            if _needs(schedule, action, i) and action.piece not in back:
+                break
+            states += _is(action, "forward", i)
+        else:
+            continue
+        break
+    else:
+        return UNANSWERED
+    # The receiver of gradients stands still before the first that it needs in round `still`.
+    received, sent = 0, 0
+    for n in range(still + 1):
+        for action in schedule.actions(n, above, last):
+            if n == still and _needs(schedule, action, i):
+                break
+            received += _needs(schedule, action, i)
+            sent += _is(action, "forward", i)
+    n = 0
+    while True:
+        actions = list(schedule.actions(n, below, last))
+        if any(_is(a, "forward", i + 1) and a.piece >= sent for a in actions):
+            break
+        gradients += sum(_is(a, "backward", i + 1) for a in actions)
+        n += 1
+    return max(states - still, gradients - received) + 1
+
+
+def _is(action: Action, kind: str, stage: int) -> bool:
+    return action.kind == kind and action.stage == stage
+
+
+def _needs(schedule: Schedule, action: Action, i: int) -> bool:
+    """Whether an action needs the gradient behind stage i: a backward pass that waits for it, or a lesson."""
+    return _is(action, "backward" if schedule.waits else "learn", i)
