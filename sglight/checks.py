@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sglight.errors import UserError
 from sglight.explain import did_you_mean
-from sglight.schema import Dynamics, EstimatorConfig, EstimatorName, PVDConfig
+from sglight.schema import Dynamics, EstimatorConfig, EstimatorName, LossConfig, PVDConfig
 from sglight.strategies.levels import first_epochs, make_levels
 
 # Set in every process that torchrun starts.
@@ -146,6 +146,7 @@ def check_strategy(cfg: DictConfig) -> None:
             "strategy.regularisation.classifier_smoothness needs a classifier that sees images: model.kernel=conv and "
             "model.head=flatten; set it to 0"
         )
+    _check_loss(cfg)
     estimator = OmegaConf.select(cfg, "strategy.estimator")
     if estimator is not None and OmegaConf.get_type(estimator) is EstimatorConfig:
         _known_or_dotted("strategy.estimator.name", cfg.strategy.estimator.name, list(EstimatorName))
@@ -158,6 +159,22 @@ def check_strategy(cfg: DictConfig) -> None:
             raise UserError(
                 f"strategy.estimator.kernel_size={cfg.strategy.estimator.kernel_size} must be odd, as 3 or 5"
             )
+
+
+def _check_loss(cfg: DictConfig) -> None:
+    """Refuse a loss that does not exist, and settings that are another one's."""
+    loss = OmegaConf.select(cfg, "strategy.loss")
+    if loss is None or OmegaConf.get_type(loss) is not LossConfig:
+        return
+    _known_or_dotted("strategy.loss.name", loss.name, ["cross_entropy", "mse"])
+    if not 0 <= loss.label_smoothing < 1:
+        raise UserError(
+            f"strategy.loss.label_smoothing={loss.label_smoothing} is not allowed; it must be from 0 to less than 1"
+        )
+    if loss.class_weights is not None and not all(0 < weight < inf for weight in loss.class_weights):
+        raise UserError(
+            f"strategy.loss.class_weights={loss.class_weights} is not allowed; each weight must be greater than 0"
+        )
 
 
 def _check_levels(cfg: DictConfig, count: int, steps: Sequence[int]) -> None:

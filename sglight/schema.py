@@ -91,12 +91,23 @@ class RegularisationConfig:
 
 
 @dataclass
+class LossConfig:
+    """What is minimised."""
+
+    name: str = "cross_entropy"
+    label_smoothing: float = 0.0
+    class_weights: list[float] | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class StrategyConfig:
     """What all strategies share."""
 
     _target_: str = MISSING
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     clip_norm: float | None = None
     regularisation: RegularisationConfig = field(default_factory=RegularisationConfig)
 

@@ -361,15 +361,20 @@ class Stage(nn.Module):
             states += part.trajectory(states[-1])[1:] if isinstance(part, Segment) else [part(states[-1])]
         return states
 
-    def head(self) -> dict[str, Tensor]:
-        """What `refine` of the stage before this one must know: first samples, by their names in the state dict.
+    def first_samples(self) -> dict[str, Tensor]:
+        """What the stage before this one must know of it: first samples in time, by their names in the state dict.
 
         Empty if this stage begins with a segment of its own.
         """
         key, segment = next(iter(self.segments.items()))
         assert isinstance(segment, Segment)
-        rows = segment.head() if segment.start > 0 else {}
-        return {f"segments.{key}.{name}": row for name, row in rows.items()}
+        return segment.sample(0, f"segments.{key}.") if segment.start > 0 else {}
+
+    def last_samples(self) -> dict[str, Tensor]:
+        """What the stage after this one must know of it: last samples in time; empty if that begins a segment."""
+        key, segment = list(self.segments.items())[-1]
+        assert isinstance(segment, Segment)
+        return segment.sample(-1, f"segments.{key}.") if segment.stop < segment.spec.steps else {}
 
     def refine(self, rule: Rule = "linear", following: Mapping[str, Tensor] | None = None) -> Stage:
         """This part of the network with twice as many steps over the same horizon, approximating the same flow.
@@ -378,7 +383,7 @@ class Stage(nn.Module):
 
         Args:
             rule: see `Segment.refine`.
-            following: the `head` of the stage after this one.
+            following: the `first_samples` of the stage after this one.
         """
         return self._prolonged_to(
             Stage(self.spec.with_steps(2), 2 * self.start, 2 * self.stop), rule, following or {}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from sglight.networks.network import Stage
+
+# One sample in time of everything sampled in time, by its name in a stage's state dict.
+Edge = Mapping[str, Tensor]
 
 
 def time_smoothness(parts: Sequence[Tensor], step_size: float) -> Tensor:
@@ -32,7 +35,11 @@ def image_smoothness(weight: Tensor) -> Tensor:
 
 
 def penalty(
-    stages: Sequence[Stage], smoothness: float = 0.0, classifier_smoothness: float = 0.0
+    stages: Sequence[Stage],
+    smoothness: float = 0.0,
+    classifier_smoothness: float = 0.0,
+    before: Edge | None = None,
+    after: Edge | None = None,
 ) -> Tensor | None:
     """The weighted penalties of neighbouring stages, across the cuts between them as well; None if all weights are 0.
 
@@ -40,6 +47,8 @@ def penalty(
         stages: in order, each continuing the one before; one stage alone is regularised within itself.
         smoothness: weight alpha_f of `time_smoothness` of weights and biases.
         classifier_smoothness: weight of `image_smoothness`, if the classifier sees images.
+        before, after: the `Stage.last_samples` of the stage before these, and the `Stage.first_samples` of the one
+            after them, across whose cuts time is smooth as well.
     """
     terms: list[Tensor] = []
     if smoothness:
@@ -47,8 +56,14 @@ def penalty(
             pieces = [stage.segments[key] for stage in stages if key in stage.segments]
             for name in ("weight", "bias"):
                 parts = [getattr(piece, name) for piece in pieces]
+                place = f"segments.{key}.{name}"
+                parts = [*_row(before, place), *parts, *_row(after, place)]
                 terms.append(smoothness * time_smoothness(parts, float(pieces[0].step_size)))  # type: ignore[arg-type]
     classifier = stages[-1].classifier
     if classifier_smoothness and classifier is not None and classifier.image_weight is not None:
         terms.append(classifier_smoothness * image_smoothness(classifier.image_weight))
     return torch.stack(terms).sum() if terms else None
+
+
+def _row(edge: Edge | None, name: str) -> list[Tensor]:
+    return [edge[name][None].detach()] if edge and name in edge else []

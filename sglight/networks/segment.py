@@ -253,16 +253,16 @@ class Segment(nn.Module):
             fields = self._inverse(fields, slices[j], j)
         return torch.cat(fields, 1)
 
-    def head(self) -> dict[str, Tensor]:
-        """The first sample of everything sampled in time, by name; see `refine`."""
-        return {name: value[0].clone() for name, value in self.state_dict().items()}
+    def sample(self, j: int, prefix: str = "") -> dict[str, Tensor]:
+        """Sample j of everything sampled in time, by name with a prefix; see `refine`."""
+        return {f"{prefix}{name}": value[j].clone() for name, value in self.state_dict().items()}
 
     def refine(self, rule: Rule = "linear", following: Mapping[str, Tensor] | None = None) -> Segment:
         """A new segment with 2N steps of half the size over the same horizon, approximating the same flow.
 
         Args:
             rule: ``linear`` interpolation in time or ``constant`` (each step twice); see `prolong`.
-            following: the `head` of the segment that continues this one, if this is a stage's share.
+            following: the first sample (`sample`) of the segment that continues this one, if this is a stage's share.
         """
         s = self.spec
         fine = Segment(

@@ -1,40 +1,101 @@
-"""From summed gradients to those with which a stage's optimiser steps."""
+"""From summed gradients to those with which optimisers step: of the mean loss and the penalties, clipped."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from sglight.link import Placement
 from sglight.networks import Stage
-from sglight.networks.regularisers import penalty
+from sglight.networks.regularisers import Edge, penalty
 from sglight.strategies.plan import Plan
 
 
-def prepare(plan: Plan, stage: Stage, normaliser: float) -> None:
-    """Make a stage's gradients those of the mean loss and the penalties, clipped.
+def prepare_stage(plan: Plan, stage: Stage, normaliser: float) -> None:
+    """Make the gradients of a stage those of the mean loss and its own penalties, clipped by its own norm.
 
     Args:
         normaliser: what the summed loss, whose gradients the parameters have, is divided by.
     """
-    parameters = [p for p in stage.parameters() if p.grad is not None]
-    torch._foreach_mul_(gradients(stage), 1 / normaliser)
-    extra = penalty([stage], **plan.regularisation)
+    _scale_and_penalise(plan, [stage], normaliser)
+    if plan.clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(_with_gradients(stage), plan.clip_norm)
+
+
+def prepare_network(plan: Plan, stages: Sequence[Stage], normaliser: float, placement: Placement) -> None:
+    """`prepare_stage` for all stages of a network, these here and those of other workers, as of one.
+
+    Penalties go across the cuts, and the gradient is clipped by the whole network's norm, summed in the order of the
+    stages. All workers call this with their stages, and wait for each other if there is something to exchange.
+    """
+    before = after = None
+    if plan.regularisation.get("smoothness") and placement.peers.size > 1:
+        # What the neighbours' parameters were before any update of this batch.
+        edges = placement.peers.share((stages[0].first_samples(), stages[-1].last_samples()))
+        rank, device = placement.peers.rank, next(stages[0].parameters()).device
+        before = _on(device, edges[rank - 1][1]) if rank > 0 else None
+        after = _on(device, edges[rank + 1][0]) if rank + 1 < len(edges) else None
+    _scale_and_penalise(plan, stages, normaliser, before, after)
+    if plan.clip_norm is None:
+        return
+    norms = [0.0] * (plan.last + 1)
+    for i, stage in zip(placement.own, stages, strict=True):
+        norms[i] = float(torch.nn.utils.get_total_norm(_gradients(stage)))
+    if placement.peers.size > 1:
+        norms = placement.peers.total(norms).result()
+    total = norms[0] if len(norms) == 1 else math.sqrt(sum(norm * norm for norm in norms))
+    for stage in stages:
+        parameters = _with_gradients(stage)
+        norm = torch.tensor(total, dtype=parameters[0].dtype, device=parameters[0].device)
+        torch.nn.utils.clip_grads_with_norm_(parameters, plan.clip_norm, norm)
+
+
+def describe(plan: Plan) -> str:
+    """What is clipped and smoothed, in a few words; empty if nothing is."""
+    whole, about = plan.schedule.flushes or plan.last == 0, []
+    if plan.clip_norm is not None:
+        whose = "the whole gradient" if whole else "each stage's gradient"
+        about.append(f"{whose} clipped at {plan.clip_norm:g}")
+    if plan.regularisation.get("smoothness"):
+        about.append(f"smooth in time {'across cuts' if whole else 'within stages'}")
+    return ", ".join(about)
+
+
+def _scale_and_penalise(
+    plan: Plan,
+    stages: Sequence[Stage],
+    normaliser: float,
+    before: Edge | None = None,
+    after: Edge | None = None,
+) -> None:
+    for stage in stages:
+        torch._foreach_mul_(_gradients(stage), 1 / normaliser)
+    extra = penalty(stages, **plan.regularisation, before=before, after=after)
     if extra is not None:
         extra.backward()
-    decay_more(plan, stage)
-    if plan.clip_norm is not None:
-        torch.nn.utils.clip_grad_norm_(parameters, plan.clip_norm)
+    for stage in stages:
+        _decay_more(plan, stage)
 
 
-def gradients(stage: Stage) -> list[Tensor]:
-    """The gradients that a stage's parameters have."""
-    return [p.grad for p in stage.parameters() if p.grad is not None]
-
-
-def decay_more(plan: Plan, stage: Stage) -> None:
+def _decay_more(plan: Plan, stage: Stage) -> None:
     """At a coarse level gradients are larger, as the steps are longer: so is to be what weight decay adds to them."""
     more = plan.optimizer.get("weight_decay", 0.0) * (plan.coarseness - 1)
     if more and plan.optimizer["name"] != "adamw":  # whose decay does not add to gradients
         for name, parameter in stage.named_parameters():
             if name.startswith("segments.") and parameter.grad is not None:
                 parameter.grad.add_(parameter.detach(), alpha=more)
+
+
+def _with_gradients(stage: Stage) -> list[Tensor]:
+    return [p for p in stage.parameters() if p.grad is not None]
+
+
+def _gradients(stage: Stage) -> list[Tensor]:
+    return [p.grad for p in stage.parameters() if p.grad is not None]
+
+
+def _on(device: torch.device, edge: Edge) -> Edge:
+    return {name: sample.to(device) for name, sample in edge.items()}

@@ -28,7 +28,7 @@ from sglight.gradients import Synthetic, Taught
 from sglight.gradients.synthetic import Restepped
 from sglight.networks import NetworkSpec, Stage
 from sglight.networks.segment import Rule, prolong
-from sglight.strategies import naming
+from sglight.strategies import descent, naming
 from sglight.strategies.levels import Level, first_epochs, make_levels
 from sglight.strategies.optim import go_on
 from sglight.strategies.plan import Plan
@@ -132,8 +132,9 @@ class Multilevel(StagedModule):
         for k, (level, plan) in enumerate(zip(self.levels, self.plans, strict=True)):
             rate = "" if level.lr is None else f", rate {level.lr:g}"
             span = f"{epochs[k + 1] - epochs[k]} epochs"
-            parts.append(f"{plan.spec.total_steps} steps, {level.mode}{rate}, {span}")
-        return f"{super().describe()}; from coarse to fine: {'; '.join(parts)}"
+            about = f"{plan.spec.total_steps} steps, {level.mode}{rate}, {span}"
+            parts.append(", ".join(filter(None, [about, descent.describe(plan)])))
+        return "; ".join(filter(None, [*self.facts(), f"from coarse to fine: {'; '.join(parts)}"]))
 
     @property
     def first_epochs(self) -> list[int]:
@@ -186,7 +187,7 @@ class Multilevel(StagedModule):
         """Of all stages that begin within a segment, wherever they live: first samples, also of the moments."""
         own: dict[int, dict[str, Tensor]] = {}
         for (i, stage), state in zip(stages.items(), states, strict=False):
-            head = stage.head()
+            head = stage.first_samples()
             moments = {
                 f"{n}/{kind}": value[0].clone() for n, kind, value in _moments(stage, state) if n in head
             }

@@ -175,9 +175,13 @@ class Runtime:
         self.window[i].remove(passage)
 
     def _update(self, action: Action) -> None:
-        i, batch = action.stage, self._batch_of(action.piece)
+        i, batch, own = action.stage, self._batch_of(action.piece), self.placement.own
         with self.recorder.phase("backward", i):
-            descent.prepare(self.plan, self.stage(i), self._normalisers[batch])
+            normaliser = self._normalisers[batch]
+            if not self.plan.schedule.flushes:
+                descent.prepare_stage(self.plan, self.stage(i), normaliser)
+            elif i == own[0]:
+                descent.prepare_network(self.plan, [self.stage(j) for j in own], normaliser, self.placement)
             self.step(i)
         self._normalisers = {
             b: n for b, n in self._normalisers.items() if b > batch or i < self.placement.own[-1]

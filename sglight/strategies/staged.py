@@ -17,7 +17,7 @@ from sglight.gradients import GradientSource, SyntheticGradient, TrueGradient
 from sglight.gradients.base import COMPARED
 from sglight.link import Placement
 from sglight.networks import NetworkSpec, Stage
-from sglight.strategies import naming
+from sglight.strategies import descent, naming
 from sglight.strategies.curves import Curves
 from sglight.strategies.diagnosis import Diagnosis, compare_all
 from sglight.strategies.evaluation import Evaluation, hits
@@ -131,13 +131,15 @@ class StagedModule(pl.LightningModule):
 
     def describe(self) -> str:
         """The strategy in a line, for the summary of a run."""
-        o, schedule = self.plan.optimizer, self.plan.scheduler["name"]
-        rate = f"{o['lr']:g}" + (f" ({schedule})" if schedule != "none" else "")
+        return "; ".join(filter(None, [*self.facts(), descent.describe(self.plan)]))
+
+    def facts(self) -> list[str]:
+        """The parts of `describe` that hold for the whole training; some may be empty."""
+        optimizer, schedule = self.plan.optimizer, self.plan.scheduler["name"]
+        rate = f"{optimizer['lr']:g}" + (f" ({schedule})" if schedule != "none" else "")
+        name = f"{type(self).__name__.lower()}, {optimizer['name']}, rate {rate}"
         stages = f"{self.plan.last + 1} stages, {self.plan.schedule.describe()}" if self.plan.last else ""
-        about = "; ".join(filter(None, [self.plan.loss.describe(), stages]))
-        source = self.plan.source.describe()
-        name = f"{type(self).__name__.lower()}, {o['name']}, rate {rate}"
-        return "; ".join(filter(None, [name, ", ".join(filter(None, [about, source]))]))
+        return [name, stages, self.plan.source.describe(), self.plan.loss.describe()]
 
     def schedule(self, workers: int) -> str:
         """Who does what when, as a text, by the cost model."""

@@ -234,7 +234,7 @@ def test_refining_the_shares_is_refining_the_whole(rule: str) -> None:
     shares = [Segment(**whole.spec.__dict__, seed=3, start=a, stop=b).double() for a, b in ((0, 2), (2, 6))]
     for share in shares:
         share.load_state_dict({k: v[share.start : share.stop] for k, v in whole.state_dict().items()})
-    fine = [shares[0].refine(rule, shares[1].head()), shares[1].refine(rule)]
+    fine = [shares[0].refine(rule, shares[1].sample(0)), shares[1].refine(rule)]
     assert [(f.start, f.stop) for f in fine] == [(0, 4), (4, 12)]
     for name, value in whole.refine(rule).state_dict().items():
         assert torch.equal(torch.cat([f.state_dict()[name] for f in fine]), value)

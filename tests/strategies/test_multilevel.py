@@ -417,7 +417,7 @@ def test_decay_of_the_weights_grows_with_the_steps_as_gradients_do(name: str) ->
         module.zero_grad()
         for parameter in module.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        descent.prepare(plan, module.stage(0), 7)
+        descent.prepare_stage(plan, module.stage(0), 7)
         for key, parameter in module.stage(0).named_parameters():
             # The optimiser itself adds the decay of the finest steps.
             more = 0.1 * (factor - 1) if key.startswith("segments.") and name != "adamw" else 0.0
