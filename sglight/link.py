@@ -49,9 +49,11 @@ class Channel(Waits, ABC):
 
     Attributes:
         waited_s: seconds spent waiting for the other end. moved_s: seconds spent copying.
+        lends: whether what `receive` gives is valid until the next call only.
     """
 
     moved_s = 0.0
+    lends = True
 
     @abstractmethod
     def send(self, tensor: Tensor) -> None:
@@ -91,6 +93,8 @@ class Receiver(Channel):
 
 class LocalChannel(Channel):
     """Both ends in one process: a queue."""
+
+    lends = False
 
     def __init__(self) -> None:
         self._queue: deque[Tensor] = deque()

@@ -28,3 +28,10 @@ def batches_in_loader(trainer: pl.Trainer) -> int | None:
     """
     loader: Any = trainer.fit_loop._data_source.dataloader()
     return sized_len(loader)
+
+
+def batch_size(trainer: pl.Trainer) -> int | None:
+    """The batch size of the training data, if the data module or the loader tells it."""
+    source: Any = getattr(trainer, "datamodule", None) or trainer.fit_loop._data_source.instance
+    size = getattr(source, "batch_size", None)
+    return size if isinstance(size, int) else None

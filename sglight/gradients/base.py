@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from sglight.networks import NetworkSpec, Stage
 from sglight.networks.network import ExtraCost
@@ -27,7 +29,11 @@ class Passage:
             to that state after the backward pass.
         output: of the stage, with autograd's graph, until the backward pass.
         state: the output without a graph, as the next stage gets it.
+        normaliser: what the summed loss of its batch is divided by for the mean.
+        weights: copies of the stage's parameters, by name, on which it went forward where an update comes before its
+            backward pass; None for the parameters themselves.
         target: the true gradient of the summed loss with respect to the state, once it has been received.
+        ends: the outputs of the stage's segments, where its states are rebuilt from them.
     """
 
     piece: int
@@ -36,7 +42,10 @@ class Passage:
     entered: Tensor | None
     output: Tensor | None
     state: Tensor
+    normaliser: float = 1.0
+    weights: dict[str, Tensor] | None = None
     target: Tensor | None = None
+    ends: list[Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,10 +71,12 @@ class GradientSource(ABC):
     Attributes:
         lesson_every: estimators learn from every so manieth batch; 0 if there are none.
         predicts: whether `gradient` is computed here, which takes time, rather than received.
+        stashes: whether a backward pass needs the weights of its forward pass.
     """
 
     lesson_every: int = 0
     predicts: ClassVar[bool] = False
+    stashes: ClassVar[bool] = False
 
     @abstractmethod
     def gradient(self, boundary: Boundary, passage: Passage, receive: Callable[[], Tensor]) -> Tensor:
@@ -75,13 +86,14 @@ class GradientSource(ABC):
     def wants(self, batch: int) -> bool:
         """Whether the stage after a boundary has to send the true gradient of that batch."""
 
-    def forward(self, stage: Stage, entered: Tensor) -> Tensor:
-        """The stage's output, which the next one gets."""
-        return stage(entered)
+    def forward(self, stage: Stage, passage: Passage) -> Tensor:
+        """The stage's output for ``passage.entered``, which the next one gets."""
+        return stage(passage.entered)
 
     def output(self, stage: Stage, passage: Passage) -> Tensor:
         """What the backward pass goes through: the output with its graph, of the forward pass or computed again."""
-        assert passage.output is not None
+        if passage.output is None:  # of a piece that was in flight when the training was interrupted
+            return run(stage, passage, statistics=False)
         return passage.output
 
     def learn(self, boundary: Boundary, passage: Passage) -> Tensor:
@@ -127,3 +139,33 @@ def compare(estimate: Tensor, true: Tensor) -> dict[str, Tensor]:
     same = (e.sign() == t.sign()).to(e.dtype).mean()
     values = (cosine, (e - t).norm() / t.norm(), e.norm() / t.norm(), same)
     return dict(zip(COMPARED, values, strict=True))
+
+
+def run(stage: Stage, passage: Passage, statistics: bool = True) -> Tensor:
+    """A stage's output for what a passage entered with, by the passage's weights.
+
+    Args:
+        statistics: whether running statistics change.
+    """
+    with own_statistics(stage, statistics):
+        if passage.weights is None:
+            return stage(passage.entered)
+        return functional_call(stage, passage.weights, (passage.entered,))
+
+
+@contextmanager
+def own_statistics(module: nn.Module, keep: bool = False) -> Iterator[None]:
+    """Run forward passes in training mode on copies of the running statistics, which become theirs only if kept.
+
+    So a graph stays good when later passes change them.
+    """
+    owners = [(m, name, buffer) for m in module.modules() for name, buffer in m.named_buffers(recurse=False)]
+    for owner, name, buffer in owners:
+        setattr(owner, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for owner, name, buffer in owners:
+            if keep:
+                buffer.copy_(owner.get_buffer(name))
+            setattr(owner, name, buffer)

@@ -215,10 +215,17 @@ SCHEMES: dict[str, Scheme] = {
 }
 
 
-def run(state: Tensor, bias: Tensor, stacks: tuple[Tensor, ...], setting: Setting) -> Tensor:
-    """All steps of a segment: state ``[B, fields * C, ...]`` in, state out."""
+def run(
+    state: Tensor, bias: Tensor, stacks: tuple[Tensor, ...], setting: Setting, known: Tensor | None = None
+) -> Tensor:
+    """All steps of a segment: state ``[B, fields * C, ...]`` in, state out.
+
+    Args:
+        known: the state that comes out, where it is known: nothing is computed then before the backward pass, which
+            rebuilds; of ``state`` only the shape counts.
+    """
     if torch.is_grad_enabled():
-        return _Fused.apply(setting, state, bias, *stacks)
+        return _Fused.apply(setting, known, state, bias, *stacks)
     stacks = tuple(setting.kernel.align(stack) for stack in stacks)
     return _join(_steps(setting, state, bias, stacks, None))
 
@@ -251,7 +258,9 @@ def _autocast(tensor: Tensor) -> torch.dtype | None:
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, setting: Setting, state: Tensor, bias: Tensor, *stacks: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, setting: Setting, known: Tensor | None, state: Tensor, bias: Tensor, *stacks: Tensor
+    ) -> Tensor:
         ctx.setting = setting
         ctx.dtypes = [bias.dtype, *(stack.dtype for stack in stacks)]
         # Under autocast the maps run in the lower precision; states keep theirs. Cast once, not once a step.
@@ -259,8 +268,11 @@ class _Fused(torch.autograd.Function):
             bias, stacks = bias.to(lower), tuple(stack.to(lower) for stack in stacks)
         stacks = tuple(setting.kernel.align(stack) for stack in stacks)
         tape: list[Entry] | None = None if setting.rebuild else []
-        with torch.autocast(state.device.type, enabled=False):
-            out = _join(_steps(setting, state, bias, stacks, tape))
+        if known is not None:
+            out = known.detach()
+        else:
+            with torch.autocast(state.device.type, enabled=False):
+                out = _join(_steps(setting, state, bias, stacks, tape))
         kept = [out] if tape is None else [tensor for entry in tape for tensor in entry]
         ctx.save_for_backward(bias, *stacks, *kept)
         ctx.maps = len(stacks)
@@ -290,6 +302,7 @@ class _Fused(torch.autograd.Function):
         grad_bias = sum(shares[1:], start=shares[0])
         dtypes = ctx.dtypes
         return (
+            None,
             None,
             _join(fields),
             grad_bias.to(dtypes[0]),

@@ -18,19 +18,33 @@ StepFunction = Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], tuple[Tensor, 
 
 
 def run(
-    fields: tuple[Tensor, ...], parameters: tuple[Tensor, ...], step: StepFunction, inverse: StepFunction
+    fields: tuple[Tensor, ...],
+    parameters: tuple[Tensor, ...],
+    step: StepFunction,
+    inverse: StepFunction,
+    known: tuple[Tensor, ...] | None = None,
 ) -> tuple[Tensor, ...]:
-    """All N steps; ``parameters`` are stacked over time, N first."""
-    return _Rebuilt.apply(step, inverse, len(fields), *fields, *parameters)
+    """All N steps; ``parameters`` are stacked over time, N first; ``known``: what comes out, where that is known."""
+    return _Rebuilt.apply(step, inverse, known, len(fields), *fields, *parameters)
 
 
 class _Rebuilt(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, step: StepFunction, inverse: StepFunction, count: int, *tensors: Tensor) -> Any:
+    def forward(
+        ctx: Any,
+        step: StepFunction,
+        inverse: StepFunction,
+        known: tuple[Tensor, ...] | None,
+        count: int,
+        *tensors: Tensor,
+    ) -> Any:
         fields, parameters = tensors[:count], tensors[count:]
         ctx.step, ctx.inverse, ctx.count = step, inverse, count
-        for now in zip(*(p.unbind(0) for p in parameters), strict=True):
-            fields = step(fields, now)
+        if known is not None:
+            fields = known
+        else:
+            for now in zip(*(p.unbind(0) for p in parameters), strict=True):
+                fields = step(fields, now)
         # An output must not be an input (a leapfrog's y_prev after no step at all would be).
         out = tuple(field.clone() for field in fields)
         ctx.save_for_backward(*out, *parameters)
@@ -58,4 +72,4 @@ class _Rebuilt(torch.autograd.Function):
             grads = pulled[: ctx.count]
             for stack, grad in zip(stacks, pulled[ctx.count :], strict=True):
                 stack[j].copy_(grad)
-        return None, None, None, *grads, *stacks
+        return None, None, None, None, *grads, *stacks

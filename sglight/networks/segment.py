@@ -208,16 +208,26 @@ class Segment(nn.Module):
         """The state N steps later."""
         self._check(state)
         if self._has_fused:
-            scheme = fused.SCHEMES[self.spec.dynamics]
             # For large states one batched product over the steps costs more, in copies, than it saves.
             frugal = self.spec.reversible or state.numel() >= 1 << 15
-            kernel = self.kernel.frugal if frugal else self.kernel
-            setting = fused.Setting(scheme, kernel, self.activation, self.step_size, self.spec.reversible)
-            return fused.run(state, self.bias, scheme.stacks(self.weight, self.kernel, self.gamma), setting)
+            return self._run_fused(state, frugal, self.spec.reversible)
         fields = self._fields(state)
         if self.spec.reversible and torch.is_grad_enabled():
             return self._joined(rebuilt.run(fields, self._stacked(), self._step, self._inverse))
         return self._loop(fields)
+
+    def rebuilt(self, state: Tensor, out: Tensor) -> Tensor:
+        """`forward` with its output known: only the backward pass computes, and rebuilds all states from the last.
+
+        Args:
+            state: gets its gradient; of its values none is used. out: the state N steps later.
+        """
+        if self._has_fused:
+            return self._run_fused(state, self.spec.reversible or out.numel() >= 1 << 15, True, out)
+        known = tuple(field.contiguous() for field in self._fields(out))
+        return self._joined(
+            rebuilt.run(self._fields(state), self._stacked(), self._step, self._inverse, known)
+        )
 
     def reference(self, state: Tensor) -> Tensor:
         """`forward` by the plain loop over the equations, through autograd: slower, and differentiable twice."""
@@ -280,6 +290,13 @@ class Segment(nn.Module):
     @property
     def _has_fused(self) -> bool:
         return self.spec.normalisation == "none" and self.spec.dynamics in fused.SCHEMES
+
+    def _run_fused(self, state: Tensor, frugal: bool, rebuild: bool, known: Tensor | None = None) -> Tensor:
+        scheme = fused.SCHEMES[self.spec.dynamics]
+        kernel = self.kernel.frugal if frugal else self.kernel
+        setting = fused.Setting(scheme, kernel, self.activation, self.step_size, rebuild)
+        stacks = scheme.stacks(self.weight, self.kernel, self.gamma)
+        return fused.run(state, self.bias, stacks, setting, known)
 
     def _check(self, state: Tensor) -> None:
         width = self.dynamics.fields * self.spec.channels

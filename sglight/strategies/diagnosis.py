@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sglight.gradients import Passage
-from sglight.gradients.base import compare
+from sglight.gradients.base import compare, own_statistics
 from sglight.strategies.runtime import Runtime
 
 
@@ -38,7 +35,7 @@ def compare_all(runtime: Runtime, x: Tensor | None, labels: Tensor) -> dict[str,
     """
     runtime.collect()
     plan, own, known = runtime.plan, runtime.placement.own, dict[str, Tensor]()
-    with unchanged_statistics(runtime.stages):
+    with own_statistics(runtime.stages):
         inputs: dict[int, Tensor] = {}
         outputs: dict[int, Tensor] = {}
         for i in own:
@@ -57,14 +54,3 @@ def compare_all(runtime: Runtime, x: Tensor | None, labels: Tensor) -> dict[str,
             if i > 0:
                 runtime.hand_up(i, torch.autograd.grad(outputs[i], inputs[i], gradient)[0])
     return known
-
-
-@contextmanager
-def unchanged_statistics(module: nn.Module) -> Iterator[None]:
-    """Run forward passes in training mode without a trace in the running statistics."""
-    kept = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    try:
-        yield
-    finally:
-        for name, buffer in module.named_buffers():
-            buffer.copy_(kept[name])

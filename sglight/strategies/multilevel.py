@@ -150,6 +150,7 @@ class Multilevel(StagedModule):
 
     @override
     def on_train_start(self) -> None:
+        super().on_train_start()
         # A training that goes on in mid-epoch has no start of it.
         self._clocks = perf_counter(), process_time()
 

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sglight.gradients import Boundary, Passage
@@ -65,8 +66,11 @@ class Runtime:
         self.batch, self.round = batch, round_
         # By stage, oldest first: what is between its forward pass and its last action.
         self.window: dict[int, deque[Passage]] = {i: deque() for i in range(self.plan.last + 1)}
-        # By number of the batch, until the last stage here has used it.
-        self._normalisers: dict[int, float] = {}
+        # By stage: what the gradients that its parameters have are to be divided by.
+        self.normalisers: dict[int, float] = {}
+        # By stage: a copy of its parameters as they are now, if a piece has gone forward on one.
+        self._copies: dict[int, dict[str, Tensor]] = {}
+        self._sums: dict[int, dict[str, Tensor]] = {}
 
     def stage(self, i: int) -> Stage:
         """Stage i, which lives here."""
@@ -91,7 +95,7 @@ class Runtime:
         # As many batches in a row are timed as there are to a lesson, so that one of them has it whatever the lag.
         timed = self.batch % TIMED_EVERY < max(self.plan.source.lesson_every, 1)
         self.recorder.begin(self.batch, timed, labels.is_cuda)
-        self._normalisers[self.batch] = self.plan.loss.normaliser(labels)
+        self._normaliser = self.plan.loss.normaliser(labels)
         for piece in zip(_cut(x, schedule.pieces), labels.tensor_split(schedule.pieces), strict=True):
             self._carry_out(schedule.actions(self.round, own, last), *piece)
             self.round += 1
@@ -116,21 +120,43 @@ class Runtime:
                     self._update(action)
 
     def _forward(self, action: Action, x: Tensor | None, labels: Tensor) -> None:
-        i, batch = action.stage, self._batch_of(action.piece)
-        entered = self.enter(i, x, len(labels))
-        if i > 0 and self.plan.source.wants(batch):
+        i, source, piece = action.stage, self.plan.source, action.piece
+        if not len(labels):  # a batch with fewer samples than pieces
+            return
+        entered = self.enter(i, x, len(labels), keep=self._latency > 0)
+        passage = Passage(piece, self._batch_of(piece), labels, entered, None, entered, self._normaliser)
+        wanted = i > 0 and source.wants(passage.batch)
+        if wanted:
             entered.requires_grad_()
+        if source.stashes and self._latency and self.plan.schedule.staleness(i, piece, self.plan.last):
+            passage.weights = self._copy(i)
         with self.recorder.phase("forward", i):
-            output = self.plan.source.forward(self.stage(i), entered)
-        state = output.detach()
+            output = source.forward(self.stage(i), passage)
+        if wanted and passage.entered is not None:  # it may have been replaced
+            passage.entered.requires_grad_()
+        passage.state = output.detach()
+        passage.output = output if output.requires_grad else None
         if i < self.plan.last:
-            self.hand_down(i, state)
-        self.window[i].append(Passage(action.piece, batch, labels, entered, output, state))
+            self.hand_down(i, passage.state)
+        self.window[i].append(passage)
+
+    @property
+    def _latency(self) -> int:
+        return self.plan.schedule.latency(self.plan.last)
+
+    def _copy(self, i: int) -> dict[str, Tensor]:
+        """The parameters of stage i as they are now, for all pieces that go forward before its next update."""
+        if i not in self._copies:
+            parameters = self.stage(i).named_parameters()
+            self._copies[i] = {name: p.detach().clone().requires_grad_() for name, p in parameters}
+        return self._copies[i]
 
     def _backward(self, action: Action) -> None:
         i, plan, phase = action.stage, self.plan, self.recorder.phase
         passage = self._passage(action)
-        assert passage is not None and passage.entered is not None
+        if passage is None:  # of a piece without samples
+            return
+        assert passage.entered is not None
         gradient = None if i == plan.last else self._gradient(i, passage)
         with phase("backward", i):
             output = plan.source.output(self.stage(i), passage)
@@ -139,10 +165,13 @@ class Runtime:
                 right = hits(passage.state, passage.labels)
                 self.means.add(output, right, plan.loss.normaliser(passage.labels), len(passage.labels))
             output.backward(gradient)
+            if passage.weights is not None:
+                _move_gradients(passage.weights, self.stage(i))
+        self.normalisers[i] = passage.normaliser
         if i > 0 and plan.source.wants(passage.batch):
             assert passage.entered.grad is not None
             self.hand_up(i, passage.entered.grad)
-        passage.entered = passage.output = None
+        passage.entered = passage.output = passage.weights = passage.ends = None
         if not self._is_lesson(i, passage):
             self.window[i].remove(passage)
 
@@ -175,17 +204,17 @@ class Runtime:
         self.window[i].remove(passage)
 
     def _update(self, action: Action) -> None:
-        i, batch, own = action.stage, self._batch_of(action.piece), self.placement.own
+        i, own = action.stage, self.placement.own
         with self.recorder.phase("backward", i):
-            normaliser = self._normalisers[batch]
+            normaliser = self.normalisers[i]
             if not self.plan.schedule.flushes:
                 descent.prepare_stage(self.plan, self.stage(i), normaliser)
             elif i == own[0]:
                 descent.prepare_network(self.plan, [self.stage(j) for j in own], normaliser, self.placement)
             self.step(i)
-        self._normalisers = {
-            b: n for b, n in self._normalisers.items() if b > batch or i < self.placement.own[-1]
-        }
+        self._copies.pop(i, None)
+        # Autocast keeps lower-precision copies of weights until its context ends; these are of the old ones.
+        torch.clear_autocast_cache()
 
     def _passage(self, action: Action) -> Passage | None:
         return next((p for p in self.window[action.stage] if p.piece == action.piece), None)
@@ -199,13 +228,18 @@ class Runtime:
         every = self.plan.source.lesson_every
         return i < self.plan.last and every > 0 and passage.batch % every == 0
 
-    def enter(self, i: int, x: Tensor | None, count: int) -> Tensor:
-        """What stage i begins with: the inputs, or the state of ``count`` samples from the stage before it."""
+    def enter(self, i: int, x: Tensor | None, count: int, keep: bool = False) -> Tensor:
+        """What stage i begins with: the inputs, or the state of ``count`` samples from the stage before it.
+
+        The state is valid until the next call, or (``keep``) for good.
+        """
         if i == 0:
             assert x is not None
             return x
+        channel = self.placement.states[i - 1]
         with self.recorder.phase("wait", i):
-            return self.placement.states[i - 1].receive(self.plan.boundary_shape(i - 1, count)).detach()
+            state = channel.receive(self.plan.boundary_shape(i - 1, count)).detach()
+        return state.clone() if keep and channel.lends else state
 
     def hand_down(self, i: int, state: Tensor) -> None:
         """Send the state behind stage i to the next one."""
@@ -240,28 +274,68 @@ class Runtime:
                 if passage.target is None and passage.piece in sent and self.plan.source.wants(passage.batch):
                     passage.target = self.receive_gradient(i, len(passage.labels)).clone()
 
-    def under_way(self) -> dict[str, list[dict[str, Any]]]:
+    def under_way(self) -> dict[str, dict[str, Any]]:
         """What is in flight, by stage, in plain containers and tensors."""
         self.collect()
-        return {
-            f"stage_{i}": [_saved(p) for p in self.window[i]] for i in self.placement.own if self.window[i]
-        }
+        return {f"stage_{i}": found for i in self.placement.own if (found := self._under_way(i))}
 
-    def take_up(self, under_way: Mapping[str, list[dict[str, Any]]]) -> None:
+    def _under_way(self, i: int) -> dict[str, Any]:
+        passages = [_saved(passage) for passage in self.window[i]]
+        gradients = {
+            name: p.grad.clone() for name, p in self.stage(i).named_parameters() if p.grad is not None
+        }
+        if not passages and not gradients:
+            return {}
+        return {"passages": passages, "gradients": gradients, "normaliser": self.normalisers.get(i, 1.0)}
+
+    def take_up(self, under_way: Mapping[str, dict[str, Any]]) -> None:
         """Have in flight what `under_way` has given."""
         for i in self.placement.own:
-            self.window[i] = deque(
-                Passage(**saved, entered=None, output=None) for saved in under_way.get(f"stage_{i}", [])
-            )
+            found = under_way.get(f"stage_{i}", {})
+            self.window[i] = deque(self._restored(i, saved) for saved in found.get("passages", []))
+            self.normalisers[i] = found.get("normaliser", 1.0)
+            self._sums[i] = found.get("gradients", {})
+
+    def take_up_sums(self) -> None:
+        """Give parameters the gradients that `take_up` has found: Lightning clears them before a training begins."""
+        for i, gradients in self._sums.items():
+            for name, gradient in gradients.items():
+                parameter = self.stage(i).get_parameter(name)
+                parameter.grad = gradient.to(parameter)
+        self._sums.clear()
+
+    def _restored(self, i: int, saved: Mapping[str, Any]) -> Passage:
+        passage = Passage(output=None, **saved)
+        if passage.ends is not None and passage.entered is None:
+            shape = self.plan.boundary_shape(i - 1, len(passage.labels))
+            passage.entered = passage.state.new_empty(()).expand(shape)
+        if passage.weights is not None:
+            passage.weights = {name: value.requires_grad_() for name, value in passage.weights.items()}
+        if passage.entered is not None and i > 0 and self.plan.source.wants(passage.batch):
+            passage.entered.requires_grad_()
+        return passage
 
 
 def _saved(passage: Passage) -> dict[str, Any]:
-    # A view of a channel's memory would be saved with all of it.
-    target = None if passage.target is None else passage.target.clone()
+    entered, weights, target = passage.entered, passage.weights, passage.target
+    if entered is not None:
+        # Where states are rebuilt, what a stage has entered with is a shape without values.
+        entered = None if passage.ends is not None and not any(entered.stride()) else entered.detach()
     return {
         "piece": passage.piece, "batch": passage.batch, "labels": passage.labels, "state": passage.state,
-        "target": target,
+        "normaliser": passage.normaliser, "ends": passage.ends, "entered": entered,
+        "weights": None if weights is None else {name: w.detach() for name, w in weights.items()},
+        # A view of a channel's memory would be saved with all of it.
+        "target": None if target is None else target.clone(),
     }  # fmt: skip
+
+
+def _move_gradients(weights: dict[str, Tensor], stage: Stage) -> None:
+    """Add the gradients of copies of a stage's parameters to those of the parameters themselves."""
+    for name, parameter in stage.named_parameters():
+        gradient, weights[name].grad = weights[name].grad, None
+        if gradient is not None:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
 
 def _cut(x: Tensor | None, pieces: int) -> Iterable[Tensor | None]:

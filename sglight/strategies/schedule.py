@@ -36,7 +36,7 @@ class Schedule(ABC):
 
     pieces: int = 1
     waits: ClassVar[bool] = True
-    flushes: ClassVar[bool] = False
+    flushes: bool = False
 
     @abstractmethod
     def actions(self, n: int, own: range, last: int) -> Iterator[Action]:
@@ -50,6 +50,17 @@ class Schedule(ABC):
         """What is left to do behind round n - 1 if no further piece comes."""
         for k in range(n, n + self.latency(last)):
             yield from (action for action in self.actions(k, own, last) if action.piece < n)
+
+    def staleness(self, i: int, piece: int, last: int) -> int:
+        """How many updates stage i has had between its forward and its backward pass of a piece."""
+        updates, forward = 0, False
+        for n in range(piece, piece + self.latency(last) + 1):
+            for action in self.actions(n, range(i, i + 1), last):
+                if action == ("backward", i, piece):
+                    return updates
+                forward = forward or action == ("forward", i, piece)
+                updates += forward and action.kind == "update"
+        raise AssertionError("a piece has no backward pass")
 
     @abstractmethod
     def describe(self) -> str:
@@ -65,7 +76,7 @@ class Locked(Schedule):
     """
 
     lessons: bool = False
-    flushes: ClassVar[bool] = True
+    flushes: bool = True
 
     def actions(self, n: int, own: range, last: int) -> Iterator[Action]:
         yield from (Action("forward", i, n) for i in own)
@@ -108,6 +119,55 @@ class Decoupled(Schedule):
 
     def describe(self) -> str:
         return f"lag {self.lag}"
+
+
+@dataclass(frozen=True)
+class Pipelined(Schedule):
+    """In each round every stage goes forward on one piece and backward on an earlier one, which keeps all of them busy.
+
+    Stage i goes backward on piece n - d_i in round n, d_i = (1 + slack) (M - 1 - i), and updates behind the last piece
+    of a batch. Without a flush its gradients come late: with m pieces a batch, for piece j of one the weights have had
+    ceil(max(0, d_i - j) / m) updates since the forward pass (Narayanan et al. 2019, PipeDream; Huo et al. 2018, DDG).
+
+    Args:
+        pieces: m. slack: 0, or 1: a round more between two stages, in which they may be out of step.
+        flushes: whether the pipeline empties at the end of each batch: true gradients (1F1B, Narayanan et al. 2021).
+    """
+
+    pieces: int = 1
+    slack: int = 0
+    flushes: bool = False
+
+    def delay(self, i: int, last: int) -> int:
+        """d_i: how many rounds behind its forward pass a piece goes backward through stage i."""
+        return (1 + self.slack) * (last - i)
+
+    def actions(self, n: int, own: range, last: int) -> Iterator[Action]:
+        yield from (Action("forward", i, n) for i in own)
+        first = n - n % self.pieces if self.flushes else 0  # earlier pieces are done with
+        yield from self._backward(n, own, last, first)
+        if self.flushes and n == first + self.pieces - 1:
+            for k in range(n + 1, n + 1 + self.delay(0, last)):
+                yield from (a for a in self._backward(k, own, last, first) if a.piece <= n)
+            yield from (Action("update", i, n) for i in own)
+
+    def _backward(self, n: int, own: range, last: int, first: int) -> Iterator[Action]:
+        # The gradient at a worker's first boundary leaves first.
+        for i in own:
+            piece = n - self.delay(i, last)
+            if piece >= first:
+                yield Action("backward", i, piece)
+                if not self.flushes and (piece + 1) % self.pieces == 0:
+                    yield Action("update", i, piece)
+
+    def latency(self, last: int) -> int:
+        return 0 if self.flushes else self.delay(0, last)
+
+    def describe(self) -> str:
+        pieces = f"{self.pieces} microbatch{'es' if self.pieces > 1 else ''} a batch"
+        if self.flushes:
+            return f"true gradients, {pieces}, flushed"
+        return f"delayed gradients, {pieces}, slack {self.slack}"
 
 
 def stage_names(stages: Sequence[int], part: str = "stage") -> str:

@@ -344,6 +344,7 @@ class StagedModule(pl.LightningModule):
     def on_train_start(self) -> None:
         # Lightning has restored its count of batches by now, if the training goes on from a checkpoint.
         self.runtime.batch = self.global_step
+        self.runtime.take_up_sums()
 
     @override
     def on_train_epoch_start(self) -> None:
@@ -388,6 +389,10 @@ class StagedModule(pl.LightningModule):
             self.log("speedup/theoretical", speedup(self.plan.schedule, groups, times))
 
     # Evaluation.
+
+    @override
+    def on_validation_model_zero_grad(self) -> None:
+        """Leave gradients alone in a validation: in mid-epoch they may be sums that are not complete yet."""
 
     def evaluate(self, batch: Batch) -> None:
         """Let a batch stream through the stages here; the worker of the last keeps its loss and hits."""

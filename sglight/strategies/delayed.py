@@ -1,0 +1,78 @@
+"""True gradients that come late: all stages stay busy, and nobody waits for the pipeline to empty.
+
+In round n (one a microbatch) stage i of M goes forward on piece n and then backward on piece n - d_i with
+d_i = (1 + slack) (M - 1 - i), and updates behind the last piece of a batch. Huo et al. 2018 (DDG, features replay);
+Narayanan et al. 2019, 2021 (PipeDream, 2BW); Rivaud et al. 2025 (PETRA).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Unpack
+
+from typing_extensions import override
+
+from sglight.compat.lightning import batch_size
+from sglight.gradients.delayed import BACKWARDS, check_rebuilt
+from sglight.strategies.schedule import Pipelined
+from sglight.strategies.staged import Shared, StagedModule
+
+
+class Delayed(StagedModule):
+    """M stages, each with true gradients of pieces that it saw d_i rounds ago; arguments as in `StagedModule`, and
+
+    Args:
+        stages: M, from 1 to the number of steps.
+        microbatches: m, into how many pieces a batch is cut: with m >= d_0 gradients are late by one update at most.
+            None for the smallest divisor of the batch size that is at least d_0 (or d_0 itself, if that divisor is
+            more than twice as large).
+        slack: 0, or 1: a round more between two stages, so that one that is late holds nobody up.
+        backward: ``stashed``, ``replayed`` or ``rebuilt``, see `sglight.gradients.delayed`.
+
+    Raises:
+        ValueError: for values that do not exist or go together; the text names the key.
+    """
+
+    def __init__(
+        self,
+        network: Mapping[str, Any],
+        optimizer: Mapping[str, Any],
+        stages: int = 2,
+        microbatches: int | None = None,
+        slack: int = 0,
+        backward: str = "stashed",
+        **shared: Unpack[Shared],
+    ) -> None:
+        if backward not in BACKWARDS:
+            raise ValueError(f"strategy.backward={backward} is unknown; choose one of {', '.join(BACKWARDS)}")
+        if slack not in (0, 1):
+            raise ValueError(f"strategy.slack={slack} is not allowed; it must be 0 or 1")
+        if microbatches is not None and microbatches < 1:
+            raise ValueError(f"strategy.microbatches={microbatches} must be at least 1, or null")
+        self.microbatches = microbatches
+        super().__init__(
+            network, optimizer, **shared, stages=stages, schedule=Pipelined(microbatches or 1, slack),
+            source=BACKWARDS[backward](),
+        )  # fmt: skip
+        if backward == "rebuilt":
+            check_rebuilt(self.spec)
+
+    @override
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        schedule = self.plan.schedule
+        assert isinstance(schedule, Pipelined)
+        if stage == "fit" and self.microbatches is None:
+            pieces = default_pieces(batch_size(self.trainer), schedule.delay(0, self.plan.last))
+            self.follow(replace(self.plan, schedule=replace(schedule, pieces=pieces)))
+
+
+def default_pieces(samples: int | None, delay: int) -> int:
+    """The smallest divisor of the batch size that is at least the longest delay, so that gradients are late by one.
+
+    That delay itself if the batch size is not known, or has no such divisor up to twice of it.
+    """
+    least = max(delay, 1)
+    divisors = (m for m in range(least, 2 * least + 1) if samples is not None and samples % m == 0)
+    return next(divisors, least)
