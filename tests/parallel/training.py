@@ -15,10 +15,11 @@ from torch.utils.data import DataLoader
 from sglight.callbacks.pvd_loop import PVDLoop
 from sglight.parallel.launcher import launch
 from sglight.parallel.strategy import StageStrategy
-from sglight.strategies.base import StagedModule
+from sglight.strategies.delayed import Delayed
 from sglight.strategies.dni import DNI
 from sglight.strategies.multilevel import Multilevel
 from sglight.strategies.pvd import PVD
+from sglight.strategies.staged import StagedModule
 from tests.strategies.common import ADAM, batches
 
 ESTIMATOR = {"name": "mlp", "hidden": [9], "optimizer": {"name": "adam", "lr": 3e-3}}
@@ -79,9 +80,11 @@ class Collect(Callback):
 
 
 def module(job: Job) -> StagedModule:
-    """The module that ``job`` describes: `PVD` where its options name processors."""
+    """The module that ``job`` describes: `PVD` where its options name processors, `Delayed` if microbatches."""
     if "processors" in job["options"]:
         return PVD(job["network"], job.get("optimizer", ADAM), **job["options"])
+    if "microbatches" in job["options"]:
+        return Delayed(job["network"], job.get("optimizer", ADAM), **job["options"])
     options = {"estimator": ESTIMATOR, "diagnose_every_n_batches": 2, **job.get("options", {})}
     kind = Multilevel if "levels" in options else DNI
     return kind(job["network"], job.get("optimizer", ADAM), **options)
