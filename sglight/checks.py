@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sglight.errors import UserError
 from sglight.explain import did_you_mean
-from sglight.schema import Dynamics, EstimatorConfig, EstimatorName, LossConfig, PVDConfig
+from sglight.schema import DelayedConfig, Dynamics, EstimatorConfig, EstimatorName, LossConfig, PVDConfig
 from sglight.strategies.levels import first_epochs, make_levels
 
 # Set in every process that torchrun starts.
@@ -22,6 +22,7 @@ AT_LEAST = {
     1: (
         "dataset.batch_size dataset.eval_batch_size dataset.train_points dataset.val_points dataset.test_points "
         "dataset.size dataset.channels model.kernel_size model.groups strategy.stages strategy.levels "
+        "strategy.microbatches "
         "strategy.scheduler.step_epochs "
         "strategy.estimator.kernel_size strategy.estimator.every_n_batches trainer.devices trainer.num_nodes "
         "trainer.max_epochs trainer.log_every_n_steps trainer.check_val_every_n_epoch trainer.threads "
@@ -147,6 +148,8 @@ def check_strategy(cfg: DictConfig) -> None:
             "model.head=flatten; set it to 0"
         )
     _check_loss(cfg)
+    if OmegaConf.get_type(cfg.strategy) is DelayedConfig:
+        _check_delayed(cfg)
     estimator = OmegaConf.select(cfg, "strategy.estimator")
     if estimator is not None and OmegaConf.get_type(estimator) is EstimatorConfig:
         _known_or_dotted("strategy.estimator.name", cfg.strategy.estimator.name, list(EstimatorName))
@@ -174,6 +177,30 @@ def _check_loss(cfg: DictConfig) -> None:
     if loss.class_weights is not None and not all(0 < weight < inf for weight in loss.class_weights):
         raise UserError(
             f"strategy.loss.class_weights={loss.class_weights} is not allowed; each weight must be greater than 0"
+        )
+
+
+def _check_delayed(cfg: DictConfig) -> None:
+    """Refuse a slack that there is not, and rebuilding what has no inverse."""
+    if cfg.strategy.slack not in (0, 1):
+        raise UserError(f"strategy.slack={cfg.strategy.slack} is not allowed; it must be 0 or 1")
+    if cfg.strategy.microbatches is not None and cfg.strategy.microbatches > cfg.dataset.batch_size:
+        raise UserError(
+            f"strategy.microbatches={cfg.strategy.microbatches} is more than dataset.batch_size="
+            f"{cfg.dataset.batch_size}; use fewer, or leave it null"
+        )
+    if cfg.strategy.backward != "rebuilt":
+        return
+    ready_made = cfg.model.dynamics in list(Dynamics)  # another one says itself what it can do
+    if ready_made and cfg.model.dynamics not in ("hamiltonian", "leapfrog"):
+        raise UserError(
+            f"strategy.backward=rebuilt needs model=hamiltonian or model=leapfrog, which have an inverse, not "
+            f"{cfg.model.dynamics}; use strategy.backward=stashed or replayed"
+        )
+    if cfg.model.normalisation == "batch":
+        raise UserError(
+            "strategy.backward=rebuilt does not go with model.normalisation=batch, whose states cannot be rebuilt; "
+            "choose group, layer or none, or strategy.backward=stashed"
         )
 
 

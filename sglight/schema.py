@@ -28,6 +28,7 @@ LocalSolver = StrEnum("LocalSolver", ["first_order", "lbfgs"])
 Synchronisation = StrEnum("Synchronisation", ["best", "average", "affine"])
 EstimatorName = StrEnum("EstimatorName", ["linear", "mlp", "conv"])
 Prolongation = StrEnum("Prolongation", ["linear", "constant"])
+Backward = StrEnum("Backward", ["stashed", "replayed", "rebuilt"])
 Moments = StrEnum("Moments", ["prolong", "reset"])
 Accelerator = StrEnum("Accelerator", ["auto", "cpu", "gpu", "cuda", "mps"])
 Monitoring = StrEnum("Monitoring", ["min", "max"])
@@ -140,6 +141,17 @@ class DNIConfig(StrategyConfig):
     lag: int = 1
     estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
     diagnose_every_n_batches: int = 50
+
+
+@dataclass
+class DelayedConfig(StrategyConfig):
+    """True gradients that come late."""
+
+    _target_: str = "sglight.strategies.delayed.Delayed"
+    stages: int = 2
+    microbatches: int | None = None
+    slack: int = 0
+    backward: Backward = Backward.stashed
 
 
 @dataclass
@@ -330,6 +342,7 @@ class Config:
 
 STRATEGIES: dict[str, type[StrategyConfig]] = {
     "base_backprop": BackpropConfig,
+    "base_delayed": DelayedConfig,
     "base_dni": DNIConfig,
     "base_multilevel": MultilevelConfig,
     "base_pvd": PVDConfig,

@@ -7,10 +7,13 @@ Narayanan et al. 2019, 2021 (PipeDream, 2BW); Rivaud et al. 2025 (PETRA).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Unpack
 
+from rich.filesize import decimal
 from typing_extensions import override
 
 from sglight.compat.lightning import batch_size
@@ -50,13 +53,41 @@ class Delayed(StagedModule):
             raise ValueError(f"strategy.slack={slack} is not allowed; it must be 0 or 1")
         if microbatches is not None and microbatches < 1:
             raise ValueError(f"strategy.microbatches={microbatches} must be at least 1, or null")
-        self.microbatches = microbatches
+        self.microbatches, self.passes = microbatches, backward
         super().__init__(
             network, optimizer, **shared, stages=stages, schedule=Pipelined(microbatches or 1, slack),
             source=BACKWARDS[backward](),
         )  # fmt: skip
         if backward == "rebuilt":
             check_rebuilt(self.spec)
+
+    @override
+    def facts(self) -> list[str]:
+        last, schedule = self.plan.last, self.plan.schedule
+        assert isinstance(schedule, Pipelined)
+        # In full swing, the first piece of a batch is the one that waits longest.
+        piece = schedule.pieces * (schedule.latency(last) + 1)
+        late = ", ".join(str(schedule.staleness(i, piece, last)) for i in range(last + 1))
+        name, stages, *rest = super().facts()
+        source = f"{self.passes} backward passes, {decimal(self.bytes_in_flight())} in flight"
+        return [name, stages, f"gradients late by {late} updates, by stage", source, *rest]
+
+    def bytes_in_flight(self) -> int:
+        """About how much all stages keep of the pieces that are between their forward and their backward pass.
+
+        By the batch size of the data if that is known, otherwise for one sample a piece.
+        """
+        spec, schedule, last = self.spec, self.plan.schedule, self.plan.last
+        assert isinstance(schedule, Pipelined)
+        samples = -(-(batch_size(self.trainer) or schedule.pieces) // schedule.pieces)
+        values = 0
+        for i, (start, stop) in enumerate(pairwise(self.cuts)):
+            state = math.prod(spec.state_shape(start))
+            kept = state
+            if self.passes == "stashed" and not spec.reversible:
+                kept += sum(spec.step_values()[start:stop]) + (stop - start) * state
+            values += kept * samples * (schedule.delay(i, last) + 1)
+        return 4 * values
 
     @override
     def setup(self, stage: str) -> None:

@@ -21,6 +21,7 @@ def schedule_grid(
     costs: Sequence[StageTimes],
     batches: int = 4,
     width: int = WIDTH,
+    unit: str = "",
 ) -> str:
     """The first ``batches`` of `simulate` as text at most ``width`` wide: a row a worker, all columns of equal time.
 
@@ -37,15 +38,26 @@ def schedule_grid(
     column = _column(workers, room, with_stage)
     rows = [_row(spans, column, with_stage) for spans in workers]
     alone, together = (period(schedule, g, costs) for g in ([range(len(costs))], groups))
+    of = f" {unit}" if unit else ""
     what = f"{_count(len(groups), 'worker')}, {_count(len(costs), 'stage')}, {schedule.describe()}"
     return "\n".join(
         [
-            f"{what}: the first {_count(batches, 'batch', 'batches')}, a column is {column:.3g}",
+            f"{what}: the first {_count(batches, 'batch', 'batches')}, a column is {number(column)}{of}",
             _wrapped(names, rows, room),
             "[stage] F forward, E estimate, B backward, L learn [batch]; | one of these, short; . waits",
-            f"a batch every {together:.3g}, with one worker every {alone:.3g}: {alone / together:.2f} times as fast",
+            *filter(None, [schedule.explain()]),
+            f"a batch every {number(together)}{of}, with one worker every {number(alone)}: "
+            f"{alone / together:.2f} times as fast",
         ]
     )
+
+
+def number(value: float) -> str:
+    """Three digits of a number, with ``k`` or ``M`` where it is large."""
+    for size, letter in ((1e6, " M"), (1e3, " k")):
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
 
 
 def _wrapped(names: Sequence[str], rows: Sequence[str], room: int) -> str:

@@ -16,6 +16,9 @@ from sglight.strategies.schedule import Locked, Schedule
 from sglight.strategies.simulation import StageTimes
 
 
+UNIT = "multiplications a sample"
+
+
 @dataclass(frozen=True)
 class Plan:
     """A network, its cuts into stages, the schedule and gradient source of these, and how each of them descends.
@@ -80,5 +83,6 @@ class Plan:
         return [StageTimes(work, e, 2 * work, 3 * e / every) for work, e in parts]
 
     def grid(self, workers: int) -> str:
-        """Who does what when, as a text, by the cost model."""
-        return schedule_grid(self.schedule, self.groups(workers), self.stage_times())
+        """Who does what when, as a text, by the cost model, for `shown_groups`."""
+        text = schedule_grid(self.schedule, self.shown_groups(workers), self.stage_times(), unit=UNIT)
+        return f"If each stage had a worker of its own:\n{text}" if workers == 1 and self.last else text

@@ -66,6 +66,10 @@ class Schedule(ABC):
     def describe(self) -> str:
         """In a few words."""
 
+    def explain(self) -> str:
+        """A sentence beneath its picture; empty if the picture says all."""
+        return ""
+
 
 @dataclass(frozen=True)
 class Locked(Schedule):
@@ -120,6 +124,13 @@ class Decoupled(Schedule):
     def describe(self) -> str:
         return f"lag {self.lag}"
 
+    def explain(self) -> str:
+        if not self.lag:
+            return (
+                "lag 0: an estimator waits for the true gradient of its batch, and learns before the next one"
+            )
+        return f"lag {self.lag}: an estimator learns from batch t behind batch t + {self.lag}, and waits for nobody"
+
 
 @dataclass(frozen=True)
 class Pipelined(Schedule):
@@ -168,6 +179,12 @@ class Pipelined(Schedule):
         if self.flushes:
             return f"true gradients, {pieces}, flushed"
         return f"delayed gradients, {pieces}, slack {self.slack}"
+
+    def explain(self) -> str:
+        if self.flushes:
+            return ""
+        rounds = "2 microbatches" if self.slack else "a microbatch"
+        return f"a stage goes backward {rounds} later than the one after it, and waits for nobody"
 
 
 def stage_names(stages: Sequence[int], part: str = "stage") -> str:

@@ -385,7 +385,7 @@ class StagedModule(pl.LightningModule):
         for i, stage in enumerate(times):
             self.log_dict({f"time/stage_{i}/{phase}_s": s for phase, s in vars(stage).items()})
         if self.plan.last:
-            groups = [range(i, i + 1) for i in range(len(times))]
+            groups = self.plan.shown_groups(self.placement.peers.size)
             self.log("speedup/theoretical", speedup(self.plan.schedule, groups, times))
 
     # Evaluation.

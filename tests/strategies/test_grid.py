@@ -20,6 +20,7 @@ def test_the_grid_of_a_stage_a_worker() -> None:
         "worker 0  F0-- B0------- F1-- B1------- L0-- F2-- B2------- L1--",
         "worker 1  .....F0-- B0------- F1-- B1------- .....F2-- B2-------",
         "[stage] F forward, E estimate, B backward, L learn [batch]; | one of these, short; . waits",
+        "lag 1: an estimator learns from batch t behind batch t + 1, and waits for nobody",
         "a batch every 4, with one worker every 7: 1.75 times as fast",
     ]
 
@@ -29,7 +30,7 @@ def test_the_grid_of_several_stages_a_worker_goes_on_below() -> None:
     lines = schedule_grid(
         Decoupled(0), groups_of(2, 2), [STAGE] * 3 + [LAST], batches=2, width=68
     ).splitlines()
-    assert lines[1:-2] == [
+    assert lines[1:-3] == [
         "worker 0  0F0 0B0---- 1F0 1B0---- 0L0 1L0 0F1 0B1---- 1F1 1B1----",
         "worker 1  ................2F0 2B0---- 3F0 3B0---- 2L0 ....2F1 2B1-",
         "",
@@ -39,7 +40,7 @@ def test_the_grid_of_several_stages_a_worker_goes_on_below() -> None:
 
 
 def test_a_long_grid_has_three_parts() -> None:
-    rows = schedule_grid(Decoupled(1), groups_of(1, 1), [STAGE, LAST], batches=200).splitlines()[1:-2]
+    rows = schedule_grid(Decoupled(1), groups_of(1, 1), [STAGE, LAST], batches=200).splitlines()[1:-3]
     assert [bool(row) for row in rows] == [True, True, False, True, True, False, True, True]
 
 
@@ -48,8 +49,8 @@ def test_a_long_grid_has_three_parts() -> None:
 def test_any_grid_fits(
     case: tuple[list[range], list[StageTimes]], lag: int, batches: int, width: int
 ) -> None:
-    header, *rows, legend, pace = schedule_grid(Decoupled(lag), *case, batches, width).splitlines()
+    header, *rows, legend, lag_, pace = schedule_grid(Decoupled(lag), *case, batches, width).splitlines()
     assert all(len(row) <= width for row in rows)
-    assert max(map(len, (header, legend, pace))) <= 100
+    assert max(map(len, (header, legend, lag_, pace))) <= 100
     names = [row.split("  ")[0] for row in rows if row]
     assert len(names) % len(case[0]) == 0 and set(names) == {f"worker {w}" for w in range(len(case[0]))}
