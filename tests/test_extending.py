@@ -115,7 +115,7 @@ def metrics(folder: Path) -> dict[str, Any]:
 def test_the_readme_shows_each(folder: Path) -> None:
     assert set(blocks()) == {
         "my_package/dynamics.py", "my_conf/model/midpoint.yaml", "my_package/estimators.py", "my_package/strategies.py",
-        "my_conf/strategy/smoothed.yaml", "my_package/data.py", "my_conf/dataset/moons.yaml",
+        "my_conf/strategy/replay.yaml", "my_package/data.py", "my_conf/dataset/moons.yaml",
     }  # fmt: skip
 
 
@@ -181,16 +181,26 @@ def test_an_estimators_own_draws_depend_on_seed_and_boundary_alone(mine: Any) ->
 
 
 def test_a_strategy_and_a_data_set_are_run(mine: Any, tmp_path: Path) -> None:
+    ours = ("strategy=delayed", "strategy.stages=4", "strategy.microbatches=1", "strategy.backward=replayed")
     for name, strategy in {
-        "ours": ("strategy=backprop",),
-        "same": ("strategy=smoothed", "strategy.label_smoothing=0.0"),
-        "other": ("strategy=smoothed", "strategy.label_smoothing=0.5"),
+        "ours": ours,
+        "same": ("strategy=replay",),
+        "other": ("strategy=backprop",),
     }.items():
         start_module.run(mine("dataset=moons", *SMALL[4:], *strategy), tmp_path / name)
-    ours, same, other = (metrics(tmp_path / name) for name in ("ours", "same", "other"))
-    assert same["run/status"] == "finished"
-    assert same["test/loss"] == ours["test/loss"]
-    assert other["test/loss"] != ours["test/loss"]
+    found = {name: metrics(tmp_path / name) for name in ("ours", "same", "other")}
+    assert found["same"]["run/status"] == "finished"
+    assert found["same"]["run/stages"] == 4
+    assert found["same"]["test/loss"] == found["ours"]["test/loss"] != found["other"]["test/loss"]
+
+
+def test_a_strategy_from_outside_is_placed_and_resumed_like_ours(mine: Any, tmp_path: Path) -> None:
+    replay = ("dataset=moons", *SMALL[4:], "strategy=replay")
+    start_module.run(mine(*replay, "trainer.max_epochs=3"), tmp_path / "straight")
+    start_module.run(mine(*replay, "trainer.devices=2"), tmp_path / "two")
+    ckpt = f"ckpt={tmp_path / 'two' / 'checkpoints' / 'last.ckpt'}"
+    start_module.run(mine(*replay, "trainer.max_epochs=3", ckpt), tmp_path / "on")
+    assert metrics(tmp_path / "on")["val/loss"] == metrics(tmp_path / "straight")["val/loss"]
 
 
 WRONG = {
