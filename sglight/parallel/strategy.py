@@ -33,11 +33,11 @@ from sglight.parallel.wiring import (
     meeting_folders,
     wire,
 )
-from sglight.strategies.base import StagedModule
 from sglight.strategies.schedule import stage_names
+from sglight.strategies.staged import StagedModule
 
 # Parts of a checkpoint whose entries are by stage or estimator: each worker has its own.
-BY_STAGE = ("state_dict", "optimizer_states", "lr_schedulers", "waiting")
+BY_STAGE = ("state_dict", "optimizer_states", "lr_schedulers", "in_flight", "waiting")
 
 
 class StageStrategy(ParallelStrategy):

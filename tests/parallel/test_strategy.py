@@ -168,7 +168,7 @@ def test_checkpoints_of_all_placements_are_the_same_file(tmp_path: Path) -> None
         written.append(torch.load(tmp_path / str(workers) / "step=6.ckpt", weights_only=True))
     for other in written[1:]:
         assert_equal(other["state_dict"], written[0]["state_dict"])
-        for key in ("optimizer_states", "lr_schedulers", "waiting", "sglight", "loops"):
+        for key in ("optimizer_states", "lr_schedulers", "in_flight", "sglight", "loops"):
             assert_nested_equal(other[key], written[0][key])
 
 
@@ -241,7 +241,7 @@ def test_no_worker_builds_what_it_does_not_own() -> None:
 
 def test_groups_are_balanced_by_cost() -> None:
     trained = module({"network": {**NETWORK, "shape": (3000,)}, "options": {"stages": 6}})
-    assert trained.cuts == list(range(7))
+    assert trained.cuts == tuple(range(7))
     assert trained.groups(2)[0] == range(1)  # the opening is dear
     assert [len(group) for group in trained.groups(6)] == [1] * 6
     with pytest.raises(ValueError, match=r"7 workers for 6 stage\(s\).*strategy\.stages.*trainer\.devices"):
