@@ -23,6 +23,7 @@ from sglight.errors import UserError
 from sglight.link import Alone, Peers
 from sglight.parallel.environment import environment
 from sglight.parallel.launcher import cores, current, launch
+from sglight.parallel.reduction import reduction
 from sglight.parallel.wiring import (
     Ends,
     GlooEnds,
@@ -186,14 +187,9 @@ class StageStrategy(ParallelStrategy):
 
     @override
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
-        """The sum or, by default, mean over the workers; for a few numbers."""
-        if not isinstance(tensor, Tensor):
-            return tensor
-        sums = self.peers.total(tensor.detach().flatten().double().tolist()).result()
-        total = torch.tensor(sums, dtype=torch.float64).view(tensor.shape)
-        if str(reduce_op).lower() in ("mean", "avg", "redoptype.avg"):
-            total /= self.world_size
-        return total.to(tensor.device, tensor.dtype)
+        """One tensor of a few numbers from those of all workers, see `reduction`; anything else as it is."""
+        reduce = reduction(reduce_op)
+        return reduce(self.all_gather(tensor)) if isinstance(tensor, Tensor) else tensor
 
     @override
     def save_checkpoint(
