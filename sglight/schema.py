@@ -118,6 +118,7 @@ class BackpropConfig(StrategyConfig):
     """True gradients through the whole network."""
 
     _target_: str = "sglight.strategies.backprop.Backprop"
+    diagnose_every_n_batches: int = 0
 
 
 @dataclass
@@ -141,6 +142,7 @@ class DNIConfig(StrategyConfig):
     lag: int = 1
     estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
     diagnose_every_n_batches: int = 50
+    diagnose_every_n_batches: int = 50
 
 
 @dataclass
@@ -152,6 +154,7 @@ class DelayedConfig(StrategyConfig):
     microbatches: int | None = None
     slack: int = 0
     backward: Backward = Backward.stashed
+    diagnose_every_n_batches: int = 100
 
 
 @dataclass

@@ -12,6 +12,10 @@ class Backprop(StagedModule):
     """The true gradient, one stage; arguments as in `StagedModule`."""
 
     def __init__(
-        self, network: Mapping[str, Any], optimizer: Mapping[str, Any], **shared: Unpack[Shared]
+        self,
+        network: Mapping[str, Any],
+        optimizer: Mapping[str, Any],
+        diagnose_every_n_batches: int = 0,
+        **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(network, optimizer, **shared)
+        super().__init__(network, optimizer, **shared, diagnose_every_n_batches=diagnose_every_n_batches)

@@ -32,6 +32,7 @@ class Delayed(StagedModule):
             more than twice as large).
         slack: 0, or 1: a round more between two stages, so that one that is late holds nobody up.
         backward: ``stashed``, ``replayed`` or ``rebuilt``, see `sglight.gradients.delayed`.
+        diagnose_every_n_batches: see `Diagnosis`.
 
     Raises:
         ValueError: for values that do not exist or go together; the text names the key.
@@ -45,6 +46,7 @@ class Delayed(StagedModule):
         microbatches: int | None = None,
         slack: int = 0,
         backward: str = "stashed",
+        diagnose_every_n_batches: int = 100,
         **shared: Unpack[Shared],
     ) -> None:
         if backward not in BACKWARDS:
@@ -56,7 +58,7 @@ class Delayed(StagedModule):
         self.microbatches, self.passes = microbatches, backward
         super().__init__(
             network, optimizer, **shared, stages=stages, schedule=Pipelined(microbatches or 1, slack),
-            source=BACKWARDS[backward](),
+            source=BACKWARDS[backward](), diagnose_every_n_batches=diagnose_every_n_batches,
         )  # fmt: skip
         if backward == "rebuilt":
             check_rebuilt(self.spec)

@@ -15,7 +15,6 @@ from sglight.strategies.loss import Loss
 from sglight.strategies.schedule import Locked, Schedule
 from sglight.strategies.simulation import StageTimes
 
-
 UNIT = "multiplications a sample"
 
 

@@ -23,13 +23,26 @@ from sglight.gradients.base import compare
 from sglight.link import alone
 from sglight.networks import Stage
 from sglight.strategies import descent
-from sglight.strategies.evaluation import RunningMeans, hits
+from sglight.strategies.evaluation import TrainingMeans, hits
 from sglight.strategies.plan import Plan
 from sglight.strategies.recorder import Recorder
 from sglight.strategies.schedule import Action
 
 # Of so many batches the phases of the first are timed.
 TIMED_EVERY = 5
+
+
+class Observer:
+    """Told of rounds and updates; this one ignores them."""
+
+    def before_round(self, runtime: Runtime, n: int) -> None:
+        """Before the actions of round n."""
+
+    def before_update(self, runtime: Runtime, i: int, n: int, normaliser: float) -> None:
+        """Before stage i's gradients, of a sum that `normaliser` makes a mean, are used in round n."""
+
+    def after_round(self, n: int) -> None:
+        """Behind the actions of round n."""
 
 
 class Runtime:
@@ -43,7 +56,8 @@ class Runtime:
     Attributes:
         placement: which stages are here, and what leads to the others.
         batch: how many batches the training has had. round: how many pieces since the pipeline was last empty.
-        means: loss and accuracy of the training, where the last stage is.
+        means: loss and accuracy of the training and of its epoch, where the last stage is.
+        observer: what looks on.
         lessons: the loss of each estimator's last lesson, by boundary.
         comparing: whether backward passes compare the true gradients that they get with what estimators say;
             comparisons: what came of it, by name.
@@ -54,11 +68,18 @@ class Runtime:
     ) -> None:
         self.plan, self.stages, self.estimators, self.step = plan, stages, estimators, step
         self.placement = alone(plan.last + 1)
+        self.observer = Observer()
+        self.forget()
+
+    def forget(self) -> None:
+        """Be at the beginning of a training, without what an earlier one may have left."""
         self.recorder = Recorder()
-        self.means = RunningMeans()
+        self.means = TrainingMeans()
         self.lessons: dict[int, Tensor] = {}
         self.comparing = False
         self.comparisons: dict[str, Tensor] = {}
+        if len(self.placement.own) == self.plan.last + 1:  # channels of a failed training may hold something
+            self.placement = alone(self.plan.last + 1)
         self.begin(0)
 
     def begin(self, batch: int, round_: int = 0) -> None:
@@ -97,16 +118,19 @@ class Runtime:
         self.recorder.begin(self.batch, timed, labels.is_cuda)
         self._normaliser = self.plan.loss.normaliser(labels)
         for piece in zip(_cut(x, schedule.pieces), labels.tensor_split(schedule.pieces), strict=True):
-            self._carry_out(schedule.actions(self.round, own, last), *piece)
+            self._carry_out(self.round, schedule.actions(self.round, own, last), *piece)
             self.round += 1
         self.batch += 1
 
     def drain(self) -> None:
         """Do what is left of the pieces under way, so that the pipeline is empty."""
-        self._carry_out(self.plan.schedule.rest(self.round, self.placement.own, self.plan.last), None, None)
+        rest = self.plan.schedule.rest(self.round, self.placement.own, self.plan.last)
+        for n, actions in enumerate(rest, self.round):
+            self._carry_out(n, actions, None, None)
         self.round = 0
 
-    def _carry_out(self, actions: Iterable[Action], x: Tensor | None, labels: Tensor | None) -> None:
+    def _carry_out(self, n: int, actions: Iterable[Action], x: Tensor | None, labels: Tensor | None) -> None:
+        self.observer.before_round(self, n)
         for action in actions:
             match action.kind:
                 case "forward":
@@ -117,7 +141,8 @@ class Runtime:
                 case "learn":
                     self._learn(action)
                 case "update":
-                    self._update(action)
+                    self._update(action, n)
+        self.observer.after_round(n)
 
     def _forward(self, action: Action, x: Tensor | None, labels: Tensor) -> None:
         i, source, piece = action.stage, self.plan.source, action.piece
@@ -181,17 +206,19 @@ class Runtime:
         if not source.predicts:
             gradient = source.gradient(boundary, passage, lambda: self._true_gradient(i, passage))
             if self.comparing:
-                self._compare(boundary, passage, gradient)
+                self.compare_estimate(i, passage, gradient)
             if self._is_lesson(i, passage):
-                passage.target = gradient
+                # The channel may lend its memory until the next gradient only.
+                passage.target = gradient.clone() if self.placement.gradients[i].lends else gradient
             return gradient
         with self.recorder.phase("estimate", i):
             return source.gradient(boundary, passage, lambda: self._true_gradient(i, passage))
 
-    def _compare(self, boundary: Boundary, passage: Passage, true: Tensor) -> None:
-        estimate = self.plan.source.estimate(boundary, passage)
+    def compare_estimate(self, i: int, passage: Passage, true: Tensor) -> None:
+        """Note how well the estimator behind stage i predicts a true gradient."""
+        estimate = self.plan.source.estimate(self.boundary(i), passage)
         named = compare(estimate, true).items()
-        self.comparisons |= {f"estimator_{boundary.stage}/{kind}": value for kind, value in named}
+        self.comparisons |= {f"estimator_{i}/{kind}": value for kind, value in named}
 
     def _learn(self, action: Action) -> None:
         i, passage = action.stage, self._passage(action)
@@ -203,11 +230,14 @@ class Runtime:
             self.lessons[i] = self.plan.source.learn(self.boundary(i), passage)
         self.window[i].remove(passage)
 
-    def _update(self, action: Action) -> None:
+    def _update(self, action: Action, n: int) -> None:
         i, own = action.stage, self.placement.own
+        together = self.plan.schedule.flushes
+        for j in own if together and i == own[0] else () if together else [i]:
+            self.observer.before_update(self, j, n, self.normalisers[j])
         with self.recorder.phase("backward", i):
             normaliser = self.normalisers[i]
-            if not self.plan.schedule.flushes:
+            if not together:
                 descent.prepare_stage(self.plan, self.stage(i), normaliser)
             elif i == own[0]:
                 descent.prepare_network(self.plan, [self.stage(j) for j in own], normaliser, self.placement)

@@ -46,10 +46,10 @@ class Schedule(ABC):
         """After how many further rounds nothing of a piece is left to do."""
         return 0
 
-    def rest(self, n: int, own: range, last: int) -> Iterator[Action]:
-        """What is left to do behind round n - 1 if no further piece comes."""
+    def rest(self, n: int, own: range, last: int) -> Iterator[list[Action]]:
+        """What is left to do, round by round, if no piece comes in round n or later."""
         for k in range(n, n + self.latency(last)):
-            yield from (action for action in self.actions(k, own, last) if action.piece < n)
+            yield [action for action in self.actions(k, own, last) if action.piece < n]
 
     def staleness(self, i: int, piece: int, last: int) -> int:
         """How many updates stage i has had between its forward and its backward pass of a piece."""

@@ -17,12 +17,19 @@ from sglight.gradients import GradientSource, SyntheticGradient, TrueGradient
 from sglight.gradients.base import COMPARED
 from sglight.link import Placement
 from sglight.networks import NetworkSpec, Stage
-from sglight.strategies import descent, naming
-from sglight.strategies.curves import Curves
-from sglight.strategies.diagnosis import Diagnosis, compare_all
+from sglight.strategies import agreement, descent, naming
+from sglight.strategies.curves import SHOWN, Curves
+from sglight.strategies.diagnosis import MEASURED, Diagnosis
 from sglight.strategies.evaluation import Evaluation, hits
 from sglight.strategies.loss import Loss
-from sglight.strategies.optim import make_optimizer, make_scheduler
+from sglight.strategies.optim import (
+    EpochLR,
+    Length,
+    make_optimizer,
+    make_scheduler,
+    optimizer_settings,
+    scheduler_settings,
+)
 from sglight.strategies.plan import Plan
 from sglight.strategies.recorder import Recorder
 from sglight.strategies.runtime import Runtime
@@ -98,13 +105,13 @@ class StagedModule(pl.LightningModule):
         spec, source = NetworkSpec(**network), source or TrueGradient()
         cuts = tuple(spec.cuts(stages, source.cost(), multiple))
         self.plan = Plan(
-            spec, cuts, dict(optimizer), dict(scheduler or {"name": "none"}), clip_norm, dict(regularisation or {}),
-            Loss(**dict(loss or {})), schedule or Locked(), source,
+            spec, cuts, optimizer_settings(optimizer), scheduler_settings(scheduler), clip_norm,
+            dict(regularisation or {}), Loss(**dict(loss or {})), schedule or Locked(), source,
         )  # fmt: skip
         self.plan.loss.check(spec.classes)
         self.stages, self.estimators = nn.ModuleDict(), nn.ModuleDict()
         self.runtime = Runtime(self.plan, self.stages, self.estimators, self.step_stage)
-        self.diagnosis = Diagnosis(diagnose_every_n_batches)
+        self.diagnosis = self.runtime.observer = Diagnosis(diagnose_every_n_batches)
         self.curves = Curves()
         self.evaluation = Evaluation()
 
@@ -192,6 +199,17 @@ class StagedModule(pl.LightningModule):
                 del part[key]
 
     @override
+    def setup(self, stage: str) -> None:
+        """Begin a training, or an evaluation, anew: nothing of an earlier one, finished or failed, is taken over."""
+        # Comes before a checkpoint is loaded.
+        agreement.check_trainer(self.trainer)
+        self.evaluation = Evaluation()
+        if stage == "fit":
+            self.runtime.forget()
+            self.diagnosis.start()
+            self.curves.forget()
+
+    @override
     def configure_model(self) -> None:
         # Lightning may call this more than once.
         for i in self.held:
@@ -220,19 +238,35 @@ class StagedModule(pl.LightningModule):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        assert len(self.stages) == self.plan.last + 1, "not all stages live here"
+        """The logits of inputs; stages that are not there yet, before a training, are built.
+
+        Raises:
+            RuntimeError: on a worker that does not have all stages.
+        """
+        self._build()
+        if len(self.stages) <= self.plan.last:
+            raise RuntimeError(
+                f"of {self.plan.last + 1} stages only {', '.join(self.stages)} live in this process: call the module "
+                "in one that has all of them, such as the one that has started the training"
+            )
         for _, stage in self.own_stages():
             x = stage(x)
         return x
+
+    def _build(self) -> None:
+        """Build what belongs here and is not there yet, on the module's device, with its type and in its mode."""
+        if not self.stages:
+            self.configure_model()
+            for part in (self.stages, self.estimators):
+                part.to(self.device, self.dtype).train(self.training)
 
     # Optimisers and their schedules.
 
     @override
     def configure_optimizers(self) -> Any:
-        epochs, batches = self.trainer.max_epochs or 1, batches_per_epoch(self.trainer)
-        configured = []
+        length, configured = training_length(self.trainer), []
         for name, optimizer in self.make_optimizers():
-            scheduler = make_scheduler(self.plan.scheduler, optimizer, epochs, batches)
+            scheduler = make_scheduler(self.plan.scheduler, optimizer, length)
             configured.append(
                 {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "name": f"lr/{name}"}}
             )
@@ -246,7 +280,9 @@ class StagedModule(pl.LightningModule):
         ]
         for key, estimator in self._learners():
             config = self.plan.source.estimator_optimizer()
-            estimator.optimizer = make_optimizer(config, estimator.parameters())
+            estimator.optimizer = make_optimizer(
+                config, estimator.parameters(), "strategy.estimator.optimizer"
+            )
             named.append((f"estimator_{key}", estimator.optimizer))
         return named
 
@@ -287,25 +323,22 @@ class StagedModule(pl.LightningModule):
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         x, labels = batch
-        known = self._diagnose(x, labels)
+        self._diagnose(x, labels)
         self.runtime.train(x, labels)
         if self.trainer.is_last_batch:
             self.runtime.drain()
-        known |= self.runtime.comparisons
         lessons = {f"estimator_{i}/loss": loss for i, loss in self.runtime.lessons.items()}
-        self.end_batch({**known, **lessons}, stepped=len(self.stages))
+        self.end_batch({**self.runtime.comparisons, **lessons}, stepped=len(self.stages))
 
-    def _diagnose(self, x: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
-        """Compare gradients if that is due: now, or in the passes that follow if these have true ones."""
+    def _diagnose(self, x: Tensor | None, labels: Tensor) -> None:
+        """Look at the gradients of this batch if that is due."""
         trainer: Any = self.trainer
-        source, runtime = self.plan.source, self.runtime
-        runtime.comparing, runtime.comparisons = False, {}
-        if not source.lesson_every or not self.diagnosis.is_due(runtime.batch, trainer.log_every_n_steps):
-            return {}
-        if source.predicts:
-            return compare_all(runtime, x, labels)
-        runtime.comparing = True
-        return {}
+        runtime = self.runtime
+        runtime.comparing = False
+        if self.diagnosis.is_due(runtime.batch, trainer.log_every_n_steps):
+            self.diagnosis.begin(runtime, x, labels)
+            # Passes that have true gradients compare on the way what estimators say.
+            runtime.comparing = bool(self.plan.source.lesson_every) and not self.plan.source.predicts
 
     def end_batch(self, known: Mapping[str, float | Tensor] | None = None, stepped: int = 0) -> None:
         """Count the batch, step the schedules behind the first ``stepped``, log what is ``known`` of `curve_names`.
@@ -316,6 +349,10 @@ class StagedModule(pl.LightningModule):
         count_batches(self.trainer, self.runtime.batch)
         for scheduler in self.schedulers()[stepped:]:
             self._step_schedule(scheduler)
+        if self.trainer.is_last_batch:
+            for scheduler in self.schedulers():
+                if isinstance(scheduler, EpochLR):
+                    scheduler.end_epoch()
         if self.is_logging:
             means = {f"train/{name}": value for name, value in self.runtime.means.take().items()}
             step = self.runtime.batch - 1
@@ -326,25 +363,46 @@ class StagedModule(pl.LightningModule):
                 self.curve_names(),
                 {**dict(known or {}), **means},
             )
+            self.runtime.comparisons = {}
         self.curves.write(self, wait=self.trainer.is_last_batch)
+        if self.trainer.is_last_batch:
+            self._log_epoch()
+
+    def _log_epoch(self) -> None:
+        """Log the epoch's mean loss and accuracy, if there was a batch, for callbacks on every worker."""
+        means = {name: float(value) for name, value in self.runtime.means.epoch.take().items()}
+        *values, known = self.placement.peers.total(
+            [means.get("loss", 0.0), means.get("acc", 0.0), float(bool(means))]
+        ).result()
+        if known:
+            for name, value in zip(SHOWN, values, strict=True):
+                self.log(name, value, prog_bar=True, logger=False)
 
     @property
     def is_logging(self) -> bool:
         """Whether what happens in this batch is logged (asked when it has been counted)."""
         trainer: Any = self.trainer  # Lightning does not declare the attribute
-        return self.runtime.batch % trainer.log_every_n_steps == 0
+        every = trainer.log_every_n_steps  # 0: never
+        return every > 0 and self.runtime.batch % every == 0
 
     def curve_names(self) -> list[str]:
         """All names that `end_batch` may get, on whichever worker."""
         boundaries = range(self.plan.last if self.plan.source.lesson_every else 0)
         kinds = ("loss", *COMPARED)
-        return ["train/loss", "train/acc", *(f"estimator_{i}/{kind}" for i in boundaries for kind in kinds)]
+        measured = MEASURED if self.diagnosis.every else ()
+        return [
+            "train/loss",
+            "train/acc",
+            *(f"stage_{i}/{kind}" for i in range(self.plan.last + 1) for kind in measured),
+            *(f"estimator_{i}/{kind}" for i in boundaries for kind in kinds),
+        ]
 
     @override
     def on_train_start(self) -> None:
         # Lightning has restored its count of batches by now, if the training goes on from a checkpoint.
         self.runtime.batch = self.global_step
         self.runtime.take_up_sums()
+        self.diagnosis.forget()
 
     @override
     def on_train_epoch_start(self) -> None:
@@ -355,6 +413,7 @@ class StagedModule(pl.LightningModule):
         # A run may end in mid-epoch (max_time, an early stop).
         self.runtime.drain()
         self.curves.write(self, wait=True)
+        self._log_epoch()
         rank, workers = self.placement.peers.rank, range(self.placement.peers.size)
         times = self.recorder.shares(self.placement)
         self.log_everywhere(
@@ -508,9 +567,15 @@ class StagedModule(pl.LightningModule):
         return naming.training_identity(self.plan)
 
 
-def batches_per_epoch(trainer: pl.Trainer) -> int:
-    """Training batches in an epoch, when optimisers are configured."""
-    return limited(batches_in_loader(trainer) or 1, trainer.limit_train_batches)
+def training_length(trainer: pl.Trainer) -> Length:
+    """How long a training is, as far as that is known when optimisers are configured."""
+    available, limit = batches_in_loader(trainer), trainer.limit_train_batches
+    if available is None:
+        batches = max(limit, 1) if isinstance(limit, int) else None
+    else:
+        batches = limited(max(available, 1), limit)
+    epochs, updates = (None if most in (None, -1) else most for most in (trainer.max_epochs, trainer.max_steps))
+    return Length(epochs, batches, updates)
 
 
 def limited(available: int, limit: int | float | None) -> int:
