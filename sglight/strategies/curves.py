@@ -43,6 +43,10 @@ class Curves:
         self.listeners: list[Callable[[int, Mapping[str, float]], None]] = []
         self._reports: deque[_Report] = deque()
 
+    def forget(self) -> None:
+        """Drop reports that have not arrived; listeners stay."""
+        self._reports.clear()
+
     def report(
         self, peers: Peers, step: int, epoch: int, names: Sequence[str], known: Mapping[str, float | Tensor]
     ) -> None:

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from sglight.link import Peers
 
@@ -33,6 +34,19 @@ class RunningMeans:
         means = {"loss": loss / self._normaliser, "acc": right / self._samples}
         self._sums, self._normaliser, self._samples = None, 0.0, 0
         return means
+
+
+class TrainingMeans(RunningMeans):
+    """The same, and besides, as ``epoch``, over the batches since that was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.epoch = RunningMeans()
+
+    @override
+    def add(self, loss: Tensor, right: Tensor, normaliser: float, samples: int) -> None:
+        super().add(loss, right, normaliser, samples)
+        self.epoch.add(loss, right, normaliser, samples)
 
 
 class Evaluation:

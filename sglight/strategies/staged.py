@@ -206,7 +206,7 @@ class StagedModule(pl.LightningModule):
         self.evaluation = Evaluation()
         if stage == "fit":
             self.runtime.forget()
-            self.diagnosis.start()
+            self.diagnosis.next = self.diagnosis.count = 0
             self.curves.forget()
 
     @override
