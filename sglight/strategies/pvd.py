@@ -192,6 +192,7 @@ class PVD(StagedModule):
 
     @override
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         # Comes before a checkpoint is loaded.
         if stage == "fit":
             self._forget()
