@@ -136,10 +136,10 @@ def check_strategy(cfg: DictConfig) -> None:
         _check_levels(cfg, levels, steps)
     if OmegaConf.get_type(cfg.strategy) is PVDConfig:
         _check_pvd(cfg)
-    scheduler = OmegaConf.select(cfg, "strategy.scheduler")
-    if scheduler is not None and scheduler.name == "plateau" and scheduler.warmup_epochs:
+    warmup = OmegaConf.select(cfg, "strategy.scheduler.warmup_epochs")
+    if warmup and OmegaConf.select(cfg, "strategy.scheduler.name") == "plateau":
         raise UserError(
-            f"strategy.scheduler.warmup_epochs={scheduler.warmup_epochs} does not go with name=plateau; set it to 0"
+            f"strategy.scheduler.warmup_epochs={warmup} does not go with name=plateau; set it to 0"
         )
     images = cfg.model.kernel == "conv" and cfg.model.head == "flatten"
     if OmegaConf.select(cfg, "strategy.regularisation.classifier_smoothness") and not images:

@@ -22,6 +22,11 @@ from sglight.networks import NetworkSpec
 from sglight.networks.dynamics import Dynamics
 from sglight.networks.network import ELEMENTWISE, ExtraCost
 from sglight.networks.parts import Shape
+from sglight.schema import OptimizerConfig
+from sglight.settings import settings
+
+# The key of the estimators' optimiser.
+OPTIMIZER = "strategy.estimator.optimizer"
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class Synthetic(GradientSource):
     conditional: bool = True
     kernel_size: int = 3
     every_n_batches: int = 1
-    optimizer: Mapping[str, Any] = field(default_factory=lambda: {"name": "adam", "lr": 1e-3})
+    optimizer: Mapping[str, Any] = field(default_factory=lambda: settings(OptimizerConfig, None, OPTIMIZER))
     restepped: Restepped | None = None
     predicts: ClassVar[bool] = True
 
@@ -83,7 +88,7 @@ class Synthetic(GradientSource):
         """From the keys ``strategy.estimator.*``; those left out have their defaults.
 
         Raises:
-            ValueError: for a key that does not exist.
+            ValueError: for a key or an optimiser that does not exist.
         """
         known = {f.name for f in fields(cls)} - {"restepped"}
         for key in config or {}:
@@ -91,7 +96,8 @@ class Synthetic(GradientSource):
                 raise ValueError(
                     f"strategy.estimator.{key} is unknown; choose among {', '.join(sorted(known))}"
                 )
-        return cls(**dict(config or {}))
+        found = dict(config or {})
+        return cls(**{**found, "optimizer": settings(OptimizerConfig, found.get("optimizer"), OPTIMIZER)})
 
     @property
     def lesson_every(self) -> int:  # type: ignore[override]

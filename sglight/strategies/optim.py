@@ -1,9 +1,10 @@
-"""Optimisers and learning-rate schedules from plain config."""
+"""Optimisers and learning-rate schedules from plain config; what it leaves out has the schema's defaults."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,65 +12,135 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
+from sglight.schema import OptimizerConfig, SchedulerConfig
+from sglight.settings import settings
 
-def make_optimizer(config: Mapping[str, Any], parameters: Iterable[nn.Parameter]) -> Optimizer:
+
+def optimizer_settings(config: Mapping[str, Any], key: str = "strategy.optimizer") -> dict[str, Any]:
+    """All keys of `OptimizerConfig`; a ValueError for others."""
+    return settings(OptimizerConfig, config, key)
+
+
+def scheduler_settings(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """All keys of `SchedulerConfig`; a ValueError for others."""
+    return settings(SchedulerConfig, config, "strategy.scheduler")
+
+
+def make_optimizer(
+    config: Mapping[str, Any], parameters: Iterable[nn.Parameter], key: str = "strategy.optimizer"
+) -> Optimizer:
     """``adam``, ``adamw`` or ``sgd`` with the config's ``lr, weight_decay, momentum, betas``.
 
     The kernels are the multi-tensor ones on the CPU as well: fused CPU kernels round the last elements of a tensor
     differently, so that a network cut into stages would not learn bit for bit as the whole does.
     """
-    parameters = list(parameters)
+    config, parameters = optimizer_settings(config, key), list(parameters)
     on_cuda = any(p.is_cuda for p in parameters)
-    shared = {"lr": config["lr"], "weight_decay": config.get("weight_decay", 0.0)}
+    shared = {"lr": config["lr"], "weight_decay": config["weight_decay"]}
     shared |= {"fused": True} if on_cuda else {"foreach": True}
-    betas = tuple(config.get("betas", (0.9, 0.999)))
     match config["name"]:
         case "adam":
-            return torch.optim.Adam(parameters, betas=betas, **shared)
+            return torch.optim.Adam(parameters, betas=tuple(config["betas"]), **shared)
         case "adamw":
-            return torch.optim.AdamW(parameters, betas=betas, **shared)
-        case "sgd":
-            return torch.optim.SGD(parameters, momentum=config.get("momentum", 0.0), **shared)
-        case name:
-            raise ValueError(f"optimizer.name={name} is unknown; choose adam, adamw or sgd")
+            return torch.optim.AdamW(parameters, betas=tuple(config["betas"]), **shared)
+        case _:
+            return torch.optim.SGD(parameters, momentum=config["momentum"], **shared)
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a training is, as far as that is known.
+
+    Attributes:
+        epochs, updates: it ends after so many, whichever comes first; None for no such limit.
+        batches: in an epoch, each with an update; None if nobody knows before it is over.
+    """
+
+    epochs: int | None
+    batches: int | None
+    updates: int | None = None
+
+
+class EpochLR(LambdaLR):
+    """Rates that depend on updates and on epochs: `step` follows an update, `end_epoch` the last one of an epoch.
+
+    Args:
+        factor: of the base rate, from the number of updates, and what that was at the end of each epoch so far.
+
+    Attributes:
+        ends: number of updates at the end of each epoch.
+    """
+
+    def __init__(self, optimizer: Optimizer, factor: Callable[[int, Sequence[int]], float]) -> None:
+        self.ends: list[int] = []
+        super().__init__(optimizer, lambda updates: factor(updates, self.ends))
+
+    def end_epoch(self) -> None:
+        """Take the next epoch's rate."""
+        self.ends = [*self.ends, self.last_epoch]
+        self.last_epoch -= 1  # which `step` counts again
+        self.step()
 
 
 def make_scheduler(
-    config: Mapping[str, Any], optimizer: Optimizer, epochs: int, batches: int
-) -> LambdaLR | ReduceLROnPlateau:
-    """A schedule that is stepped once a batch (``plateau``: once a validation).
+    config: Mapping[str, Any], optimizer: Optimizer, length: Length
+) -> EpochLR | ReduceLROnPlateau:
+    """The schedule of an optimiser's rate; ``plateau`` is stepped once a validation.
+
+    With r the base rate, w the epochs of warm-up, B the batches in an epoch, and after t updates and e = t / B epochs:
+
+        warm-up       r (t + 1) / (w B)    while e < w
+        cosine        r (low + (1 - low) (1 + cos(pi p)) / 2)    p: part of the training behind the warm-up that is over
+        step          r gamma^floor(floor(e) / step_epochs)
+        exponential   r gamma^floor(e)
+
+    Where B is not known, e counts the epochs that have ended and the warm-up is (e + 1) / w; p changes with each update
+    if the training ends by a number of them.
 
     Args:
-        config: ``name`` (none, cosine, step, exponential or plateau) and its settings, in epochs.
-        epochs, batches: length of the training, and of an epoch.
+        config: keys of `SchedulerConfig`. length: of the training.
+
+    Raises:
+        ValueError: for an unknown key or name, and for a cosine in a training without an end.
     """
-    name, warmup = config["name"], config.get("warmup_epochs", 0)
+    config = scheduler_settings(config)
+    name, warmup = config["name"], config["warmup_epochs"]
     if name == "plateau":
         floor = [config["min_factor"] * group["lr"] for group in optimizer.param_groups]
         return ReduceLROnPlateau(
             optimizer, "max", factor=config["gamma"], patience=config["patience"], min_lr=floor
         )
-    if name not in ("none", "cosine", "step", "exponential"):
+    if name == "cosine" and length.epochs is None and length.updates is None:
         raise ValueError(
-            f"scheduler.name={name} is unknown; choose none, cosine, step, exponential or plateau"
+            "strategy.scheduler.name=cosine needs to know when the training ends, and this one is endless: set "
+            "max_epochs or max_steps of the trainer, or choose another schedule"
         )
 
-    def factor(step: int) -> float:
-        epoch = step / batches
+    def factor(updates: int, ends: Sequence[int]) -> float:
+        if length.batches:
+            count, batches, warm = updates, length.batches, warmup * length.batches
+        else:
+            count, batches, warm = len(ends), 1, [0, *ends][min(math.ceil(warmup), len(ends))]
+        epoch = count / batches
         if epoch < warmup:
-            return (step + 1) / (warmup * batches)
+            return (count + 1) / (warmup * batches)
         match name:
             case "cosine":
-                done = min((epoch - warmup) / max(epochs - warmup, 1), 1.0)
-                low = float(config["min_factor"])
+                done = max(_part(epoch, warmup, length.epochs), _part(updates, warm, length.updates))
+                low = config["min_factor"]
                 return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done))
             case "step":
-                return float(config["gamma"]) ** (int(epoch) // config["step_epochs"])
+                return config["gamma"] ** (int(epoch) // config["step_epochs"])
             case "exponential":
-                return float(config["gamma"]) ** int(epoch)
+                return config["gamma"] ** int(epoch)
         return 1.0
 
-    return LambdaLR(optimizer, factor)
+    return EpochLR(optimizer, factor)
+
+
+def _part(now: float, first: int, end: int | None) -> float:
+    """The part of the way from ``first`` to ``end`` that is done now; 0 if there is no end."""
+    return 0.0 if end is None else min((now - first) / max(end - first, 1), 1.0)
 
 
 def forget_moments(optimizer: Optimizer) -> None:

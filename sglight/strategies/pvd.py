@@ -38,7 +38,7 @@ from sglight.errors import UserError
 from sglight.networks.network import balanced
 from sglight.strategies.base import Batch, StagedModule
 from sglight.strategies.objective import Chunk, Objective, Point, Sums, draw, gather, in_order
-from sglight.strategies.optim import forget_moments, make_optimizer
+from sglight.strategies.optim import forget_moments, make_optimizer, optimizer_settings
 from sglight.strategies.sharing import SharedObjective, times
 from sglight.strategies.subproblem import Directions, Subproblem, candidate
 from sglight.strategies.synchronisation import (
@@ -118,6 +118,7 @@ class PVD(StagedModule):
         target_accuracy: float | None = None,
         min_decrease: float | None = None,
     ) -> None:
+        optimizer = optimizer_settings(optimizer)
         _check(network, optimizer, clip_norm, local_solver, synchronisation)
         counts = {
             "local_steps": local_steps,
