@@ -25,7 +25,7 @@ from sglight.link import Channel, Receiver, Sender, Waiting
 from sglight.parallel.layout import FORMAT, Layout
 
 SLICE_MS = 50  # a signal may hit another thread; Python's handler runs once the main thread stops waiting for a moment
-SLOTS = 64  # the headers of so many fit into a socket
+MAX_SLOTS = 64  # tensors that a channel may hold: the headers of so many fit into a socket
 PREFIX = struct.Struct("<BQ")
 HEADER_SIZE = PREFIX.size + FORMAT.size
 
@@ -99,7 +99,7 @@ class SharedSender(End, Sender):
     """The end that copies tensors into slots, which it makes and enlarges as needed.
 
     Args:
-        slots: how many tensors may be on their way or in the receiver's hands, up to 64.
+        slots: how many tensors may be on their way or in the receiver's hands, up to `MAX_SLOTS`.
         sock, peer, waiting: see `End`.
     """
 
@@ -110,7 +110,7 @@ class SharedSender(End, Sender):
         peer: str = "the other worker",
         waiting: Waiting = nullcontext,
     ) -> None:
-        assert 1 <= slots <= SLOTS
+        assert 1 <= slots <= MAX_SLOTS
         super().__init__(sock, peer, waiting)
         self._limit = slots
         self._slots: list[UntypedStorage] = []
@@ -147,7 +147,7 @@ class SharedSender(End, Sender):
     def _collect(self) -> None:
         """Take the slots that came back."""
         with self._talking():
-            returned = self._sock.recv(SLOTS)
+            returned = self._sock.recv(MAX_SLOTS)
             if not returned:
                 raise EOFError
         self._free.extend(returned)

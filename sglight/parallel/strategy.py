@@ -30,6 +30,7 @@ from sglight.parallel.wiring import (
     Meeting,
     NcclEnds,
     SharedEnds,
+    check_room,
     meet,
     meeting_folders,
     wire,
@@ -111,14 +112,24 @@ class StageStrategy(ParallelStrategy):
         super().setup_environment()
         reset_seed()
         self.set_world_ranks()
+        self._connect(*self.assign(self.world_size))
+
+    def assign(self, workers: int) -> tuple[StagedModule, list[range]]:
+        """The module, and which of its stages each of so many workers gets.
+
+        Raises:
+            UserError: if it cannot be trained on so many.
+        """
         module = self.lightning_module
         if not isinstance(module, StagedModule):
             raise UserError(f"StageStrategy trains modules that have stages, not {type(module).__name__}")
         try:
-            groups = module.groups(self.world_size)
+            groups = module.groups(workers)
         except ValueError as error:
             raise UserError(str(error)) from error
-        self._connect(module, groups)
+        if workers > 1:
+            check_room(module)
+        return module, groups
 
     def _connect(self, module: StagedModule, groups: list[range]) -> None:
         """Meet the other workers, and give the module its stages and its links to the others."""
@@ -261,6 +272,7 @@ class StageLauncher(_Launcher):
             return launch(
                 function, *args, workers=workers, threads=threads, idle_timeout_s=s.idle_timeout_s, **kwargs
             )
+        s.assign(workers)  # what cannot be trained is refused before anything starts
         outcome: Outcome = launch(
             _in_worker, trainer, function, args, kwargs,
             workers=workers, threads=threads, idle_timeout_s=s.idle_timeout_s,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -16,9 +16,13 @@ import torch
 from torch.distributed import Store  # type: ignore[attr-defined]
 from typing_extensions import override
 
+from sglight.errors import UserError
 from sglight.link import Channel, LocalChannel, Peers, Placement
 from sglight.parallel import remote, shared
 from sglight.parallel.launcher import current
+from sglight.strategies.plan import Plan
+from sglight.strategies.schedule import Decoupled
+from sglight.strategies.staged import StagedModule
 
 # Numbers the meetings of this process: the same on all workers, since all hold the same ones.
 _meetings = count()
@@ -154,6 +158,29 @@ class NcclEnds(Ends):
     def _group(self, name: str) -> Any:
         m = self.meeting
         return remote.nccl(m.store, int(m.rank > self.other), f"{m.name}/{name}")
+
+
+def check_room(module: StagedModule) -> None:
+    """Refuse a module that would have more tensors on their way between two workers than any channel holds.
+
+    All kinds of channels have the limit of the one that has one, so that a placement does not decide.
+
+    Raises:
+        UserError: if it would; the text names the key and the largest value.
+    """
+    needed, most = module.in_flight, shared.MAX_SLOTS
+    if needed <= most:
+        return
+    plans: Sequence[Plan] = getattr(module, "plans", [module.plan])  # of all levels, where there are some
+    lag = max((plan.schedule.lag for plan in plans if isinstance(plan.schedule, Decoupled)), default=0)
+    if lag:
+        asked, remedy = f"strategy.lag={lag}", f"set strategy.lag to {lag - (needed - most)} or less"
+    else:
+        asked, remedy = f"strategy.stages={module.plan.last + 1}", "lower it, or strategy.microbatches"
+    raise UserError(
+        f"{asked} is too much for several workers: {needed} tensors would be on their way between two of them, "
+        f"and {most} is the most; {remedy}, or train in one process with trainer.devices=1"
+    )
 
 
 def wire(groups: list[range], peers: Peers, ends: Callable[[int], Ends]) -> Placement:

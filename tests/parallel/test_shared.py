@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from sglight.errors import PeerLost
 from sglight.parallel.layout import DTYPES
-from sglight.parallel.shared import SharedReceiver, SharedSender, connect
+from sglight.parallel.shared import MAX_SLOTS, SharedReceiver, SharedSender, connect
 from tests.parallel.workers import Watch, assert_same, closing, descriptors, resident_mb, working
 
 pytestmark = pytest.mark.timeout(60)
@@ -183,6 +183,18 @@ def test_a_sender_far_ahead_waits_until_a_tensor_is_done_with() -> None:
         assert len(sender._slots) == 3 and watch.times == 1 and sender.waited_s > 0.2
         assert [receiver.receive((1000,))[0].item() for _ in range(2)] == [2, 3]
         assert receiver.waited_s == 0
+
+
+def test_a_sender_does_not_wait_while_there_are_slots() -> None:
+    watch = Watch()
+    sender, receiver = pair(slots=MAX_SLOTS, waiting=watch)
+    with closing(sender, receiver):
+        for _ in range(2):  # with descriptors, and without
+            for i in range(MAX_SLOTS):
+                sender.send(torch.full((3,), float(i)))
+            assert [receiver.receive((3,))[0].item() for _ in range(MAX_SLOTS)] == list(range(MAX_SLOTS))
+            receiver._give_back()
+        assert watch.times == 0
 
 
 def test_a_receiver_waits_for_a_tensor() -> None:

@@ -258,6 +258,39 @@ def test_what_cannot_be_done_is_refused() -> None:
         trainer.fit(BoringModel(), loader)
 
 
+LONGEST_LAG = 62
+
+
+@pytest.mark.parametrize("share_memory", [True, False])
+def test_the_longest_lag_works_however_tensors_travel(share_memory: bool) -> None:
+    job: Job = {"network": NETWORK, "options": {"stages": 2, "lag": LONGEST_LAG}, "epochs": 1, "batches": 70}
+    (found,), (expected,) = train_on(2, [job], share_memory), train_on(1, [job])
+    assert_same(found, expected)
+
+
+TOO_LONG: list[dict[str, Any]] = [
+    {"lag": LONGEST_LAG + 1},
+    {"lag": LONGEST_LAG + 1, "levels": 2, "level": {"mode": ["exact", "dni"]}},
+]
+REFUSAL = r"strategy\.lag=63 is too much .* 65 tensors .* 64 is the most; set strategy\.lag to 62 or less"
+
+
+@pytest.mark.parametrize("options", TOO_LONG, ids=["dni", "multilevel"])
+def test_a_longer_lag_is_refused_before_anything_starts(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sglight.parallel.strategy.launch", None)
+    trainer = pl.Trainer(strategy=StageStrategy(), devices=2, accelerator="cpu", logger=False, max_epochs=1)
+    with pytest.raises(UserError, match=REFUSAL):
+        trainer.fit(module({"network": NETWORK, "options": {"stages": 2, **options}}), batches(1))
+
+
+@pytest.mark.parametrize("share_memory", [True, False])
+def test_a_longer_lag_is_refused_by_workers_however_tensors_would_travel(share_memory: bool) -> None:
+    with pytest.raises(UserError, match=REFUSAL):
+        train_on(2, [{"network": NETWORK, "options": {"stages": 2, "lag": LONGEST_LAG + 1}}], share_memory)
+
+
 def test_names_of_groups() -> None:
     assert stage_names(range(2, 3)) == "stage 2"
     assert stage_names(range(2, 5)) == "stages 2-4"

@@ -107,7 +107,7 @@ def train(job: Job, workers: int = 1, share_memory: bool = True) -> Result:
         num_sanity_val_steps=0, callbacks=[*loop, *job.get("callbacks", []), collect], **parallel,
         **job.get("trainer", {}),
     )  # fmt: skip
-    training = Resumable(batches(BATCHES, shape=shape))
+    training = Resumable(batches(job.get("batches", BATCHES), shape=shape))
     training.trainer = trainer
     validation = DataLoader(batches(3, shape=shape, seed=1), batch_size=None)
     if job.get("test"):
