@@ -8,19 +8,21 @@ table shows medians. Ours serves 54,000, the rest being its validation split: ra
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import count
 from typing import Any
 
+import machine
 import torch
 import torchvision
 from rich.console import Console
 from rich.table import Table
+from timing import by_name, in_turn, ratios
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
@@ -74,8 +76,10 @@ def theirs(options: argparse.Namespace, workers: int, folder: str) -> DataLoader
     )
 
 
-def seconds_per_sample(loader: Iterable[Any]) -> float:
-    """One epoch, every batch touched."""
+def seconds_per_sample(loader: Iterable[Any], epochs: Iterator[int]) -> float:
+    """The next epoch, every batch touched."""
+    if isinstance(loader, BatchLoader):
+        loader.sampler.set_epoch(next(epochs))
     start, samples = time.perf_counter(), 0
     for x, y in loader:
         samples += len(y)
@@ -85,34 +89,22 @@ def seconds_per_sample(loader: Iterable[Any]) -> float:
 
 def measure(loaders: dict[str, Iterable[Any]], rounds: int) -> dict[str, list[float]]:
     """Seconds per sample of each loader, taken in turn, after a round to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in loaders}
-    for turn in range(rounds + 1):
-        for name, loader in loaders.items():
-            if isinstance(loader, BatchLoader):
-                loader.sampler.set_epoch(turn)
-            seconds = seconds_per_sample(loader)
-            if turn:
-                times[name].append(seconds)
-    return times
+    runs = {name: partial(seconds_per_sample, loader, count()) for name, loader in loaders.items()}
+    return by_name(in_turn(runs, rounds, warm_up=1))
 
 
 def report(times: dict[str, list[float]], options: argparse.Namespace) -> dict[str, Any]:
     """Rates, ratios, and what they were measured with."""
     rates = {name: 1 / statistics.median(values) for name, values in times.items()}
-    ratios = {
-        name: statistics.median(b / a for a, b in zip(times["sglight"], values, strict=True))
-        for name, values in times.items()
-    }
+    slower = {name: statistics.median(ratios(values, times["sglight"])) for name, values in times.items()}
     return {
         "samples_per_s": rates,
-        "ratio": ratios,
+        "ratio": slower,
         "rounds": options.rounds,
         "batch_size": options.batch_size,
         "augment": options.augment,
         "threads": options.threads,
-        "machine": f"{platform.machine()}, {torch.multiprocessing.cpu_count()} cores",
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, "
-        f"torchvision {torchvision.__version__}",
+        "machine": f"{machine.summary()}, torchvision {torchvision.__version__}",
     }
 
 
@@ -125,14 +117,14 @@ def show(result: dict[str, Any]) -> None:
     console.print(table)
     console.print(
         f"medians of {result['rounds']} rounds in turn, batch {result['batch_size']}, augment {result['augment']}, "
-        f"{result['threads']} thread(s); {result['machine']}; {result['versions']}"
+        f"{result['threads']} thread(s); {result['machine']}"
     )
 
 
 def main() -> None:
     """Measures and prints."""
     options = arguments()
-    torch.set_num_threads(options.threads)
+    machine.set_threads(options.threads)
     warnings.filterwarnings("ignore", message=".*suggested max number of worker.*")
     make: dict[str, Callable[[str], Iterable[Any]]] = {"sglight": partial(ours, options)}
     for workers in options.workers:

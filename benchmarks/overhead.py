@@ -6,70 +6,31 @@ checkpoints, learning-rate log and all. The bare loop has a list of ready batche
 
     python benchmarks/overhead.py experiment=mnist_conv dataset.raw_dir=../shared/data --batches 60
     python benchmarks/overhead.py experiment=ellipse
+    python benchmarks/overhead.py experiment=ellipse --tree ../before    # is this source tree as fast as that one?
+
+With --tree both are measured in both source trees in turn, and the ratios between the trees are printed as well.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import tempfile
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from statistics import median
-from time import perf_counter, process_time
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
+from timing import by_name, in_turn, ratios, spread
+from trees import Tree
 
-from sglight import experiment
-from sglight.callbacks.timing import EpochTimer
-from sglight.config import CONF, check, to_plain
-
-
-def whole_run(plain: dict[str, Any], folder: Path) -> tuple[float, float, float]:
-    """Wall and CPU seconds of `Trainer.fit` from the first batch to the end, and the final validation loss."""
-    datamodule = experiment.build_datamodule(plain)
-    module = experiment.build_module(plain, datamodule)
-    _, callbacks = experiment.build_callbacks(plain["callbacks"], folder)
-    timer = EpochTimer()
-    trainer = experiment.build_trainer(plain, folder, [*callbacks, timer])
-    cpu = process_time()
-    trainer.fit(module, datamodule)
-    return timer.fit_s, process_time() - cpu, float(trainer.callback_metrics["val/loss"])
+# Wall and CPU seconds, and the final validation loss (JSON).
+Result = list[float]
+WALL, CPU, LOSS = range(3)
 
 
-def bare_loop(plain: dict[str, Any]) -> tuple[float, float, float]:
-    """The same by a loop over lists of batches (their making is not timed)."""
-    datamodule = experiment.build_datamodule(plain)
-    module = experiment.build_module(plain, datamodule)
-    module.configure_model()
-    net = module.stage(0)
-    loader, limit = datamodule.train_dataloader(), plain["trainer"]["limit_train_batches"]
-    epochs = []
-    for epoch in range(plain["trainer"]["max_epochs"]):
-        loader.sampler.set_epoch(epoch)
-        epochs.append([batch for _, batch in zip(range(limit or len(loader)), loader, strict=False)])
-    validation = list(datamodule.val_dataloader())
-    optimizer = torch.optim.Adam(net.parameters(), lr=plain["strategy"]["optimizer"]["lr"], foreach=True)
-    start, cpu = perf_counter(), process_time()
-    for batches in epochs:
-        net.train()
-        for x, y in batches:
-            loss = F.cross_entropy(net(x), y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        net.eval()
-        with torch.no_grad():
-            losses = [F.cross_entropy(net(x), y, reduction="sum") for x, y in validation]
-    wall = perf_counter() - start
-    return wall, process_time() - cpu, float(sum(losses)) / datamodule.val_size
-
-
-def main() -> None:
-    """Measure, print a table, and write JSON if asked to."""
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -78,48 +39,95 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tree", type=Path, help="another source tree with sglight/, such as a git worktree")
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="sglight"):
-        overrides = [
-            "strategy=backprop",
-            "strategy.scheduler.name=none",
-            "strategy.regularisation.smoothness=0",
-        ]
-        overrides += [f"trainer.max_epochs={options.epochs}", f"trainer.threads={options.threads}"]
-        overrides += ["trainer.accelerator=cpu", "callbacks.figures.enabled=false"]
-        if options.batches:
-            overrides.append(f"trainer.limit_train_batches={options.batches}")
-        plain = to_plain(check(compose("config", [*options.overrides, *overrides])))
-    experiment.set_up(plain)
-    torch.set_num_threads(options.threads)
-    runs: dict[str, list[tuple[float, float, float]]] = {"whole run": [], "bare loop": []}
-    with tempfile.TemporaryDirectory() as folder:
-        for i in range(options.rounds + 1):
-            results = {"whole run": whole_run(plain, Path(folder) / str(i)), "bare loop": bare_loop(plain)}
-            if i:  # the first round warms up
-                for name, result in results.items():
-                    runs[name].append(result)
-    ratios = [a[0] / b[0] for a, b in zip(runs["whole run"], runs["bare loop"], strict=True)]
+    return parser.parse_args()
+
+
+def run_overrides(options: argparse.Namespace) -> list[str]:
+    """The command line of the run: the user's, made comparable with the bare loop."""
+    limit = [f"trainer.limit_train_batches={options.batches}"] if options.batches else []
+    return [
+        *options.overrides,
+        "strategy=backprop",
+        "strategy.scheduler.name=none",
+        "strategy.regularisation.smoothness=0",
+        f"trainer.max_epochs={options.epochs}",
+        f"trainer.threads={options.threads}",
+        "trainer.accelerator=cpu",
+        "callbacks.figures.enabled=false",
+        *limit,
+    ]
+
+
+def measure(options: argparse.Namespace, trees: dict[str, Tree]) -> dict[str, list[Result]]:
+    """The results of all rounds by name, which ends in " @tree" for the other source tree."""
+    overrides = run_overrides(options)
+    runs = {
+        f"{kind}{suffix}": partial(tree.call, "overhead_runs:measure", kind, overrides, options.threads)
+        for kind in ("whole run", "bare loop")
+        for suffix, tree in trees.items()
+    }
+    return by_name(in_turn(runs, options.rounds, warm_up=1))
+
+
+def compared(runs: dict[str, list[Result]], a: str, b: str, column: int) -> list[float]:
+    """Ratios of two runs, round by round."""
+    return ratios((r[column] for r in runs[a]), (r[column] for r in runs[b]))
+
+
+def text(values: list[float]) -> str:
+    """Median and range."""
+    s = spread(values)
+    return f"median {s['median']:.3f}, {s['min']:.3f} to {s['max']:.3f}"
+
+
+def main() -> None:
+    """Measure, print a table, and write JSON if asked to."""
+    options = arguments()
+    with ExitStack() as stack:
+        trees = {"": stack.enter_context(Tree())}
+        if options.tree:
+            other = stack.enter_context(Tree(options.tree))
+            trees[f" @{other.name}"] = other
+        runs = measure(options, trees)
+        show(options, trees, runs, trees[""].call("machine:summary"))
+
+
+def show(
+    options: argparse.Namespace, trees: dict[str, Tree], runs: dict[str, list[Result]], machine: str
+) -> None:
+    """Print the medians and ratios, and write them to --json."""
     summary = {
         name: {
-            "wall_s": median(r[0] for r in results),
-            "cpu_s": median(r[1] for r in results),
-            "val_loss": results[-1][2],
+            "wall_s": median(r[WALL] for r in results),
+            "cpu_s": median(r[CPU] for r in results),
+            "val_loss": results[-1][LOSS],
         }
         for name, results in runs.items()
     }
     print(f"\n{' '.join(options.overrides)}, {options.rounds} rounds, {options.threads} thread(s)")
-    print(
-        f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
-    )
+    print(machine)
+    for suffix, tree in trees.items():
+        if len(trees) > 1:
+            print(f"{suffix.strip() or 'this tree'}: {tree.version()}")
+    width = max(map(len, runs))
     for name, row in summary.items():
-        print(
-            f"{name:>10}: {row['wall_s']:8.3f} s wall, {row['cpu_s']:8.3f} s CPU, validation loss {row['val_loss']:.4f}"
-        )
-    print(f"ratio of wall times: median {median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}")
+        times = f"{row['wall_s']:8.3f} s wall, {row['cpu_s']:8.3f} s CPU"
+        print(f"{name:>{width + 1}}: {times}, validation loss {row['val_loss']:.4f}")
+    found: dict[str, Any] = {"runs": runs, "summary": summary}
+    for suffix in trees:
+        values = compared(runs, f"whole run{suffix}", f"bare loop{suffix}", WALL)
+        found[f"ratios{suffix}"] = values
+        print(f"ratio of wall times{suffix}: {text(values)}")
+    for suffix in (suffix for suffix in trees if suffix):
+        for kind in ("whole run", "bare loop"):
+            for column, name in ((WALL, "wall"), (CPU, "CPU")):
+                values = compared(runs, f"{kind}{suffix}", kind, column)
+                found[f"{kind}, {name},{suffix} / this tree"] = values
+                print(f"{kind}, {name} times,{suffix} / this tree: {text(values)}")
     if options.json:
-        options.json.write_text(json.dumps({"runs": runs, "summary": summary, "ratios": ratios}, indent=2))
+        options.json.write_text(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

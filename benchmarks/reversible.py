@@ -12,17 +12,19 @@ second figure. Then the time of both passes, in turn (A B A B ...), medians.
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import machine
 import torch
 from rich.console import Console
 from rich.table import Table
+from timing import by_name, in_turn, ratios
 from torch import Tensor
 
 from sglight.networks import Segment
@@ -127,15 +129,10 @@ def measure(options: argparse.Namespace, steps: int) -> dict[str, Any]:
     for name, part in parts.items():
         row[f"{name}_kept_bytes"] = kept_bytes(*part)
         row[f"{name}_resident_bytes"] = in_fresh_process(options, steps, name)
-    times: dict[str, list[float]] = {name: [] for name in parts}
-    for turn in range(options.rounds + 1):
-        for name, part in parts.items():
-            elapsed = both_passes(*part)
-            if turn:  # The first warms up.
-                times[name].append(elapsed)
+    runs = {name: partial(both_passes, *part) for name, part in parts.items()}
+    times = by_name(in_turn(runs, options.rounds, warm_up=1))
     row |= {f"{name}_s": statistics.median(values) for name, values in times.items()}
-    ratios = [b / a for a, b in zip(times["stored"], times["rebuilt"], strict=True)]
-    return row | {"time_ratio": statistics.median(ratios)}
+    return row | {"time_ratio": statistics.median(ratios(times["rebuilt"], times["stored"]))}
 
 
 def show(results: dict[str, Any]) -> None:
@@ -156,7 +153,7 @@ def show(results: dict[str, Any]) -> None:
 def main() -> None:
     """Measure and print."""
     options = arguments()
-    torch.set_num_threads(options.threads)
+    machine.set_threads(options.threads)
     if options.resident:
         print(resident_growth(options))
         return
@@ -164,8 +161,8 @@ def main() -> None:
         ", 28x28" if options.kernel == "conv" else ""
     )
     results = {
-        "title": f"{options.dynamics}, {options.kernel}, {options.normalisation}, {state}; {platform.machine()}, "
-        f"{options.threads} thread(s), torch {torch.__version__}, Python {platform.python_version()}",
+        "title": f"{options.dynamics}, {options.kernel}, {options.normalisation}, {state}; {machine.summary()}, "
+        f"{options.threads} thread(s)",
         "rounds": options.rounds,
         "rows": [measure(options, steps) for steps in options.steps],
     }

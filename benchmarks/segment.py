@@ -10,16 +10,18 @@ a turn is as many passes as fit into --seconds. The table shows medians over the
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
+import machine
 import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
+from timing import by_name, in_turn, ratios, spread
 from torch import Tensor, nn
 
 from sglight.networks import Segment
@@ -126,27 +128,25 @@ def measure(case: Case, rounds: int, seconds: float) -> dict[str, Any]:
         "segment": (segment, segment.forward),
     }
     torch.testing.assert_close(segment(state), naive(state), rtol=1e-4, atol=1e-4)
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + 1):
-        for name, (module, run) in runs.items():
-            elapsed = timed(lambda m=module, r=run: one_pass(m, r, state, grad), seconds)  # type: ignore[misc]
-            if turn:  # The first warms up.
-                times[name].append(elapsed)
-    ratios = [a / b for a, b in zip(times["naive"], times["segment"], strict=True)]
+    turns = {
+        name: partial(timed, partial(one_pass, *run, state, grad), seconds) for name, run in runs.items()
+    }
+    times = by_name(in_turn(turns, rounds, warm_up=1))
+    speedup = spread(ratios(times["naive"], times["segment"]))
     return {
         **case._asdict(),
         **{f"{name}_ms": 1e3 * statistics.median(values) for name, values in times.items()},
         **{f"{name}_min_ms": 1e3 * min(values) for name, values in times.items()},
-        "speedup": statistics.median(ratios),
-        "speedup_min": min(ratios),
-        "speedup_max": max(ratios),
+        "speedup": speedup["median"],
+        "speedup_min": speedup["min"],
+        "speedup_max": speedup["max"],
     }
 
 
 def show(results: dict[str, Any]) -> None:
     """The table."""
-    machine = results["machine"]
-    table = Table(title=f"forward + backward, ms, median of {results['rounds']} turns, {machine}")
+    title = f"forward + backward, ms, median of {results['rounds']} turns, {results['machine']}"
+    table = Table(title=title)
     for name in ("case", "naive loop", "own plain loop", "segment", "naive / segment", "range"):
         table.add_column(name, justify="left" if name == "case" else "right")
     for name, row in results["cases"].items():
@@ -159,11 +159,10 @@ def show(results: dict[str, Any]) -> None:
 def main() -> None:
     """Measure and print."""
     options = arguments()
-    torch.set_num_threads(options.threads)
+    machine.set_threads(options.threads)
     results = {
         "rounds": options.rounds,
-        "machine": f"{platform.machine()}, {options.threads} thread(s), torch {torch.__version__}, "
-        f"Python {platform.python_version()}",
+        "machine": f"{machine.summary()}, {options.threads} thread(s)",
         "cases": {name: measure(CASES[name], options.rounds, options.seconds) for name in options.cases},
     }
     print(json.dumps(results, indent=2)) if options.json else show(results)

@@ -1,0 +1,78 @@
+"""What `overhead.py` measures, in the process of a source tree: a whole run of the command, and a bare PyTorch loop."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from machine import set_threads
+
+from sglight import experiment
+from sglight.callbacks.timing import EpochTimer
+from sglight.config import CONF, check, to_plain
+
+
+def measure(kind: str, overrides: Sequence[str], threads: int) -> tuple[float, float, float]:
+    """Wall and CPU seconds and the final validation loss of a "whole run" or a "bare loop"."""
+    plain = prepared(tuple(overrides), threads)
+    if kind == "bare loop":
+        return bare_loop(plain)
+    with tempfile.TemporaryDirectory() as folder:
+        return whole_run(plain, Path(folder) / "run")
+
+
+@cache
+def prepared(overrides: tuple[str, ...], threads: int) -> dict[str, Any]:
+    """The plain config of a command line; seeds and threads are set on the way, once."""
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="sglight"):
+        plain = to_plain(check(compose("config", list(overrides))))
+    experiment.set_up(plain)
+    set_threads(threads)
+    return plain
+
+
+def whole_run(plain: dict[str, Any], folder: Path) -> tuple[float, float, float]:
+    """Wall and CPU seconds of `Trainer.fit` from the first batch to the end, and the final validation loss."""
+    datamodule = experiment.build_datamodule(plain)
+    module = experiment.build_module(plain, datamodule)
+    _, callbacks = experiment.build_callbacks(plain["callbacks"], folder)
+    timer = EpochTimer()
+    trainer = experiment.build_trainer(plain, folder, [*callbacks, timer])
+    cpu = process_time()
+    trainer.fit(module, datamodule)
+    return timer.fit_s, process_time() - cpu, float(trainer.callback_metrics["val/loss"])
+
+
+def bare_loop(plain: dict[str, Any]) -> tuple[float, float, float]:
+    """The same by a loop over lists of batches (their making is not timed)."""
+    datamodule = experiment.build_datamodule(plain)
+    module = experiment.build_module(plain, datamodule)
+    module.configure_model()
+    net = module.stage(0)
+    loader, limit = datamodule.train_dataloader(), plain["trainer"]["limit_train_batches"]
+    epochs = []
+    for epoch in range(plain["trainer"]["max_epochs"]):
+        loader.sampler.set_epoch(epoch)
+        epochs.append([batch for _, batch in zip(range(limit or len(loader)), loader, strict=False)])
+    validation = list(datamodule.val_dataloader())
+    optimizer = torch.optim.Adam(net.parameters(), lr=plain["strategy"]["optimizer"]["lr"], foreach=True)
+    start, cpu = perf_counter(), process_time()
+    for batches in epochs:
+        net.train()
+        for x, y in batches:
+            loss = F.cross_entropy(net(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        net.eval()
+        with torch.no_grad():
+            losses = [F.cross_entropy(net(x), y, reduction="sum") for x, y in validation]
+    wall = perf_counter() - start
+    return wall, process_time() - cpu, float(sum(losses)) / datamodule.val_size
