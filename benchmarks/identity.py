@@ -31,7 +31,6 @@ from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sglight.callbacks.pvd_loop import PVDLoop
 from sglight.parallel.launcher import launch
 from sglight.parallel.strategy import StageStrategy
 from sglight.strategies.backprop import Backprop
@@ -181,7 +180,7 @@ def fit(case: Case, folder: Path, ckpt: Path | None = None) -> None:
     pl.seed_everything(1, verbose=False)
     trainer = pl.Trainer(
         accelerator="cpu", devices=case["workers"], max_epochs=case.get("epochs", EPOCHS),
-        logger=CSVLogger(folder, "", ""), callbacks=[*([PVDLoop()] if case["kind"] == "pvd" else []), *saved],
+        logger=CSVLogger(folder, "", ""), callbacks=saved,
         log_every_n_steps=2, num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False,
         precision=case.get("precision", "32-true"), **parallel,
     )  # fmt: skip

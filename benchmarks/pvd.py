@@ -24,11 +24,9 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from sglight import experiment
-from sglight.callbacks.pvd_loop import PVDLoop
 from sglight.callbacks.timing import EpochTimer
 from sglight.config import CONF, check, to_plain
 from sglight.parallel.launcher import launch
-from sglight.strategies.pvd import PVD
 
 PRESETS = ("ellipse", "swiss_roll", "digits")
 QUIET = (
@@ -50,9 +48,8 @@ def measured(plain: dict[str, Any], folder: Path) -> dict[str, float]:
     datamodule = experiment.build_datamodule(plain)
     module = experiment.build_module(plain, datamodule)
     best, callbacks = experiment.build_callbacks(plain["callbacks"], folder)
-    loop = [PVDLoop()] if isinstance(module, PVD) else []
     timer = EpochTimer()
-    trainer = experiment.build_trainer(plain, folder, [*loop, *callbacks, timer])
+    trainer = experiment.build_trainer(plain, folder, [*callbacks, timer])
     began = process_time()
     trainer.fit(module, datamodule)
     cpu_s = process_time() - began

@@ -27,7 +27,6 @@ from sglight.callbacks.console import Summary, print_results
 from sglight.callbacks.figures import PlanarFigures
 from sglight.callbacks.gradient_quality import GradientQuality
 from sglight.callbacks.memory import PeakMemory, forget_peak
-from sglight.callbacks.pvd_loop import PVDLoop
 from sglight.callbacks.stability import StabilityMonitor
 from sglight.callbacks.stopping import FinestStopping
 from sglight.callbacks.tensorboard import add_hyperparameters, add_layout
@@ -41,7 +40,6 @@ from sglight.networks import NetworkSpec
 from sglight.parallel.environment import agree, environment
 from sglight.parallel.launcher import cores
 from sglight.parallel.strategy import StageStrategy
-from sglight.strategies.pvd import PVD
 from sglight.strategies.staged import StagedModule, limited
 
 # Keys of trainer.* that are ours, or that need translation, before the rest goes to Lightning's Trainer.
@@ -87,8 +85,7 @@ def run(plain: dict[str, Any], folder: Path) -> float:
     memory = PeakMemory(curves=plain["callbacks"]["memory"]["enabled"])
     batches = limited(len(datamodule.train_dataloader()), plain["trainer"]["limit_train_batches"])
     plain["trainer"]["log_every_n_steps"] = min(plain["trainer"]["log_every_n_steps"], batches)
-    loop = [PVDLoop()] if isinstance(module, PVD) else []
-    trainer = build_trainer(plain, folder, [*loop, summary, *callbacks, timer, memory])
+    trainer = build_trainer(plain, folder, [summary, *callbacks, timer, memory])
     for logger in trainer.loggers:
         add_hyperparameters(logger, _hyperparameters(plain), COLUMNS)
         add_layout(logger)

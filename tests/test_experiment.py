@@ -270,13 +270,17 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_one_thread_for_small_steps(compose_config: Compose) -> None:
+def test_one_thread_for_small_steps_a_share_of_the_cores_for_large_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from sglight.networks import NetworkSpec
 
     small = NetworkSpec((64,), 10, channels=64)
     large = NetworkSpec((1, 28, 28), 10, kernel="conv", channels=16)
+    monkeypatch.setattr(experiment, "cores", lambda: 6)
     assert experiment.useful_threads(small, 64) == 1
-    assert experiment.useful_threads(large, 128) >= 1
+    assert [experiment.useful_threads(large, 128, workers) for workers in (1, 2, 4, 9)] == [6, 3, 1, 1]
+    assert experiment.useful_threads(large, 1) == 1
 
 
 PRESETS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))

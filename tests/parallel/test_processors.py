@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
 
+from sglight.parallel.strategy import StageStrategy
 from sglight.strategies.pvd import PVD
 from tests.parallel.test_strategy import assert_same
 from tests.parallel.training import Job, train_on
-from tests.strategies.common import ADAM, IMAGES, NETWORK
+from tests.strategies.common import ADAM, IMAGES, NETWORK, assert_equal, batches
 
 # Generous: beside other work the first workers of a process take half a minute to start.
 pytestmark = pytest.mark.timeout(300)
@@ -56,6 +61,24 @@ def test_a_worker_a_processor_gives_the_same_and_is_read_by_one_process(tmp_path
         assert_same(a, b)
     for step in (6, 9, 18):
         assert_same(train_on(1, [{**straight, "ckpt": str(tmp_path / f"step={step}.ckpt")}])[0], expected[-1])
+
+
+def test_a_plain_trainer_with_workers_trains_a_module_that_was_trained_before() -> None:
+    data = DataLoader(batches(3), batch_size=None)
+    quiet: dict[str, Any] = {
+        "max_epochs": 2, "accelerator": "cpu", "logger": False, "enable_checkpointing": False,
+        "enable_progress_bar": False, "enable_model_summary": False,
+    }  # fmt: skip
+    module = PVD(NETWORK, ADAM, processors=2)
+    module.configure_model()
+    start = copy.deepcopy(module.state_dict())
+    pl.Trainer(**quiet).fit(module, data)
+    expected = copy.deepcopy(module.state_dict())
+    module.load_state_dict(start)
+    trainer = pl.Trainer(**quiet, devices=2, strategy=StageStrategy(threads=1))
+    trainer.fit(module, data)
+    assert_equal(module.state_dict(), expected)
+    assert float(trainer.callback_metrics["pvd/gradient_evaluations"]) > 0
 
 
 def test_processors_are_shared_out_evenly() -> None:

@@ -12,7 +12,6 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sglight.callbacks.pvd_loop import PVDLoop
 from sglight.parallel.launcher import launch
 from sglight.parallel.strategy import StageStrategy
 from sglight.strategies.delayed import Delayed
@@ -100,11 +99,10 @@ def train(job: Job, workers: int = 1, share_memory: bool = True) -> Result:
         parallel = {"strategy": StageStrategy(share_memory=share_memory, workers=workers)}
         # Workers take turns on one GPU unless each is to have its own.
         parallel["devices"] = workers if accelerator == "cpu" or job.get("each") else 1
-    loop = [PVDLoop()] if "processors" in job["options"] else []
     trainer = pl.Trainer(
         max_epochs=job.get("epochs", 2), accelerator=accelerator, logger=False, enable_progress_bar=False,
         enable_model_summary=False, enable_checkpointing=bool(job.get("callbacks")), log_every_n_steps=2,
-        num_sanity_val_steps=0, callbacks=[*loop, *job.get("callbacks", []), collect], **parallel,
+        num_sanity_val_steps=0, callbacks=[*job.get("callbacks", []), collect], **parallel,
         **job.get("trainer", {}),
     )  # fmt: skip
     training = Resumable(batches(job.get("batches", BATCHES), shape=shape))

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from sglight.networks import Stage
 from sglight.networks.regularisers import penalty
-from sglight.networks.seeding import generator
+from sglight.strategies.evaluation import hits
+from sglight.strategies.loss import Loss
 from sglight.strategies.recorder import Recorder
 
 # A value of all variables: one vector a block.
 Point = list[Tensor]
 # Inputs [n, ...] and labels [n] that pass the network at once.
 Chunk = tuple[Tensor, Tensor]
-
-
-# Samples that are read at once where nobody says how many.
-BATCH = 256
 
 
 class Sums(NamedTuple):
@@ -34,23 +28,42 @@ class Sums(NamedTuple):
     hits: float
 
 
+class Evaluated(NamedTuple):
+    """A point, the objective there, and which share of the samples it has right."""
+
+    point: Point
+    value: float
+    accuracy: float = math.nan
+
+    def no_worse_than(self, other: Evaluated) -> bool:
+        """Whether the objective here is at most that there; what is not a number is worse."""
+        return self.value <= other.value
+
+
 class Objective:
     """f(x) = 1/n sum_i loss_i(x) + penalties(x) + decay/2 ||x||^2, where block j of x is the weights of stage j.
+
+    The normaliser n is the loss's: the number of samples, or the sum of their classes' weights.
 
     The stages' parameters are its workspace: evaluating leaves the point there. Samples are summed chunk by chunk in
     their order, chunks without rounding, so that it does not matter who has computed which chunk.
 
     Args:
         stages: of one network, in order.
-        regularisation: weights of the penalties in `sglight.networks.regularisers.penalty`.
+        loss: of a sample. regularisation: weights of the penalties in `sglight.networks.regularisers.penalty`.
         decay: weight of the squared norm.
         recorder: times what is computed, for the processor that is named.
     """
 
     def __init__(
-        self, stages: Sequence[Stage], regularisation: Mapping[str, float], decay: float, recorder: Recorder
+        self,
+        stages: Sequence[Stage],
+        loss: Loss,
+        regularisation: Mapping[str, float],
+        decay: float,
+        recorder: Recorder,
     ) -> None:
-        self._stages, self._regularisation, self._decay = stages, regularisation, decay
+        self._stages, self._loss, self._regularisation, self._decay = stages, loss, regularisation, decay
         self._recorder = recorder
         self._parameters = [list(stage.parameters()) for stage in stages]
 
@@ -95,7 +108,7 @@ class Objective:
         parameters = [p for block in wanted for p in block]
         gradients = [self._decay * p.detach() for p in parameters]
         value = self._decay / 2 * math.fsum(inner(block, block) for block in x) if self._decay else 0.0
-        extra = penalty(self._stages, **self._regularisation)
+        extra = penalty(self._stages, **self._regularisation)  # type: ignore[arg-type]
         if extra is not None and parameters:
             more = torch.autograd.grad(extra, parameters, allow_unused=True, materialize_grads=True)
             torch._foreach_add_(gradients, more)
@@ -105,20 +118,23 @@ class Objective:
         self, x: Point, chunks: Sequence[Chunk], blocks: Sequence[int], processor: int = 0
     ) -> tuple[Sums, float, Point]:
         """Of f with a batch for the samples: the sums, the value, and the gradient of some blocks."""
-        count = sum(len(labels) for _, labels in chunks)
+        n = self.normaliser(chunks)
         sums, gradient = self.loss_gradient(x, chunks, blocks, processor)
         total = totals(sums)
         penalties, extra = self.penalties(x, blocks)
-        return total, total.loss / count + penalties, mean_plus(gradient, count, extra)
+        return total, total.loss / n + penalties, mean_plus(gradient, n, extra)
+
+    def normaliser(self, chunks: Iterable[Chunk]) -> float:
+        """What the sum of losses of all samples is divided by for the mean."""
+        return math.fsum(self._loss.normaliser(labels) for _, labels in chunks)
 
     def _forward(self, chunk: Chunk, processor: int) -> tuple[Tensor, Sums]:
         state, labels = chunk
         with self._recorder.phase("forward", processor):
             for stage in self._stages:
                 state = stage(state)
-            loss = F.cross_entropy(state, labels, reduction="sum")
-            hits = (state.detach().argmax(1) == labels).sum()
-            known = torch.stack([loss.detach().double(), hits.double()]).tolist()
+            loss = self._loss.total(state, labels)
+            known = torch.stack([loss.detach().double(), hits(state.detach(), labels).double()]).tolist()
         return loss, Sums(*known)
 
     def _wanted(self, blocks: Sequence[int] | None) -> list[list[nn.Parameter]]:
@@ -140,56 +156,12 @@ def flat(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat([part.reshape(-1) for part in parts])
 
 
-def mean_plus(total: Point, count: int, extra: Point) -> Point:
-    """total / count + extra."""
-    return [t / count + e for t, e in zip(total, extra, strict=True)]
+def mean_plus(total: Point, normaliser: float, extra: Point) -> Point:
+    """total / normaliser + extra."""
+    return [t / normaliser + e for t, e in zip(total, extra, strict=True)]
 
 
 def _in_blocks(values: Sequence[Tensor], blocks: Sequence[Sequence[Tensor]]) -> Point:
     """The values of all tensors of some blocks as one vector a block."""
     rest = iter(values)
     return [flat([next(rest) for _ in block]) for block in blocks]
-
-
-def in_order(loader: Any) -> Iterable[Any]:
-    """The same batches from a loader each time: unshuffled and whole, where it can be told to.
-
-    A loader that can has a method ``sequential``; of others than torch's own it is assumed that they are so.
-    """
-    if hasattr(loader, "sequential"):
-        loader = loader.sequential()
-    elif isinstance(loader, DataLoader) and hasattr(loader.dataset, "__getitem__"):
-        size = loader.batch_size
-        if size is None and loader.batch_sampler is not None:
-            size = getattr(loader.batch_sampler, "batch_size", BATCH)
-        loader = DataLoader(loader.dataset, size, collate_fn=loader.collate_fn)
-    batches: Iterable[Any] = loader
-    return batches
-
-
-def gather(batches: Iterable[Any], rows: Tensor | None, like: Tensor) -> Chunk:
-    """All samples, or those of the ascending numbers ``rows``, in one piece; typed and placed ``like``."""
-    inputs, labels, seen = list[Tensor](), list[Tensor](), 0
-    for x, y in batches:
-        if rows is not None:
-            chosen = (rows[(rows >= seen) & (rows < seen + len(y))] - seen).to(y.device)
-            seen += len(y)
-            x, y = x[chosen], y[chosen]
-        inputs.append(x.to(like))
-        labels.append(y.to(like.device))
-    return torch.cat(inputs), torch.cat(labels)
-
-
-def draw(count: int, size: int, seed: int, iteration: int) -> Tensor:
-    """``size`` of ``count`` sample numbers, ascending, by seed and iteration."""
-    order = torch.randperm(count, generator=generator(seed, "objective", iteration))
-    return order[:size].sort().values
-
-
-def shares(samples: Chunk, parts: int, largest: int) -> list[list[Chunk]]:
-    """Samples in chunks of at most ``largest``, nearly as many to each of ``parts``; in order, perhaps none."""
-    inputs, labels = samples
-    size = min(largest, math.ceil(len(labels) / parts))
-    chunks = list(zip(inputs.split(size), labels.split(size), strict=True))
-    bounds = [len(chunks) * part // parts for part in range(parts + 1)]
-    return [chunks[a:b] for a, b in pairwise(bounds)]

@@ -12,15 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sglight.strategies.objective import Point, inner
-
-
-class Evaluated(NamedTuple):
-    """A point, the objective there, and which share of the samples it has right."""
-
-    point: Point
-    value: float
-    accuracy: float = math.nan
+from sglight.strategies.pvd.objective import Evaluated, Point, inner
 
 
 class Synchronised(NamedTuple):
@@ -48,11 +40,6 @@ class Search(NamedTuple):
     steps: int = 4
 
 
-def no_worse(candidate: Evaluated, start: Evaluated) -> bool:
-    """Whether a processor may return the candidate; what is not a number is worse."""
-    return candidate.value <= start.value
-
-
 def best(start: Evaluated, candidates: Sequence[Evaluated], search: Search) -> Synchronised:
     """The best candidate."""
     values = [c.value for c in candidates]
@@ -70,7 +57,7 @@ def average(start: Evaluated, candidates: Sequence[Evaluated], search: Search) -
     found = best(start, candidates, search)
     share = [1 / len(candidates)] * len(candidates)
     middle = search.evaluate(combined(start.point, [c.point for c in candidates], share))
-    return Synchronised(middle, [0.0, *share], found.winner) if no_worse(middle, start) else found
+    return Synchronised(middle, [0.0, *share], found.winner) if middle.no_worse_than(start) else found
 
 
 def affine(start: Evaluated, candidates: Sequence[Evaluated], search: Search) -> Synchronised:

@@ -1,4 +1,4 @@
-"""What each processor of parallel variable distribution minimises, and along which directions it moves the others.
+"""What each processor of parallel variable distribution minimises.
 
 Processor l has its own block x_l, and a scalar m_j for each foreign block j (Ferris & Mangasarian 1994):
 
@@ -15,53 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sglight.strategies.objective import Point
-
-DIRECTIONS = ("gradient", "normalised", "rms")
-MEMORY, FLOOR = 0.9, 1e-8  # of the running squares, as in Adam
-
-
-class Directions:
-    """Descent directions, one a block, from the gradients g at the points at which iterations begin.
-
-    ``gradient``: d = -g. ``normalised``: d_j = -g_j / ||g_j||, so that m_j is a distance as coordinates of x_l are.
-    ``rms``: d = -g / (sqrt(v) + 1e-8) entry by entry, v being the running mean of g^2 over the iterations without its
-    bias towards 0, so that m_j counts steps such as Adam's.
-
-    Args:
-        kind: one of these.
-
-    Attributes:
-        squares: the running mean of g^2, by block; empty at first. count: how many gradients it is of.
-    """
-
-    def __init__(self, kind: str) -> None:
-        if kind not in DIRECTIONS:
-            raise ValueError(
-                f"strategy.directions={kind} is unknown; choose {', '.join(DIRECTIONS[:-1])} or {DIRECTIONS[-1]}"
-            )
-        self.kind = kind
-        self.squares: Point = []
-        self.count = 0
-
-    def __call__(self, gradient: Point) -> Point:
-        """The directions at a point with this gradient."""
-        match self.kind:
-            case "gradient":
-                return [-g for g in gradient]
-            case "normalised":
-                return [-g / g.norm().clamp_min(torch.finfo(g.dtype).tiny) for g in gradient]
-            case _:
-                return self._rms(gradient)
-
-    def _rms(self, gradient: Point) -> Point:
-        before = self.squares or [torch.zeros_like(g) for g in gradient]
-        self.squares = [
-            MEMORY * v.to(g) + (1 - MEMORY) * g.square() for v, g in zip(before, gradient, strict=True)
-        ]
-        self.count += 1
-        unbiased = 1 - MEMORY**self.count
-        return [-g / ((v / unbiased).sqrt() + FLOOR) for g, v in zip(gradient, self.squares, strict=True)]
+from sglight.strategies.pvd.objective import Point
 
 
 class Subproblem:

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from sglight.link import Placement
-from sglight.strategies.objective import Chunk, Objective, Point, Sums, mean_plus, shares, totals
+from sglight.link import Peers, Placement
+from sglight.strategies.pvd.objective import Chunk, Evaluated, Objective, Point, Sums, mean_plus, totals
+from sglight.strategies.pvd.samples import shares
 from sglight.strategies.recorder import Recorder
-from sglight.strategies.synchronisation import Evaluated
 
 # Parts of an iteration; each waits for the one before it.
 PHASES = ("directions", "local", "synchronisation")
@@ -59,10 +59,12 @@ class SharedObjective:
         self.tallies: dict[int, Tally] = {}
         self._placement, self._processors, self._recorder = placement, processors, recorder
         self._samples: list[list[Chunk]] = []  # by processor
+        self._normaliser = 0.0
 
     def use(self, samples: Chunk, largest: int) -> None:
         """The samples of f, in chunks of so many at most."""
         self._samples = shares(samples, self._processors, largest)
+        self._normaliser = self.objective.normaliser(self.samples)
 
     def forget(self) -> None:
         """Begin to count."""
@@ -96,7 +98,7 @@ class SharedObjective:
         total = totals(chain(*(sums for sums, _ in parts)))
         penalties, extra = self.objective.penalties(x)
         gradient = [g.to(block.device) for g, block in zip(_sum([g for _, g in parts]), x, strict=True)]
-        return total.loss / self.size + penalties, mean_plus(gradient, self.size, extra)
+        return total.loss / self._normaliser + penalties, mean_plus(gradient, self._normaliser, extra)
 
     def alone(self, processor: int, x: Point, phase: str) -> Evaluated:
         """f at a point, evaluated by one processor: the same value as `evaluate`'s."""
@@ -109,6 +111,10 @@ class SharedObjective:
         with self._waiting():
             everyone = self._placement.peers.share(own)
         return {i: part for parts in everyone for i, part in parts.items()}
+
+    def stopwatch(self, phase: str) -> Stopwatch:
+        """Started now, for what the phase takes besides the processors' shares."""
+        return Stopwatch(self, self._placement.peers, phase)
 
     def costs(self, rest_s: float) -> tuple[list[Tally], float]:
         """All processors' tallies, and the seconds that worker 0 gives."""
@@ -140,8 +146,21 @@ class SharedObjective:
 
     def _evaluated(self, x: Point, sums: Iterable[Sums]) -> Evaluated:
         loss, hits = totals(sums)
-        value = loss / self.size + self.objective.penalties(x, [])[0]
+        value = loss / self._normaliser + self.objective.penalties(x, [])[0]
         return Evaluated(x, value if math.isfinite(value) else math.inf, hits / self.size)
+
+
+class Stopwatch:
+    """Measures the seconds in which this worker neither does the processors' shares of a phase nor waits for others."""
+
+    def __init__(self, shared: SharedObjective, peers: Peers, phase: str) -> None:
+        self._shared, self._peers, self._phase = shared, peers, phase
+        self._began, self._waited = perf_counter(), peers.waited_s
+
+    def rest_s(self) -> float:
+        """These seconds, since it was started."""
+        parts = sum(tally.seconds[self._phase] for tally in self._shared.tallies.values())
+        return perf_counter() - self._began - parts - (self._peers.waited_s - self._waited)
 
 
 def times(tallies: Sequence[Tally], rest_s: float) -> dict[str, float]:

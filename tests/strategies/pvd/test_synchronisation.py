@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
-from sglight.strategies.objective import Point, flat
-from sglight.strategies.subproblem import Directions, Subproblem
-from sglight.strategies.synchronisation import (
+from sglight.strategies.pvd.directions import Directions
+from sglight.strategies.pvd.objective import Evaluated, Point, flat
+from sglight.strategies.pvd.subproblem import Subproblem
+from sglight.strategies.pvd.synchronisation import (
     SYNCHRONISATIONS,
-    Evaluated,
     Search,
     Synchronised,
     combined,
-    no_worse,
 )
 
 SIZES = [3, 4, 2, 3]
@@ -67,7 +65,7 @@ class LeastSquares:
             problem = Subproblem(own, start.point, forget_me_not)
             problem.begin(start.point, d)
             candidate = self.minimise(problem)
-            found.append(candidate if no_worse(candidate, start) else start)
+            found.append(candidate if candidate.no_worse_than(start) else start)
         return found
 
     def iterate(self, rule: str, iterations: int, forget_me_not: bool = True) -> list[float]:
@@ -161,9 +159,3 @@ def test_weights_make_the_point_and_their_sum_is_one(rule: str) -> None:
 @pytest.mark.parametrize("rule", SYNCHRONISATIONS)
 def test_where_nobody_has_moved_nothing_moves(rule: str) -> None:
     assert torch.equal(run(rule, 0.5, 0.5, 0.5).reached.point[0], torch.tensor([0.5]))
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, 1.5])
-def test_what_is_worse_or_no_number_is_not_returned(value: float) -> None:
-    assert not no_worse(Evaluated([], value), Evaluated([], 1.0))
-    assert no_worse(Evaluated([], 1.0), Evaluated([], 1.0))

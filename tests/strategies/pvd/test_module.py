@@ -13,13 +13,12 @@ import torch.nn.functional as F
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from sglight.callbacks.pvd_loop import PVDLoop
 from sglight.errors import UserError
 from sglight.networks.dynamics import DYNAMICS
 from sglight.strategies.backprop import Backprop
-from sglight.strategies.objective import flat
 from sglight.strategies.pvd import PVD
-from sglight.strategies.synchronisation import SYNCHRONISATIONS
+from sglight.strategies.pvd.objective import flat
+from sglight.strategies.pvd.synchronisation import SYNCHRONISATIONS
 from tests.parallel.training import Resumable
 from tests.strategies.common import ADAM, IMAGES, NETWORK, assert_equal, batches, fit, whole
 
@@ -43,7 +42,7 @@ class Iterations(Callback):
 def iterate(module: PVD, data: Any, epochs: int, **options: Any) -> tuple[Iterations, pl.Trainer]:
     """Train, and tell what each iteration reports."""
     watch = Iterations()
-    callbacks = [PVDLoop(), *options.pop("callbacks", []), watch]
+    callbacks = [*options.pop("callbacks", []), watch]
     return watch, fit(module, data, epochs, callbacks=callbacks, **options)
 
 
@@ -118,7 +117,10 @@ def test_a_processor_that_overshot_goes_on_once_the_rate_is_right(
     # The second epoch's rate is 1e-2.
     scheduler = {"name": "step", "step_epochs": 1, "gamma": 1e-2 / rate}
     module = PVD(
-        {**NETWORK, "activation": "relu", "dynamics": "euler"}, optimizer, scheduler, processors=processors
+        {**NETWORK, "activation": "relu", "dynamics": "euler"},
+        optimizer,
+        scheduler=scheduler,
+        processors=processors,
     )
     refused, accepted = iterate(module, batches(4), epochs=2)[0].reports
     for i in range(processors):
@@ -230,7 +232,7 @@ def test_a_resumed_training_ends_bit_identical(name: str, tmp_path: Path) -> Non
         module = PVD(IMAGES, ADAM, processors=2, **RESUMED[name])
         trainer = pl.Trainer(
             max_epochs=3, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-            default_root_dir=tmp_path, callbacks=[PVDLoop(), *options.pop("callbacks", [])], **options,
+            default_root_dir=tmp_path, callbacks=options.pop("callbacks", []), **options,
         )  # fmt: skip
         data = Resumable(batches(5, shape=(1, 6, 6)))
         data.trainer = trainer
@@ -276,7 +278,7 @@ def test_an_error_leaves_the_weights_of_the_last_synchronisation() -> None:
                     next(pl_module.parameters()).data.add_(1)
                     raise OSError("no more")
 
-                pl_module.shared.objective.on_batch = broken
+                pl_module.iterations.shared.objective.on_batch = broken
 
     with pytest.raises(OSError, match="no more"):
         iterate(module, batches(3), epochs=2, callbacks=[Fail()])
@@ -304,6 +306,34 @@ def test_a_second_training_begins_anew_with_its_own_data() -> None:
     assert watch.reports[0]["pvd/accuracy"] == pytest.approx(float((module(x).argmax(1) == y).float().mean()))
 
 
+def test_a_loss_with_weights_is_what_is_minimised_and_validated() -> None:
+    weights, data = [1.0, 0.2, 2.0, 0.5], batches(3)
+    module = PVD(NETWORK, ADAM, processors=2, loss={"class_weights": weights}, chunk_samples=5)
+    trainer = pl.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=1,
+    )  # fmt: skip
+    loader = DataLoader(data, batch_size=None)
+    trainer.fit(module, loader, loader)
+    x, y = (torch.cat(parts) for parts in zip(*data, strict=True))
+    with torch.no_grad():
+        expected = float(F.cross_entropy(module(x), y, torch.tensor(weights)))
+    metrics = trainer.callback_metrics
+    assert float(metrics["pvd/objective_after"]) == pytest.approx(expected, rel=1e-5)
+    assert float(metrics["val/loss"]) == pytest.approx(expected, rel=1e-5)
+    assert metrics["pvd/objective_after"] < metrics["pvd/objective_before"]
+
+
+def test_the_summary_says_what_is_done() -> None:
+    options = {"clip_norm": 0.5, "regularisation": {"smoothness": 0.1}, "loss": {"label_smoothing": 0.1}}
+    assert PVD(NETWORK, ADAM, processors=3, **options).describe() == (
+        "pvd, adam, rate 0.01; 3 processors, rms directions, affine synchronisation; "
+        "cross-entropy, label smoothing 0.1; each processor's gradient clipped at 0.5; smooth in time across cuts"
+    )
+    quick = PVD(NETWORK, ADAM, local_solver="lbfgs", forget_me_not=False, synchronisation="best")
+    assert quick.describe() == "pvd, L-BFGS; 2 processors without forget-me-not, best synchronisation"
+
+
 def test_it_stops_at_a_target_or_when_nothing_is_gained() -> None:
     easy = PVD(NETWORK, ADAM, processors=2, target_accuracy=0.05)
     assert iterate(easy, batches(2), epochs=5)[1].current_epoch == 1
@@ -314,20 +344,10 @@ def test_it_stops_at_a_target_or_when_nothing_is_gained() -> None:
     assert iterate(PVD(NETWORK, ADAM, min_decrease=0.0), batches(2), epochs=3)[1].current_epoch == 3
 
 
-def test_without_the_callback_one_sentence() -> None:
-    with pytest.raises(UserError, match=r"callbacks=\[PVDLoop\(\)\]"):
-        fit(PVD(NETWORK, ADAM), batches(2))
-
-
-def test_the_callback_with_another_strategy_is_one_sentence() -> None:
-    with pytest.raises(UserError, match="PVDLoop iterates the strategy PVD, not Backprop"):
-        fit(Backprop(NETWORK, ADAM), batches(2), callbacks=[PVDLoop()])
-
-
 def test_a_start_that_overflows_is_one_sentence() -> None:
     network = {**NETWORK, "activation": "relu", "dynamics": "euler", "horizon": 1e30}
     with pytest.raises(UserError, match=r"model\.horizon"):
-        fit(PVD(network, ADAM), batches(2), callbacks=[PVDLoop()])
+        fit(PVD(network, ADAM), batches(2))
 
 
 @pytest.mark.parametrize(
@@ -337,6 +357,7 @@ def test_a_start_that_overflows_is_one_sentence() -> None:
         ({"normalisation": "batch"}, {}, r"model\.normalisation=batch"),
         ({}, {"synchronisation": "worst"}, r"strategy\.synchronisation=worst .* best, average, affine"),
         ({}, {"local_solver": "newton"}, r"strategy\.local_solver=newton .* first_order, lbfgs"),
+        ({}, {"acceptance": "always"}, r"strategy\.acceptance=always .* no_worse"),
         ({}, {"local_solver": "lbfgs", "clip_norm": 1.0}, r"strategy\.clip_norm"),
         ({}, {"optimizer": {**ADAM, "name": "adamw", "weight_decay": 0.1}}, "adamw"),
         ({}, {"local_steps": 0}, r"strategy\.local_steps=0 must be at least 1"),
@@ -352,16 +373,17 @@ def test_what_does_not_go_together_names_its_key(
 
 
 def test_the_schedule_says_who_does_what() -> None:
-    rows = PVD(NETWORK, ADAM, processors=3).schedule(2).splitlines()
-    assert len(rows) == 2
-    assert "processor 0, then processor 1" in rows[0] or "processor 1, then processor 2" in rows[1]
+    assert PVD(NETWORK, ADAM, processors=3).schedule(2).splitlines() == [
+        "worker 0  1/3 of the gradient | processor 0 | 1/3 of the synchronisation",
+        "worker 1  2/3 of the gradient | processor 1, then processor 2 | 2/3 of the synchronisation",
+    ]
 
 
 def test_validation_sees_the_synchronised_network() -> None:
     module = PVD(NETWORK, ADAM, processors=2)
     trainer = pl.Trainer(
         max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, callbacks=[PVDLoop()],
+        enable_model_summary=False, num_sanity_val_steps=0,
     )  # fmt: skip
     loader = DataLoader(batches(3), batch_size=None)
     trainer.fit(module, loader, loader)

@@ -1,0 +1,84 @@
+"""One processor of parallel variable distribution: its steps on batches, and the point that it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from sglight.strategies.pvd.acceptance import Acceptance
+from sglight.strategies.pvd.local import LocalSolver, Step
+from sglight.strategies.pvd.objective import Chunk, Evaluated, Point, Sums
+from sglight.strategies.pvd.sharing import SharedObjective
+from sglight.strategies.pvd.subproblem import Subproblem
+
+# What a processor returns: its block and its scalars, with the objective and the accuracy there.
+Candidate = tuple[Tensor, Tensor, float, float]
+# Where it is between two batches: block, scalars, and how many samples it has seen, by what for.
+Position = tuple[Tensor, Tensor, dict[str, int]]
+
+
+class Processor:
+    """Processor l of p, which lives here.
+
+    Args:
+        problem: what it minimises. solver: by what. acceptance: by which rule it keeps what it finds.
+        shared: the objective on whose samples its point is evaluated.
+
+    Attributes:
+        own: l. optimizer: the solver's, for its variables.
+    """
+
+    def __init__(
+        self, problem: Subproblem, solver: LocalSolver, acceptance: Acceptance, shared: SharedObjective
+    ) -> None:
+        self.own = problem.own
+        self.optimizer = solver.optimizer(problem.variables)
+        self._problem, self._solver, self._acceptance, self._shared = problem, solver, acceptance, shared
+
+    def begin(self, x: Point, directions: Point) -> None:
+        """Begin an iteration, from x."""
+        self._problem.begin(x, directions)
+
+    def descend(self, chunks: Sequence[Chunk], step: Step) -> Sums:
+        """Take the local solver's steps on a batch; returns the sums at the point before them.
+
+        Args:
+            chunks: the batch. step: what takes a step of the optimiser.
+        """
+        problem, seen = self._problem, list[Sums]()
+
+        def closure() -> float:
+            with self._shared.counted(self.own, "local", chunks, "gradient"):
+                sums, value, gradient = self._shared.objective.on_batch(
+                    problem.point(), chunks, problem.wanted, self.own
+                )
+            seen.append(sums)
+            problem.pull_back(gradient)
+            return value
+
+        self._solver.descend(self.optimizer, closure, step)
+        return seen[0]
+
+    def candidate(self, start: Evaluated, directions: Point) -> Candidate:
+        """What it returns at the end of an iteration: where it is, or the start if that is not accepted."""
+        found = self._shared.alone(self.own, self._problem.point(), "local")
+        if not self._acceptance.accepts(found, start):
+            found = start
+            self._problem.begin(start.point, directions)
+            self._solver.restart(self.optimizer)
+        return *self._variables(), found.value, found.accuracy
+
+    def position(self) -> Position:
+        """Where it is, for a checkpoint in mid-iteration."""
+        return *self._variables(), dict(self._shared.tallies[self.own].samples)
+
+    def go_on(self, x: Point, directions: Point, position: Position) -> None:
+        """Be in that position of an iteration from x."""
+        block, scalars, samples = position
+        self._problem.begin(x, directions)
+        self._problem.move(block, scalars)
+        self._shared.tallies[self.own].samples.update(samples)
+
+    def _variables(self) -> tuple[Tensor, Tensor]:
+        return self._problem.block.detach().clone(), self._problem.scalars.detach().clone()

@@ -1,0 +1,93 @@
+"""The training samples that the objective is the mean of: all of them, or a part drawn for each iteration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from sglight.networks.seeding import generator
+from sglight.strategies.pvd.objective import Chunk
+
+# Samples that are read at once where nobody says how many.
+BATCH = 256
+
+
+class Samples:
+    """Which samples f is the mean of.
+
+    Args:
+        size: how many, drawn anew for each iteration; None for all.
+        seed: of the draws.
+
+    Attributes:
+        total: how many the training set has; 0 until they have been counted.
+    """
+
+    def __init__(self, size: int | None, seed: int) -> None:
+        self.size, self.seed = size, seed
+        self.total = 0
+
+    @property
+    def are_fixed(self) -> bool:
+        """Whether they are the same in all iterations."""
+        return self.size is None
+
+    def choose(self, loader: Any, iteration: int, like: Tensor) -> Chunk | None:
+        """The samples of an iteration, typed and placed ``like``; None where they are those of the one before."""
+        if self.total and self.are_fixed:
+            return None
+        batches, rows = in_order(loader), None
+        self.total = self.total or sum(len(labels) for _, labels in batches)
+        if self.size is not None:
+            rows = draw(self.total, self.size, self.seed, iteration)
+        return gather(batches, rows, like)
+
+
+def in_order(loader: Any) -> Iterable[Any]:
+    """The same batches from a loader each time: unshuffled and whole, where it can be told to.
+
+    A loader that can has a method ``sequential``; of others than torch's own it is assumed that they are so.
+    """
+    if hasattr(loader, "sequential"):
+        loader = loader.sequential()
+    elif isinstance(loader, DataLoader) and hasattr(loader.dataset, "__getitem__"):
+        size = loader.batch_size
+        if size is None and loader.batch_sampler is not None:
+            size = getattr(loader.batch_sampler, "batch_size", BATCH)
+        loader = DataLoader(loader.dataset, size, collate_fn=loader.collate_fn)
+    batches: Iterable[Any] = loader
+    return batches
+
+
+def gather(batches: Iterable[Any], rows: Tensor | None, like: Tensor) -> Chunk:
+    """All samples, or those of the ascending numbers ``rows``, in one piece; typed and placed ``like``."""
+    inputs, labels, seen = list[Tensor](), list[Tensor](), 0
+    for x, y in batches:
+        if rows is not None:
+            chosen = (rows[(rows >= seen) & (rows < seen + len(y))] - seen).to(y.device)
+            seen += len(y)
+            x, y = x[chosen], y[chosen]
+        inputs.append(x.to(like))
+        labels.append(y.to(like.device))
+    return torch.cat(inputs), torch.cat(labels)
+
+
+def draw(count: int, size: int, seed: int, iteration: int) -> Tensor:
+    """``size`` of ``count`` sample numbers, ascending, by seed and iteration."""
+    order = torch.randperm(count, generator=generator(seed, "objective", iteration))
+    return order[:size].sort().values
+
+
+def shares(samples: Chunk, parts: int, largest: int) -> list[list[Chunk]]:
+    """Samples in chunks of at most ``largest``, nearly as many to each of ``parts``; in order, perhaps none."""
+    inputs, labels = samples
+    size = min(largest, math.ceil(len(labels) / parts))
+    chunks = list(zip(inputs.split(size), labels.split(size), strict=True))
+    bounds = [len(chunks) * part // parts for part in range(parts + 1)]
+    return [chunks[a:b] for a, b in pairwise(bounds)]
