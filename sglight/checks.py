@@ -44,7 +44,7 @@ POSITIVE = (
     "strategy.scheduler.gamma"
 )
 BELOW_ONE = (
-    "dataset.validation_fraction dataset.test_fraction strategy.optimizer.momentum "
+    "dataset.validation_fraction dataset.test_fraction strategy.optimizer.momentum strategy.optimizer.delay_momentum "
     "strategy.estimator.optimizer.momentum"
 )
 PARTS = "trainer.limit_train_batches trainer.limit_val_batches trainer.limit_test_batches"

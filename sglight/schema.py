@@ -21,7 +21,7 @@ Opening = StrEnum("Opening", ["pad", "repeat", "linear", "conv"])
 Connector = StrEnum("Connector", ["pad", "linear"])
 Head = StrEnum("Head", ["flatten", "pool"])
 Init = StrEnum("Init", ["random", "smooth", "identity", "zeros"])
-OptimizerName = StrEnum("OptimizerName", ["adam", "adamw", "sgd"])
+OptimizerName = StrEnum("OptimizerName", ["adam", "adamw", "nadam", "sgd"])
 SchedulerName = StrEnum("SchedulerName", ["none", "cosine", "step", "exponential", "plateau"])
 Directions = StrEnum("Directions", ["gradient", "normalised", "rms"])
 LocalSolver = StrEnum("LocalSolver", ["first_order", "lbfgs"])
@@ -29,6 +29,7 @@ Synchronisation = StrEnum("Synchronisation", ["best", "average", "affine"])
 EstimatorName = StrEnum("EstimatorName", ["linear", "mlp", "conv"])
 Prolongation = StrEnum("Prolongation", ["linear", "constant"])
 Backward = StrEnum("Backward", ["stashed", "replayed", "rebuilt"])
+LateMoments = StrEnum("LateMoments", ["reset", "keep"])
 Moments = StrEnum("Moments", ["prolong", "reset"])
 Accelerator = StrEnum("Accelerator", ["auto", "cpu", "gpu", "cuda", "mps"])
 Monitoring = StrEnum("Monitoring", ["min", "max"])
@@ -68,7 +69,9 @@ class OptimizerConfig:
     lr: float = 1e-3
     weight_decay: float = 0.0
     momentum: float = 0.9
+    nesterov: bool = False
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    delay_momentum: float = 0.99
 
 
 @dataclass
@@ -154,6 +157,8 @@ class DelayedConfig(StrategyConfig):
     microbatches: int | None = None
     slack: int = 0
     backward: Backward = Backward.stashed
+    exact_epochs: float = 0.0
+    moments: LateMoments = LateMoments.reset
     diagnose_every_n_batches: int = 100
 
 

@@ -18,8 +18,9 @@ from typing_extensions import override
 
 from sglight.compat.lightning import batch_size
 from sglight.gradients.delayed import BACKWARDS, check_rebuilt
+from sglight.strategies.optim import betas
 from sglight.strategies.schedule import Pipelined
-from sglight.strategies.staged import Shared, StagedModule
+from sglight.strategies.staged import Batch, Shared, StagedModule
 
 
 class Delayed(StagedModule):
@@ -32,6 +33,10 @@ class Delayed(StagedModule):
             more than twice as large).
         slack: 0, or 1: a round more between two stages, so that one that is late holds nobody up.
         backward: ``stashed``, ``replayed`` or ``rebuilt``, see `sglight.gradients.delayed`.
+        exact_epochs: for so many epochs at the beginning, or parts of one, the pipeline empties at each batch: a
+            network that has begun with exact gradients minds late ones less.
+        moments: those of the optimisers when late gradients begin: ``reset``, or ``keep``, with which the second
+            moments of small exact gradients make the first late steps too long.
         diagnose_every_n_batches: see `Diagnosis`.
 
     Raises:
@@ -46,6 +51,8 @@ class Delayed(StagedModule):
         microbatches: int | None = None,
         slack: int = 0,
         backward: str = "stashed",
+        exact_epochs: float = 0,
+        moments: str = "reset",
         diagnose_every_n_batches: int = 100,
         **shared: Unpack[Shared],
     ) -> None:
@@ -53,8 +60,12 @@ class Delayed(StagedModule):
             raise ValueError(f"strategy.backward={backward} is unknown; choose one of {', '.join(BACKWARDS)}")
         if slack not in (0, 1):
             raise ValueError(f"strategy.slack={slack} is not allowed; it must be 0 or 1")
+        if moments not in ("reset", "keep"):
+            raise ValueError(f"strategy.moments={moments} is unknown; choose reset or keep")
         if microbatches is not None and microbatches < 1:
             raise ValueError(f"strategy.microbatches={microbatches} must be at least 1, or null")
+        if not 0 <= exact_epochs < math.inf:
+            raise ValueError(f"strategy.exact_epochs={exact_epochs} must be 0 or more")
         self.microbatches, self.passes = microbatches, backward
         super().__init__(
             network, optimizer, **shared, stages=stages, schedule=Pipelined(microbatches or 1, slack),
@@ -62,25 +73,69 @@ class Delayed(StagedModule):
         )  # fmt: skip
         if backward == "rebuilt":
             check_rebuilt(self.spec)
+        self.exact_epochs, self.moments = exact_epochs, moments
+        self.is_late = True
+        self._begin(late=exact_epochs == 0)
+
+    def _begin(self, late: bool) -> None:
+        """Train with late gradients from now on, or with exact ones."""
+        if late != self.is_late:
+            self.is_late = late
+            self.follow(replace(self.plan, schedule=replace(self._schedule, flushes=not late)))
+
+    @property
+    def _schedule(self) -> Pipelined:
+        schedule = self.plan.schedule
+        assert isinstance(schedule, Pipelined)
+        return schedule
+
+    @override
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        if not self.is_late and self._exact_is_over():
+            self._begin(late=True)
+            self.runtime.begin(self.runtime.batch)
+            for (i, _), optimizer in zip(self.own_stages(), self.trainer.optimizers, strict=False):
+                if self.moments == "reset":
+                    optimizer.state.clear()
+                for group in optimizer.param_groups if self.plan.optimizer["name"] == "nadam" else ():
+                    group["betas"] = betas(
+                        self.plan.optimizer, self.plan.schedule.lateness(i, self.plan.last)
+                    )
+        super().training_step(batch, batch_idx)
+
+    def _exact_is_over(self) -> bool:
+        batches = self.trainer.num_training_batches
+        if math.isinf(batches):  # data that do not know their length: by whole epochs
+            return self.current_epoch >= self.exact_epochs
+        return self.runtime.batch >= self.exact_epochs * batches
+
+    @override
+    def progress(self) -> dict[str, Any]:
+        return {**super().progress(), "is_late": self.is_late}
+
+    @override
+    def go_on_from(self, progress: Mapping[str, Any]) -> None:
+        self._begin(progress["is_late"])
+        super().go_on_from(progress)
 
     @override
     def facts(self) -> list[str]:
-        last, schedule = self.plan.last, self.plan.schedule
-        assert isinstance(schedule, Pipelined)
+        last, schedule = self.plan.last, replace(self._schedule, flushes=False)
         # In full swing, the first piece of a batch is the one that waits longest.
         piece = schedule.pieces * (schedule.latency(last) + 1)
         late = ", ".join(str(schedule.staleness(i, piece, last)) for i in range(last + 1))
         name, stages, *rest = super().facts()
         source = f"{self.passes} backward passes, {decimal(self.bytes_in_flight())} in flight"
-        return [name, stages, f"gradients late by {late} updates, by stage", source, *rest]
+        exact = f"exact for the first {self.exact_epochs:g} epochs, then " if self.exact_epochs else ""
+        fresh = f", moments {self.moments}" if self.exact_epochs else ""
+        return [name, stages, f"{exact}gradients late by {late} updates, by stage{fresh}", source, *rest]
 
     def bytes_in_flight(self) -> int:
         """About how much all stages keep of the pieces that are between their forward and their backward pass.
 
         By the batch size of the data if that is known, otherwise for one sample a piece.
         """
-        spec, schedule, last = self.spec, self.plan.schedule, self.plan.last
-        assert isinstance(schedule, Pipelined)
+        spec, schedule, last = self.spec, self._schedule, self.plan.last
         samples = -(-(batch_size(self.trainer) or schedule.pieces) // schedule.pieces)
         values = 0
         for i, (start, stop) in enumerate(pairwise(self.cuts)):
@@ -94,11 +149,9 @@ class Delayed(StagedModule):
     @override
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        schedule = self.plan.schedule
-        assert isinstance(schedule, Pipelined)
         if stage == "fit" and self.microbatches is None:
-            pieces = default_pieces(batch_size(self.trainer), schedule.delay(0, self.plan.last))
-            self.follow(replace(self.plan, schedule=replace(schedule, pieces=pieces)))
+            pieces = default_pieces(batch_size(self.trainer), self._schedule.delay(0, self.plan.last))
+            self.follow(replace(self.plan, schedule=replace(self._schedule, pieces=pieces)))
 
 
 def default_pieces(samples: int | None, delay: int) -> int:

@@ -27,9 +27,15 @@ def scheduler_settings(config: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def make_optimizer(
-    config: Mapping[str, Any], parameters: Iterable[nn.Parameter], key: str = "strategy.optimizer"
+    config: Mapping[str, Any],
+    parameters: Iterable[nn.Parameter],
+    key: str = "strategy.optimizer",
+    lateness: float = 0.0,
 ) -> Optimizer:
-    """``adam``, ``adamw`` or ``sgd`` with the config's ``lr, weight_decay, momentum, betas``.
+    """``adam``, ``adamw``, ``nadam`` or ``sgd`` with the config's ``lr, weight_decay, momentum, nesterov, betas``.
+
+    Args:
+        lateness: of the gradients, from 0 to 1 for the latest ones, for which nadam has another momentum: see `betas`.
 
     The kernels are the multi-tensor ones on the CPU as well: fused CPU kernels round the last elements of a tensor
     differently, so that a network cut into stages would not learn bit for bit as the whole does.
@@ -43,8 +49,25 @@ def make_optimizer(
             return torch.optim.Adam(parameters, betas=tuple(config["betas"]), **shared)
         case "adamw":
             return torch.optim.AdamW(parameters, betas=tuple(config["betas"]), **shared)
+        case "nadam":
+            rates = {"lr": config["lr"], "weight_decay": config["weight_decay"]}
+            return torch.optim.NAdam(parameters, betas=betas(config, lateness), foreach=True, **rates)
         case _:
-            return torch.optim.SGD(parameters, momentum=config["momentum"], **shared)
+            momentum, nesterov = config["momentum"], config["nesterov"]
+            if nesterov and not momentum:
+                raise ValueError(f"{key}.nesterov=true needs {key}.momentum above 0")
+            return torch.optim.SGD(parameters, momentum=momentum, nesterov=nesterov, **shared)
+
+
+def betas(config: Mapping[str, Any], lateness: float) -> tuple[float, float]:
+    """Decay of an optimiser's moments: nadam's first one grows to ``delay_momentum`` for the latest gradients.
+
+    beta_1 + (delay_momentum - beta_1) d_i / d_0 (after Ajanthan et al. 2025).
+    """
+    config = optimizer_settings(config)
+    first, second = config["betas"]
+    late = lateness if config["name"] == "nadam" else 0.0
+    return first + (config["delay_momentum"] - first) * late, second
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,10 @@ class Schedule(ABC):
                 updates += forward and action.kind == "update"
         raise AssertionError("a piece has no backward pass")
 
+    def lateness(self, i: int, last: int) -> float:
+        """How late the gradients of stage i are, as a part of the latest; 0 if none are."""
+        return 0.0
+
     @abstractmethod
     def describe(self) -> str:
         """In a few words."""
@@ -152,6 +156,9 @@ class Pipelined(Schedule):
     def delay(self, i: int, last: int) -> int:
         """d_i: how many rounds behind its forward pass a piece goes backward through stage i."""
         return (1 + self.slack) * (last - i)
+
+    def lateness(self, i: int, last: int) -> float:
+        return 0.0 if self.flushes or last == 0 else (last - i) / last
 
     def actions(self, n: int, own: range, last: int) -> Iterator[Action]:
         yield from (Action("forward", i, n) for i in own)

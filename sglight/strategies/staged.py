@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any, TypedDict
 
 import pytorch_lightning as pl
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -114,6 +115,8 @@ class StagedModule(pl.LightningModule):
         self.diagnosis = self.runtime.observer = Diagnosis(diagnose_every_n_batches)
         self.curves = Curves()
         self.evaluation = Evaluation()
+        # Whether the workers have compared the first labels of this epoch.
+        self._compared = False
 
     def follow(self, plan: Plan) -> None:
         """Train by another plan from now on."""
@@ -258,7 +261,7 @@ class StagedModule(pl.LightningModule):
         if not self.stages:
             self.configure_model()
             for part in (self.stages, self.estimators):
-                part.to(self.device, self.dtype).train(self.training)
+                part.to(self.device).to(self.dtype).train(self.training)  # type: ignore[arg-type]
 
     # Optimisers and their schedules.
 
@@ -274,10 +277,12 @@ class StagedModule(pl.LightningModule):
 
     def make_optimizers(self) -> list[tuple[str, Optimizer]]:
         """Named optimisers: the stages' first, then those of the estimators that have one."""
-        named = [
-            (f"stage_{i}", make_optimizer(self.plan.optimizer, stage.parameters()))
-            for i, stage in self.own_stages()
-        ]
+        plan, named = self.plan, list[tuple[str, Optimizer]]()
+        for i, stage in self.own_stages():
+            late = plan.schedule.lateness(i, plan.last)
+            named.append(
+                (f"stage_{i}", make_optimizer(plan.optimizer, stage.parameters(), lateness=late))
+            )
         for key, estimator in self._learners():
             config = self.plan.source.estimator_optimizer()
             estimator.optimizer = make_optimizer(
@@ -403,10 +408,21 @@ class StagedModule(pl.LightningModule):
         self.runtime.batch = self.global_step
         self.runtime.take_up_sums()
         self.diagnosis.forget()
+        self._compared = False
 
     @override
     def on_train_epoch_start(self) -> None:
         self.recorder.clear(self.placement)
+        self._compared = False
+
+    @override
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if not self._compared:
+            self._compared = True
+            self._compare_batches(batch, self.trainer.num_training_batches, f"epoch {self.current_epoch}")
+
+    def _compare_batches(self, batch: Batch, batches: float, when: str) -> None:
+        agreement.check_batches(self.placement.peers, batch[1], batches, when)
 
     @override
     def on_train_epoch_end(self) -> None:
@@ -448,6 +464,16 @@ class StagedModule(pl.LightningModule):
             self.log("speedup/theoretical", speedup(self.plan.schedule, groups, times))
 
     # Evaluation.
+
+    @override
+    def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if batch_idx == 0:
+            self._compare_batches(batch, sum(self.trainer.num_val_batches), "the validation")
+
+    @override
+    def on_test_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if batch_idx == 0:
+            self._compare_batches(batch, sum(self.trainer.num_test_batches), "the test")
 
     @override
     def on_validation_model_zero_grad(self) -> None:
@@ -541,7 +567,12 @@ class StagedModule(pl.LightningModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.go_on_from(checkpoint.get("progress", {}))
+        trainer = self._trainer
+        training = self.training_identity() if trainer and trainer.state.fn == TrainerFn.FITTING else None
+        path = getattr(trainer, "ckpt_path", None)
+        naming.check(checkpoint, self.identity(), training, f"ckpt_path={path}" if path else "this")
+        self.go_on_from(checkpoint["progress"])
+        self._build()
         self.runtime.take_up(checkpoint.get("in_flight", {}))
         own = self.state_dict()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in own}

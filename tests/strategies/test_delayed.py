@@ -54,12 +54,12 @@ def reference(
     m: int,
     slack: int,
     backward: str,
-    lr: float = 1e-2,
+    adam: list[torch.optim.Adam] | None = None,
 ) -> None:
     """The rounds of all stages in one loop; nothing of `sglight.strategies` is used."""
     last, count = len(stages) - 1, len(data) * m
     delays = [(1 + slack) * (last - i) for i in range(last + 1)]
-    adam = [torch.optim.Adam(s.parameters(), lr=lr) for s in stages]
+    adam = adam or [torch.optim.Adam(s.parameters(), lr=1e-2) for s in stages]
     pieces = [p for x, y in data for p in zip(x.tensor_split(m), y.tensor_split(m), strict=True)]
     states: list[dict[int, Tensor]] = [{} for _ in stages]
     gradients: list[dict[int, Tensor]] = [{} for _ in stages]  # with respect to what a stage began with
@@ -257,11 +257,39 @@ def test_each_update_has_the_rate_of_its_number() -> None:
     assert seen[0] == seen[1] == seen[2] and len(set(seen[0])) == 6
 
 
+@pytest.mark.parametrize("moments", ["reset", "keep"])
+@pytest.mark.parametrize("m", [1, 3])
+def test_a_warm_start_is_backprop_and_then_late(m: int, moments: str) -> None:
+    """Three of twelve batches exact, by plain autograd through all stages, then the loop of late gradients."""
+    data = batches(12)
+    module = delayed(stages=3, microbatches=m, exact_epochs=0.25, moments=moments)
+    plain = parts(NETWORK, module.cuts)
+    adam = [torch.optim.Adam(s.parameters(), lr=1e-2) for s in plain]
+    for x, y in data[:3]:
+        for px, py in zip(x.tensor_split(m), y.tensor_split(m), strict=True):
+            h = px
+            for stage in plain:
+                h = stage(h)
+            F.cross_entropy(h, py, reduction="sum").backward()
+        for stage, optimizer in zip(plain, adam, strict=True):
+            for p in stage.parameters():
+                assert p.grad is not None
+                p.grad *= 1 / len(y)
+            optimizer.step()
+            optimizer.zero_grad()
+    reference(plain, data[3:], m, 0, "stashed", adam=adam if moments == "keep" else None)
+    fit(module, data)
+    for i, stage in enumerate(plain):
+        assert_equal(dict(module.stage(i).named_parameters()), dict(stage.named_parameters()))
+
+
 @pytest.mark.parametrize("backward", ["stashed", "replayed", "rebuilt"])
 @pytest.mark.parametrize(("m", "slack"), [(1, 0), (2, 1), (3, 0)])
 def test_resuming_in_mid_epoch_ends_bit_identical(m: int, slack: int, backward: str, tmp_path: Path) -> None:
     network = {**IMAGES, "opening": "conv", "opening_normalisation": "batch"}
+    # Exact gradients until in the second epoch: resumed before, at and behind the change.
     options: dict[str, Any] = {"stages": 3, "microbatches": m, "slack": slack, "backward": backward}
+    options["exact_epochs"] = 6 / 7
 
     def train(ckpt: Path | None = None) -> Delayed:
         saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
@@ -276,7 +304,7 @@ def test_resuming_in_mid_epoch_ends_bit_identical(m: int, slack: int, backward: 
         return module
 
     straight = train()
-    for step in (3, 9, 12):
+    for step in (3, 6, 9, 12):
         resumed = train(tmp_path / f"step={step}.ckpt")
         assert_equal(resumed.state_dict(), straight.state_dict())
 
@@ -338,3 +366,14 @@ def test_what_cannot_be_rebuilt_says_why() -> None:
         ValueError, match=r"strategy\.backward=rebuilt does not go with model\.normalisation=batch"
     ):
         delayed({**IMAGES, "normalisation": "batch"}, backward="rebuilt")
+
+
+def test_nadam_leans_on_momentum_where_gradients_are_late() -> None:
+    nadam = {"name": "nadam", "lr": 1e-3}
+    runs = {
+        exact: Delayed(NETWORK, nadam, stages=3, microbatches=1, exact_epochs=exact) for exact in (0, 0.5, 9)
+    }
+    for exact, module in runs.items():
+        trainer = fit(module, batches(6))
+        first = [optimizer.param_groups[0]["betas"][0] for optimizer in trainer.optimizers]
+        assert first == pytest.approx([0.9, 0.9, 0.9] if exact == 9 else [0.99, 0.945, 0.9])

@@ -92,7 +92,7 @@ def test_a_cut_tensor_is_updated_like_the_whole(name: str) -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"strategy\.optimizer\.name=rmsprop .*one of adam, adamw, sgd"):
+    with pytest.raises(ValueError, match=r"strategy\.optimizer\.name=rmsprop .*one of adam, adamw, nadam, sgd"):
         make_optimizer({"name": "rmsprop", "lr": 1}, [nn.Parameter(torch.zeros(1))])
     with pytest.raises(
         ValueError, match=r"strategy\.scheduler\.name=cosin is unknown; did you mean cosine\?"
@@ -335,3 +335,19 @@ def test_defaults_of_sgd_and_step_are_at_work() -> None:
         assert optimizer.param_groups[0]["lr"] == 1e-3
         scheduler.step()
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
+
+
+def test_nadams_momentum_grows_with_the_delay() -> None:
+    config = {"name": "nadam", "lr": 0.01, "betas": [0.9, 0.999], "delay_momentum": 0.99}
+    found = []
+    for lateness in (0.0, 0.5, 1.0):
+        optimizer = make_optimizer(config, [nn.Parameter(torch.zeros(1))], lateness=lateness)
+        found.append(optimizer.param_groups[0]["betas"])
+    assert found == [(0.9, 0.999), (pytest.approx(0.945), 0.999), (pytest.approx(0.99), 0.999)]
+
+
+def test_nesterov_needs_momentum() -> None:
+    parameter = [nn.Parameter(torch.zeros(1))]
+    assert make_optimizer({"name": "sgd", "nesterov": True}, parameter).param_groups[0]["nesterov"]
+    with pytest.raises(ValueError, match=r"strategy\.optimizer\.nesterov=true needs"):
+        make_optimizer({"name": "sgd", "nesterov": True, "momentum": 0.0}, parameter)
