@@ -145,7 +145,6 @@ class DNIConfig(StrategyConfig):
     lag: int = 1
     estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
     diagnose_every_n_batches: int = 50
-    diagnose_every_n_batches: int = 50
 
 
 @dataclass

@@ -66,4 +66,4 @@ def check_batches(peers: Peers, labels: Tensor, batches: float, when: str) -> No
 
 def checksum(labels: Tensor) -> int:
     """Of the values, bit for bit."""
-    return crc32(labels.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return crc32(labels.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ class Runtime:
         self.comparing = False
         self.comparisons: dict[str, Tensor] = {}
         if len(self.placement.own) == self.plan.last + 1:  # channels of a failed training may hold something
-            self.placement = alone(self.plan.last + 1)
+            self.placement = replace(alone(self.plan.last + 1), peers=self.placement.peers)
         self.begin(0)
 
     def begin(self, batch: int, round_: int = 0) -> None:

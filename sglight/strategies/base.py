@@ -1,1 +1,0 @@
-from sglight.strategies.staged import Batch, StagedModule  # noqa: F401

@@ -1,0 +1,228 @@
+"""A network in stages: what it is, where it is, and what it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypedDict
+
+import pytorch_lightning as pl
+from torch import Tensor, nn
+from typing_extensions import override
+
+from sglight.gradients import GradientSource, TrueGradient
+from sglight.link import Placement
+from sglight.networks import NetworkSpec, Stage
+from sglight.strategies import agreement, descent
+from sglight.strategies.curves import Curves
+from sglight.strategies.diagnosis import Diagnosis
+from sglight.strategies.evaluation import Evaluation
+from sglight.strategies.loss import Loss
+from sglight.strategies.optim import (
+    optimizer_settings,
+    scheduler_settings,
+)
+from sglight.strategies.plan import Plan
+from sglight.strategies.recorder import Recorder
+from sglight.strategies.runtime import Runtime
+from sglight.strategies.schedule import Locked, Schedule
+from sglight.strategies.simulation import in_flight
+
+# Inputs and labels; inputs are None where the first stage does not live.
+Batch = tuple[Tensor | None, Tensor]
+
+
+class Shared(TypedDict, total=False):
+    """The keywords that all strategies share, see `StagedModule`."""
+
+    scheduler: Mapping[str, Any] | None
+    clip_norm: float | None
+    regularisation: Mapping[str, float] | None
+    loss: Mapping[str, Any] | None
+
+
+class StagedNetwork(pl.LightningModule):
+    """The stages of a network that live in this process, and what trains and evaluates them; see `StagedModule`."""
+
+    level = 0
+    part = "stage"
+    inputs_everywhere = False
+
+    def __init__(
+        self,
+        network: Mapping[str, Any],
+        optimizer: Mapping[str, Any],
+        scheduler: Mapping[str, Any] | None = None,
+        clip_norm: float | None = None,
+        regularisation: Mapping[str, float] | None = None,
+        stages: int = 1,
+        loss: Mapping[str, Any] | None = None,
+        schedule: Schedule | None = None,
+        source: GradientSource | None = None,
+        diagnose_every_n_batches: int = 0,
+        multiple: int = 1,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        spec, source = NetworkSpec(**network), source or TrueGradient()
+        cuts = tuple(spec.cuts(stages, source.cost(), multiple))
+        self.plan = Plan(
+            spec, cuts, optimizer_settings(optimizer), scheduler_settings(scheduler), clip_norm,
+            dict(regularisation or {}), Loss(**dict(loss or {})), schedule or Locked(), source,
+        )  # fmt: skip
+        self.plan.loss.check(spec.classes)
+        self.stages, self.estimators = nn.ModuleDict(), nn.ModuleDict()
+        self.runtime = Runtime(self.plan, self.stages, self.estimators, self.step_stage)
+        self.diagnosis = self.runtime.observer = Diagnosis(diagnose_every_n_batches)
+        self.curves = Curves()
+        self.evaluation = Evaluation()
+        # Whether the workers have compared the first labels of this epoch.
+        self._compared = False
+
+    def follow(self, plan: Plan) -> None:
+        """Train by another plan from now on."""
+        self.plan = self.runtime.plan = plan
+
+    # What it is.
+
+    @property
+    def spec(self) -> NetworkSpec:
+        """The network as it is now."""
+        return self.plan.spec
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """M + 1 positions from 0 to the number of steps."""
+        return self.plan.cuts
+
+    @property
+    def is_finest(self) -> bool:
+        """Whether the network has the depth that was asked for, and will not be refined."""
+        return True
+
+    def describe(self) -> str:
+        """The strategy in a line, for the summary of a run."""
+        return "; ".join(filter(None, [*self.facts(), descent.describe(self.plan)]))
+
+    def facts(self) -> list[str]:
+        """The parts of `describe` that hold for the whole training; some may be empty."""
+        optimizer, schedule = self.plan.optimizer, self.plan.scheduler["name"]
+        rate = f"{optimizer['lr']:g}" + (f" ({schedule})" if schedule != "none" else "")
+        name = f"{type(self).__name__.lower()}, {optimizer['name']}, rate {rate}"
+        stages = f"{self.plan.last + 1} stages, {self.plan.schedule.describe()}" if self.plan.last else ""
+        return [name, stages, self.plan.source.describe(), self.plan.loss.describe()]
+
+    def schedule(self, workers: int) -> str:
+        """Who does what when, as a text, by the cost model."""
+        return self.plan.grid(workers)
+
+    def groups(self, workers: int) -> list[range]:
+        """The stages of each of ``workers`` processes; see `Plan.groups`."""
+        return self.plan.groups(workers)
+
+    def parameter_counts(self) -> dict[str, int]:
+        """How many parameters each part here has, by name: ``stage_0`` and, where there are any, ``estimator_0``."""
+        parts = {"stage": self.stages, "estimator": self.estimators}
+        return {
+            f"{kind}_{key}": sum(p.numel() for p in part.parameters())
+            for kind, those in parts.items()
+            for key, part in those.items()
+        }
+
+    def results(self) -> dict[str, float]:
+        """What a strategy adds to a training's metrics, once it is over."""
+        return {}
+
+    # Where it is.
+
+    @property
+    def placement(self) -> Placement:
+        """Which stages live here, and what leads to the others."""
+        return self.runtime.placement
+
+    @property
+    def recorder(self) -> Recorder:
+        """What measures the times of this worker."""
+        return self.runtime.recorder
+
+    @property
+    def in_flight(self) -> int:
+        """How many tensors a channel must hold so that no worker waits where the algorithm does not."""
+        return in_flight(self.plan.schedule, self.plan.last + 1)
+
+    @property
+    def held(self) -> range:
+        """Numbers of the stages whose parameters are here."""
+        return self.placement.own
+
+    def place(self, placement: Placement) -> None:
+        """Say which stages live here, and what leads to the others; parts that live elsewhere are dropped."""
+        self.runtime.placement = placement
+        for part in (self.stages, self.estimators):
+            for key in [key for key in part if int(key) not in self.held]:
+                del part[key]
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Begin a training, or an evaluation, anew: nothing of an earlier one, finished or failed, is taken over."""
+        # Comes before a checkpoint is loaded.
+        agreement.check_trainer(self.trainer)
+        self.evaluation = Evaluation()
+        if stage == "fit":
+            self.runtime.forget()
+            self.diagnosis.next = self.diagnosis.count = 0
+            self.curves.forget()
+
+    @override
+    def configure_model(self) -> None:
+        # Lightning may call this more than once.
+        for i in self.held:
+            if str(i) not in self.stages:
+                self.stages[str(i)] = Stage(self.spec, self.cuts[i], self.cuts[i + 1])
+        for i in self.runtime.boundaries:
+            if str(i) not in self.estimators and (estimator := self.make_estimator(i)) is not None:
+                self.estimators[str(i)] = estimator
+
+    def make_estimator(self, i: int) -> nn.Module | None:
+        """What learns at the boundary behind stage i; override this for another kind."""
+        return self.plan.source.make_estimator(self.spec, self.cuts, i)
+
+    def stage(self, i: int) -> Stage:
+        """Stage i, which lives here."""
+        return self.runtime.stage(i)
+
+    def estimator(self, i: int) -> Any:
+        """The estimator at the boundary behind stage i, which lives here."""
+        return self.estimators[str(i)]
+
+    def own_stages(self) -> Iterator[tuple[int, Stage]]:
+        """The stages that live here, in order."""
+        for key in self.stages:
+            yield int(key), self.stage(int(key))
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        """The logits of inputs; stages that are not there yet, before a training, are built.
+
+        Raises:
+            RuntimeError: on a worker that does not have all stages.
+        """
+        self._build()
+        if len(self.stages) <= self.plan.last:
+            raise RuntimeError(
+                f"of {self.plan.last + 1} stages only {', '.join(self.stages)} live in this process: call the module "
+                "in one that has all of them, such as the one that has started the training"
+            )
+        for _, stage in self.own_stages():
+            x = stage(x)
+        return x
+
+    def _build(self) -> None:
+        """Build what belongs here and is not there yet, on the module's device, with its type and in its mode."""
+        if not self.stages:
+            self.configure_model()
+            for part in (self.stages, self.estimators):
+                part.to(self.device).to(self.dtype).train(self.training)
+
+    def step_stage(self, i: int) -> None:
+        """Step the optimiser of stage i."""
+        raise NotImplementedError

@@ -1,0 +1,256 @@
+"""How a network in stages is trained: optimisers, batches, and what is logged of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import pytorch_lightning as pl
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from typing_extensions import override
+
+from sglight.compat.lightning import batches_in_loader, count_batches
+from sglight.gradients import SyntheticGradient
+from sglight.gradients.base import COMPARED
+from sglight.strategies import agreement
+from sglight.strategies.core import Batch, StagedNetwork
+from sglight.strategies.curves import SHOWN
+from sglight.strategies.diagnosis import MEASURED
+from sglight.strategies.optim import (
+    EpochLR,
+    Length,
+    make_optimizer,
+    make_scheduler,
+)
+from sglight.strategies.simulation import StageTimes, speedup
+
+WORKER_TIMES = ("busy", "waiting", "communicating")
+
+
+class StagedTraining(StagedNetwork):
+    """Optimisers, training step and logs of a network in stages; see `StagedModule`."""
+
+    # Optimisers and their schedules.
+
+    @override
+    def configure_optimizers(self) -> Any:
+        length, configured = training_length(self.trainer), []
+        for name, optimizer in self.make_optimizers():
+            scheduler = make_scheduler(self.plan.scheduler, optimizer, length)
+            configured.append(
+                {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "name": f"lr/{name}"}}
+            )
+        return configured
+
+    def make_optimizers(self) -> list[tuple[str, Optimizer]]:
+        """Named optimisers: the stages' first, then those of the estimators that have one."""
+        plan, named = self.plan, list[tuple[str, Optimizer]]()
+        for i, stage in self.own_stages():
+            late = plan.schedule.lateness(i, plan.last)
+            named.append((f"stage_{i}", make_optimizer(plan.optimizer, stage.parameters(), lateness=late)))
+        for key, estimator in self._learners():
+            config = self.plan.source.estimator_optimizer()
+            estimator.optimizer = make_optimizer(
+                config, estimator.parameters(), "strategy.estimator.optimizer"
+            )
+            named.append((f"estimator_{key}", estimator.optimizer))
+        return named
+
+    def optimizer_names(self) -> list[str]:
+        """The names of `make_optimizers`, in order."""
+        return [f"stage_{i}" for i in self.placement.own] + [
+            f"estimator_{key}" for key, _ in self._learners()
+        ]
+
+    def _learners(self) -> list[tuple[str, SyntheticGradient]]:
+        """The estimators here that are trained by an optimiser of the strategy's."""
+        return [(k, e) for k, e in self.estimators.items() if isinstance(e, SyntheticGradient)]
+
+    @override
+    def step_stage(self, i: int) -> None:
+        """Step the optimiser of stage i and its learning rate's schedule, and clear the gradients."""
+        index = list(self.stages).index(str(i))
+        optimizer = self.trainer.strategy.optimizers[index]
+        self.step_optimizer(optimizer)
+        optimizer.zero_grad()
+        self._step_schedule(self.schedulers()[index])
+
+    def step_optimizer(self, optimizer: Optimizer, closure: Any = None) -> Any:
+        """Step an optimiser as Lightning does, with its hooks, but without counting."""
+        return self.trainer.strategy.optimizer_step(optimizer, closure or _nothing)
+
+    def schedulers(self) -> list[Any]:
+        """All learning-rate schedules, in the order of the optimisers."""
+        schedulers = self.lr_schedulers()
+        return [] if schedulers is None else schedulers if isinstance(schedulers, list) else [schedulers]
+
+    @staticmethod
+    def _step_schedule(scheduler: Any) -> None:
+        if isinstance(scheduler, LRScheduler) and not isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step()
+
+    # Training.
+
+    @override
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        x, labels = batch
+        self._diagnose(x, labels)
+        self.runtime.train(x, labels)
+        if self.trainer.is_last_batch:
+            self.runtime.drain()
+        lessons = {f"estimator_{i}/loss": loss for i, loss in self.runtime.lessons.items()}
+        self.end_batch({**self.runtime.comparisons, **lessons}, stepped=len(self.stages))
+
+    def _diagnose(self, x: Tensor | None, labels: Tensor) -> None:
+        """Look at the gradients of this batch if that is due."""
+        trainer: Any = self.trainer
+        runtime = self.runtime
+        runtime.comparing = False
+        if self.diagnosis.is_due(runtime.batch, trainer.log_every_n_steps):
+            self.diagnosis.begin(runtime, x, labels)
+            # Passes that have true gradients compare on the way what estimators say.
+            runtime.comparing = bool(self.plan.source.lesson_every) and not self.plan.source.predicts
+
+    def end_batch(self, known: Mapping[str, float | Tensor] | None = None, stepped: int = 0) -> None:
+        """Count the batch, step the schedules behind the first ``stepped``, log what is ``known`` of `curve_names`.
+
+        Within the training step: a callback that then writes a checkpoint finds everything behind the batch.
+        """
+        count_batches(self.trainer, self.runtime.batch)
+        for scheduler in self.schedulers()[stepped:]:
+            self._step_schedule(scheduler)
+        if self.trainer.is_last_batch:
+            for scheduler in self.schedulers():
+                if isinstance(scheduler, EpochLR):
+                    scheduler.end_epoch()
+        if self.is_logging:
+            means = {f"train/{name}": value for name, value in self.runtime.means.take().items()}
+            step = self.runtime.batch - 1
+            self.curves.report(
+                self.placement.peers,
+                step,
+                self.current_epoch,
+                self.curve_names(),
+                {**dict(known or {}), **means},
+            )
+            self.runtime.comparisons = {}
+        self.curves.write(self, wait=self.trainer.is_last_batch)
+        if self.trainer.is_last_batch:
+            self._log_epoch()
+
+    def _log_epoch(self) -> None:
+        """Log the epoch's mean loss and accuracy, if there was a batch, for callbacks on every worker."""
+        means = {name: float(value) for name, value in self.runtime.means.epoch.take().items()}
+        *values, known = self.placement.peers.total(
+            [means.get("loss", 0.0), means.get("acc", 0.0), float(bool(means))]
+        ).result()
+        if known:
+            for name, value in zip(SHOWN, values, strict=True):
+                self.log(name, value, prog_bar=True, logger=False)
+
+    @property
+    def is_logging(self) -> bool:
+        """Whether what happens in this batch is logged (asked when it has been counted)."""
+        trainer: Any = self.trainer  # Lightning does not declare the attribute
+        every = trainer.log_every_n_steps  # 0: never
+        return every > 0 and self.runtime.batch % every == 0
+
+    def curve_names(self) -> list[str]:
+        """All names that `end_batch` may get, on whichever worker."""
+        boundaries = range(self.plan.last if self.plan.source.lesson_every else 0)
+        kinds = ("loss", *COMPARED)
+        measured = MEASURED if self.diagnosis.every else ()
+        return [
+            "train/loss",
+            "train/acc",
+            *(f"stage_{i}/{kind}" for i in range(self.plan.last + 1) for kind in measured),
+            *(f"estimator_{i}/{kind}" for i in boundaries for kind in kinds),
+        ]
+
+    @override
+    def on_train_start(self) -> None:
+        # Lightning has restored its count of batches by now, if the training goes on from a checkpoint.
+        self.runtime.batch = self.global_step
+        self.runtime.take_up_sums()
+        self.diagnosis.forget()
+        self._compared = False
+
+    @override
+    def on_train_epoch_start(self) -> None:
+        self.recorder.clear(self.placement)
+        self._compared = False
+
+    @override
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if not self._compared:
+            self._compared = True
+            self._compare_batches(batch, self.trainer.num_training_batches, f"epoch {self.current_epoch}")
+
+    def _compare_batches(self, batch: Batch, batches: float, when: str) -> None:
+        agreement.check_batches(self.placement.peers, batch[1], batches, when)
+
+    @override
+    def on_train_epoch_end(self) -> None:
+        # A run may end in mid-epoch (max_time, an early stop).
+        self.runtime.drain()
+        self.curves.write(self, wait=True)
+        self._log_epoch()
+        rank, workers = self.placement.peers.rank, range(self.placement.peers.size)
+        times = self.recorder.shares(self.placement)
+        self.log_everywhere(
+            [f"worker_{r}/{kind}_s" for r in workers for kind in WORKER_TIMES],
+            {f"worker_{rank}/{kind}_s": s for kind, s in times.items()},
+        )
+        phases = self.phase_times()
+        if all(stage.total for stage in phases):  # not if a run goes on behind the last batch that is timed
+            self.log_phases(phases)
+
+    def log_everywhere(self, names: Sequence[str], known: Mapping[str, float]) -> None:
+        """Log values of which each is known to one worker, on all of them; every worker waits for the others."""
+        values = self.placement.peers.total([known.get(name, 0.0) for name in names]).result()
+        self.log_dict(dict(zip(names, values, strict=True)))
+
+    def phase_times(self) -> list[StageTimes]:
+        """Median seconds a batch of the phases of all stages, wherever they live; every worker waits for the others."""
+        names = [field.name for field in fields(StageTimes)]
+        lessons = max(self.plan.source.lesson_every, 1)
+        own = {i: vars(self.recorder.typical(i)) for i in self.placement.own}
+        known = [own[i][name] if i in own else 0.0 for i in range(self.plan.last + 1) for name in names]
+        seconds = iter(self.placement.peers.total(known).result())
+        times = [StageTimes(*(next(seconds) for _ in names)) for _ in range(self.plan.last + 1)]
+        return [StageTimes(t.forward, t.estimate, t.backward, t.learn / lessons) for t in times]
+
+    def log_phases(self, times: Sequence[StageTimes]) -> None:
+        """Log what `phase_times` gives, and what the schedule would gain by it."""
+        for i, stage in enumerate(times):
+            self.log_dict({f"time/stage_{i}/{phase}_s": s for phase, s in vars(stage).items()})
+        if self.plan.last:
+            groups = self.plan.shown_groups(self.placement.peers.size)
+            self.log("speedup/theoretical", speedup(self.plan.schedule, groups, times))
+
+
+def training_length(trainer: pl.Trainer) -> Length:
+    """How long a training is, as far as that is known when optimisers are configured."""
+    available, limit = batches_in_loader(trainer), trainer.limit_train_batches
+    if available is None:
+        batches = max(limit, 1) if isinstance(limit, int) else None
+    else:
+        batches = limited(max(available, 1), limit)
+    epochs, updates = (
+        None if most in (None, -1) else most for most in (trainer.max_epochs, trainer.max_steps)
+    )
+    return Length(epochs, batches, updates)
+
+
+def limited(available: int, limit: int | float | None) -> int:
+    """Batches in an epoch, of those ``available``: a limit is a number of them or a part; at least one."""
+    if limit is None:
+        return available
+    return max(min(available, limit) if isinstance(limit, int) else int(available * limit), 1)
+
+
+def _nothing() -> None:
+    pass
