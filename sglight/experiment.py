@@ -40,6 +40,7 @@ from sglight.networks import NetworkSpec
 from sglight.parallel.environment import agree, environment
 from sglight.parallel.launcher import cores
 from sglight.parallel.strategy import StageStrategy
+from sglight.strategies import naming
 from sglight.strategies.staged import StagedModule, limited
 
 # Keys of trainer.* that are ours, or that need translation, before the rest goes to Lightning's Trainer.
@@ -323,19 +324,12 @@ def _check_checkpoint(path: str, module: StagedModule, max_epochs: int | None) -
     """Refuse a checkpoint that is damaged, of another network or strategy, or (to resume) already at its last epoch."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        saved, ours = checkpoint["sglight"], module.identity()
-        if max_epochs is not None:
-            saved, ours = {**saved, **checkpoint["sglight_training"]}, {**ours, **module.training_identity()}
     except (LookupError, TypeError, OSError, EOFError, RuntimeError, UnpicklingError) as error:
         raise UserError(
             f"ckpt={path} is not a checkpoint of sglight, or is damaged; give another, such as the run's best.ckpt"
         ) from error
-    for key in dict.fromkeys([*ours, *saved]):
-        if saved.get(key) != ours.get(key):
-            raise UserError(
-                f"ckpt={path} was trained with {key}={saved.get(key)}, not {ours.get(key)}; give the same dataset=, "
-                "model= and strategy= as then (they are in the config.yaml of its run)"
-            )
+    training = None if max_epochs is None else module.training_identity()
+    naming.check(checkpoint, module.identity(), training, f"ckpt={path}")
     if max_epochs is not None and checkpoint["epoch"] + 1 >= max_epochs:
         raise UserError(
             f"ckpt={path} has trained {checkpoint['epoch'] + 1} epochs already; set trainer.max_epochs above that to "

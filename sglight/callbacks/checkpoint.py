@@ -68,9 +68,10 @@ class BestCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         earlier, self._earlier = self._earlier, None
-        if earlier is None or earlier["best_model_score"] is None:
+        # Another version may have left less.
+        if earlier is None or earlier.get("best_model_score") is None:
             return
-        if (earlier["monitor"], earlier.get("mode")) != (self.monitor, self.mode):
+        if (earlier.get("monitor"), earlier.get("mode")) != (self.monitor, self.mode):
             return
         if trainer.strategy.broadcast(trainer.is_global_zero and self._adopt(earlier, trainer.ckpt_path)):
             path, score = str(self.path), earlier["best_model_score"]
@@ -125,7 +126,7 @@ class BestCheckpoint(ModelCheckpoint):
         that, which is none of this run's.
         """
         beside = [Path(resumed_from).parent / BEST] if resumed_from else []
-        for path in [*beside, Path(earlier["best_model_path"])]:
+        for path in [*beside, Path(earlier.get("best_model_path", ""))]:
             if path.is_file() and self._score(path) == float(earlier["best_model_score"]):
                 if not self.path.exists() or not path.samefile(self.path):
                     copy_whole(path, self.path)

@@ -48,6 +48,10 @@ class PlanarFigures(Callback):
         self._drawn_at: int | None = None
 
     @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._drawn_at = None
+
+    @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epochs = trainer.current_epoch + 1
         if self.every_n_epochs and epochs % self.every_n_epochs == 0:

@@ -40,20 +40,33 @@ class GradientQuality(Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.history: History = {}
-        self._earlier: History = {}
+        self._earlier: History | None = None
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.history, self._earlier = self._earlier, {}
+        # Of a checkpoint, or of this Trainer's training before; nothing of another one.
+        earlier, self._earlier = self.history if self._earlier is None else self._earlier, None
+        before = {name: [p for p in points if p[0] < trainer.global_step] for name, points in earlier.items()}
+        self.history = {name: points for name, points in before.items() if points}
+        self._stop_listening(pl_module)
         if isinstance(pl_module, StagedModule):
             pl_module.curves.listeners.append(self._hear)
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if isinstance(pl_module, StagedModule):
-            pl_module.curves.listeners.remove(self._hear)
+        self._stop_listening(pl_module)
         if self.history and trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
             publish(trainer, draw(self.history), self.folder, "gradient_quality")
+
+    @override
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self._stop_listening(pl_module)
+
+    def _stop_listening(self, module: pl.LightningModule) -> None:
+        if isinstance(module, StagedModule) and self._hear in module.curves.listeners:
+            module.curves.listeners.remove(self._hear)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -62,7 +75,8 @@ class GradientQuality(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Lightning loads states for a test as well; only a training takes it over.
-        self._earlier = {name: [(t, v) for t, v in points] for name, points in state_dict["history"].items()}
+        history = state_dict.get("history", {})  # not there if another version has written it
+        self._earlier = {name: [(t, v) for t, v in points] for name, points in history.items()}
 
     def _hear(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():

@@ -62,6 +62,10 @@ class StabilityMonitor(Callback):
         return {name: value for name, value in found.items() if "/step_" not in name}
 
     @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._batch, self.latest = None, None
+
+    @override
     def on_validation_batch_start(
         self,
         trainer: pl.Trainer,

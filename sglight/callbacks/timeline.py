@@ -63,6 +63,7 @@ class Timeline(Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._trained = self._done = False  # a callback may see several trainings
         if isinstance(pl_module, StagedModule):
             pl_module.recorder.kept = max(pl_module.recorder.kept, self.batches)
 
