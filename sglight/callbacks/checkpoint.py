@@ -68,6 +68,9 @@ class BestCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         earlier, self._earlier = self._earlier, None
+        if not trainer.global_step:  # of another training
+            self._forget()
+            self._last_global_step_saved = 0
         # Another version may have left less.
         if earlier is None or earlier.get("best_model_score") is None:
             return
@@ -110,9 +113,12 @@ class BestCheckpoint(ModelCheckpoint):
     def _forget_coarser(self, level: int) -> None:
         if level != self._level:
             self._level = level
-            self.best_model_path = self.kth_best_model_path = ""
-            self.best_model_score = self.current_score = None
-            self.best_k_models, self.best_metrics = {}, {}
+            self._forget()
+
+    def _forget(self) -> None:
+        self.best_model_path = self.kth_best_model_path = ""
+        self.best_model_score = self.current_score = None
+        self.best_k_models, self.best_metrics = {}, {}
 
     @property
     def path(self) -> Path:

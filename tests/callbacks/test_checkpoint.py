@@ -131,3 +131,20 @@ def test_the_last_epoch_is_always_written(tmp_path: Path) -> None:
 def test_an_unknown_metric_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"callbacks\.checkpoint\.monitor=val/f1 .*val/acc"):
         fit(checkpoints(tmp_path, "val/f1"), tmp_path)
+
+
+def test_another_training_has_its_own_best(tmp_path: Path) -> None:
+    best = BestCheckpoint(tmp_path, "run/epoch", "min")
+    first = fit([Counted(), best], tmp_path, epochs=1).lightning_module.state_dict()
+    second = fit([Counted(), best], tmp_path, epochs=1, seed=8).lightning_module.state_dict()
+    saved = torch.load(tmp_path / "best.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(saved[name], value) for name, value in second.items())
+    assert not all(torch.equal(saved[name], value) for name, value in first.items())
+
+
+def test_a_state_of_another_version_does_no_harm(tmp_path: Path) -> None:
+    for state in ({}, {"best_model_score": torch.tensor(1.0), "monitor": "val/acc", "mode": "max"}):
+        best = BestCheckpoint(tmp_path)
+        best.load_state_dict(state)
+        fit([best], tmp_path, epochs=1)
+        assert (tmp_path / "best.ckpt").exists() and best.best_model_score <= 1

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 from matplotlib.image import imread
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -14,6 +16,7 @@ from sglight.callbacks.checkpoint import LastCheckpoint
 from sglight.callbacks.gradient_quality import GradientQuality, draw
 from sglight.gradients.base import COMPARED
 from sglight.strategies.backprop import Backprop
+from sglight.strategies.dni import DNI
 from tests.callbacks.common import NETWORK, data, fit
 
 
@@ -70,3 +73,43 @@ def test_every_boundary_has_its_curve() -> None:
             "behind stage 10",
         ]
         assert len({str(line.get_color()) for line in curves}) == 3
+
+
+class Fail(Callback):
+    """Ends a training in its second batch."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 1:
+            raise RuntimeError("on purpose")
+
+
+def test_nobody_listens_behind_a_failed_fit(tmp_path: Path) -> None:
+    module, quality = DNI(NETWORK, {"name": "adam", "lr": 1e-2}), GradientQuality(tmp_path)
+
+    def train(*callbacks: Callback) -> None:
+        trainer = pl.Trainer(
+            accelerator="cpu", max_epochs=1, callbacks=[quality, *callbacks], logger=False, log_every_n_steps=1,
+            enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        )  # fmt: skip
+        trainer.fit(module, data())
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        train(Fail())
+    assert not module.curves.listeners
+    train()
+    assert [step for step, _ in quality.history["estimator_0/cosine"]] == [0]
+
+
+def test_a_trainer_that_goes_on_shows_all_of_it(tmp_path: Path) -> None:
+    quality = GradientQuality(tmp_path)
+    trainer = fit([quality], tmp_path, epochs=1, diagnose_every_n_batches=1)
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(trainer.lightning_module, data())
+    assert [step for step, _ in quality.history["estimator_0/cosine"]] == list(range(6))
+
+
+def test_a_state_of_another_version_does_no_harm(tmp_path: Path) -> None:
+    quality = GradientQuality(tmp_path)
+    quality.load_state_dict({})
+    fit([quality], tmp_path, epochs=1)
+    assert quality.history

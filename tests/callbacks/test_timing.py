@@ -6,6 +6,7 @@ import csv
 import re
 from pathlib import Path
 from time import process_time, sleep
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -14,7 +15,7 @@ from pytorch_lightning.loggers import CSVLogger
 
 from sglight.callbacks.checkpoint import LastCheckpoint
 from sglight.callbacks.timing import EpochTimer
-from tests.callbacks.common import fit
+from tests.callbacks.common import data, fit
 
 
 def test_epochs_are_within_the_training(tmp_path: Path) -> None:
@@ -85,3 +86,23 @@ def test_waiting_is_no_time_of_the_processor(tmp_path: Path) -> None:
     busy, waiting = 0.05 * trainer.global_step, 0.2 * trainer.global_step
     assert busy <= timer.metrics()["time/cpu_s"]
     assert timer.metrics()["time/fit_s"] - timer.cpu_s >= 0.9 * waiting
+
+
+def test_a_trainer_that_goes_on_adds_to_what_it_has_measured(tmp_path: Path) -> None:
+    timer = EpochTimer()
+    trainer = fit([timer], tmp_path, epochs=2)
+    before = timer.fit_s
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(trainer.lightning_module, data())
+    assert len(timer.epoch_s) == 3 and timer.fit_s > before
+    fit([timer], tmp_path, epochs=1)
+    assert len(timer.epoch_s) == 1
+
+
+@pytest.mark.parametrize("state", [{}, {"fit_s": 1.0, "epoch_s": [1.0]}])
+def test_a_state_of_another_version_does_no_harm(tmp_path: Path, state: dict[str, Any]) -> None:
+    timer = EpochTimer()
+    timer.load_state_dict(state)
+    fit([timer], tmp_path, epochs=1)
+    assert timer.metrics()["time/fit_s"] > state.get("fit_s", 0.0)
+    assert len(timer.epoch_s) == len(timer.epoch_samples) == 1
