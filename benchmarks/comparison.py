@@ -35,6 +35,8 @@ class Runner:
         """Train once."""
         args = (self.network, name, microbatches, asdict(length), self.options)
         processes = self.tree.call("contenders:measure", *args)
+        trees = {p["tree"] for p in processes}
+        assert trees == {str(self.tree.path)}, f"{name} was measured in {trees}, not in {self.tree.path}"
         losses = [p["losses"] for p in processes if p["losses"]]
         ends = max(p["end"] for p in processes) - min(p["start"] for p in processes)
         return {

@@ -10,6 +10,8 @@ from statistics import median
 from time import perf_counter, process_time
 from typing import TypeVar
 
+from trees import location
+
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
@@ -80,7 +82,7 @@ class ProcessTimes:
     Attributes:
         start, end: of the measured batches, by a clock that all processes share, in seconds.
         cpu_s: CPU seconds of this process between them. page_faults: in the same time.
-        losses: mean loss of each batch, in processes that know it.
+        losses: mean loss of each batch, in processes that know it. tree: what sglight was imported from.
     """
 
     start: float = 0.0
@@ -88,6 +90,7 @@ class ProcessTimes:
     cpu_s: float = 0.0
     page_faults: int = 0
     losses: list[float] = field(default_factory=list)
+    tree: str = field(default_factory=location)
 
     def batch_done(self, count: int, length: Length) -> None:
         """To be called after each batch with the number of batches done."""

@@ -48,7 +48,12 @@ class Tree:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, search))},
+            # Safe path: else the server that processes are forked from would import from the working directory first.
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(filter(None, search)),
+                "PYTHONSAFEPATH": "1",
+            },
         )
 
     def __enter__(self) -> Tree:
@@ -89,7 +94,7 @@ class Tree:
 
 
 def location() -> str:
-    """The tree that sglight was imported from."""
+    """The tree that sglight is imported from in this process."""
     return str(Path(import_module("sglight").__file__ or "").resolve().parent.parent)
 
 
