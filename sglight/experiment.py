@@ -19,7 +19,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor, RichProgressBar
+from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from sglight.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
@@ -28,7 +28,6 @@ from sglight.callbacks.figures import PlanarFigures
 from sglight.callbacks.gradient_quality import GradientQuality
 from sglight.callbacks.memory import PeakMemory, forget_peak
 from sglight.callbacks.stability import StabilityMonitor
-from sglight.callbacks.stopping import FinestStopping
 from sglight.callbacks.tensorboard import add_hyperparameters, add_layout
 from sglight.callbacks.timeline import Timeline
 from sglight.callbacks.timing import EpochTimer
@@ -179,7 +178,7 @@ def build_callbacks(config: Mapping[str, Any], folder: Path) -> tuple[BestCheckp
     callbacks: list[Callback] = []
     if stopping["enabled"]:
         settings = {key: stopping[key] for key in ("monitor", "mode", "patience")}
-        callbacks.append(FinestStopping(**settings))
+        callbacks.append(EarlyStopping(**settings))
     if config["lr_monitor"]["enabled"]:
         callbacks.append(LearningRateMonitor("epoch"))
     if config["figures"]["enabled"]:

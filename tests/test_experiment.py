@@ -213,14 +213,18 @@ def test_accuracy_is_that_of_the_finest_network(
     assert metrics(tmp_path / "test")["test/acc"] == found["test/acc"]
 
 
-def test_a_coarse_network_is_not_stopped_early(start: Callable[..., float], tmp_path: Path) -> None:
+def test_a_coarse_network_that_is_stopped_early_is_refined(
+    start: Callable[..., float], tmp_path: Path
+) -> None:
     stopping = ("enabled=true", "monitor=level", "patience=2")
     start(
         tmp_path, "strategy=multilevel", "trainer.max_epochs=8", "strategy.level.epochs=[4,4]",
         *(f"callbacks.early_stopping.{setting}" for setting in stopping),
     )  # fmt: skip
-    # The last level is new in its first epoch, and no higher in the two behind it.
-    assert metrics(tmp_path)["run/epochs"] == 4 + 1 + 2
+    # A level is new in its first epoch, and no higher in the two behind it.
+    found = metrics(tmp_path)
+    assert [found[f"level_{k}/epochs"] for k in (0, 1)] == [1 + 2, 1 + 2]
+    assert found["run/epochs"] == 6
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import inf
 from typing import Any
@@ -60,8 +60,8 @@ def make_levels(count: int, config: Mapping[str, Any] | None = None) -> list[Lev
     ]
 
 
-def first_epochs(levels: Sequence[Level], max_epochs: int) -> list[int]:
-    """The epoch with which each level begins, if the training has ``max_epochs``.
+def first_epochs(levels: Sequence[Level], max_epochs: int, epoch: int = 0) -> list[int]:
+    """The epoch with which each level begins, if these come from ``epoch`` on in a training of ``max_epochs``.
 
     Levels without a number of epochs share what the others leave in equal parts; what does not divide goes to the last.
 
@@ -70,18 +70,40 @@ def first_epochs(levels: Sequence[Level], max_epochs: int) -> list[int]:
     """
     claimed = sum(level.epochs or 0 for level in levels)
     open_levels = [k for k, level in enumerate(levels) if level.epochs is None]
-    left = max_epochs - claimed
+    left = max_epochs - epoch - claimed
     if left < len(open_levels) or (left and not open_levels):
         told = ", ".join("null" if level.epochs is None else str(level.epochs) for level in levels)
+        behind = f" behind the {epoch} epochs before" if epoch else ""
         raise ValueError(
-            f"trainer.max_epochs={max_epochs} is not the sum of strategy.level.epochs=[{told}], at least one for each "
-            f"of strategy.levels={len(levels)}; set trainer.max_epochs={claimed + len(open_levels)}"
+            f"trainer.max_epochs={max_epochs} is not the sum of strategy.level.epochs=[{told}]{behind}, at least one "
+            f"for each of {len(levels)} levels; set trainer.max_epochs={epoch + claimed + len(open_levels)}"
             f"{' or more' if open_levels else ''}, or other epochs"
         )
     epochs = [level.epochs or left // len(open_levels) for level in levels]
     if open_levels:
         epochs[open_levels[-1]] += left % len(open_levels)
-    return [0, *accumulate(epochs[:-1])]
+    return list(accumulate([epoch, *epochs[:-1]]))
+
+
+@dataclass(frozen=True)
+class Course:
+    """Which levels are trained, and from which epoch on.
+
+    Args:
+        level, epoch: the first one, and where it begins. strict: whether the numbers of epochs must add up; otherwise
+            the last level takes what is over if no other one does.
+    """
+
+    level: int = 0
+    epoch: int = 0
+    strict: bool = True
+
+    def firsts(self, levels: Sequence[Level], max_epochs: int) -> list[int]:
+        """The epochs with which this level and those behind it begin; see `first_epochs`."""
+        left = list(levels[self.level :])
+        if not self.strict and all(level.epochs is not None for level in left):
+            left[-1] = replace(left[-1], epochs=None)
+        return first_epochs(left, max_epochs, self.epoch)
 
 
 def _spread(name: str, value: Any, count: int) -> list[Any]:

@@ -14,13 +14,14 @@ from bisect import bisect_right
 from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 from math import inf
 from time import perf_counter, process_time
 from typing import Any, Unpack
 
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
@@ -29,12 +30,13 @@ from sglight.gradients.synthetic import Restepped
 from sglight.networks import NetworkSpec, Stage
 from sglight.networks.segment import Rule, prolong
 from sglight.strategies import descent, naming
-from sglight.strategies.levels import Level, first_epochs, make_levels
+from sglight.strategies.levels import Course, Level, make_levels
 from sglight.strategies.optim import go_on
 from sglight.strategies.plan import Plan
 from sglight.strategies.schedule import Decoupled, Locked
 from sglight.strategies.simulation import in_flight
 from sglight.strategies.staged import Shared, StagedModule
+from sglight.strategies.stopping import NextLevel, begin_anew
 
 # What halving h does to the moments of a gradient, by the optimisers' names for them.
 MOMENTS = {"exp_avg": 0.5, "exp_avg_sq": 0.25, "momentum_buffer": 0.5}
@@ -52,8 +54,14 @@ class Multilevel(StagedModule):
         prolongation: ``linear`` or ``constant``.
         moments: ``prolong`` them, or ``reset`` those of the stages; estimators keep theirs.
 
+    Where Lightning's `EarlyStopping` would end the training at a coarse level, the next one begins; it monitors each
+    level anew. The last takes the epochs that are saved so if no level left is without a number of epochs.
+
+    A second fit goes on with the network as it is: with the level that it has reached, and with those behind it, whose
+    epochs must add up; all epochs are the finest level's if that has been reached. The history begins anew.
+
     Attributes:
-        level: the current one, from 0. plans: those of all levels.
+        level: the current one, from 0. plans: those of all levels. course: which level is trained when.
         history: of each level begun: ``steps``; ``epochs``; ``fit_s`` and ``cpu_s`` (of all workers), with validations
             and the refinement; ``val_acc`` and ``val_loss`` of its last epoch; and, of the validation data,
             ``loss_before`` and ``loss_after`` the refinement that it begins with.
@@ -97,6 +105,9 @@ class Multilevel(StagedModule):
         self.prolongation, self.moments = prolongation, moments
         self.plans = tuple(level_plan(self.plan, self.levels, k) for k in range(levels))
         self.history: list[dict[str, float]] = []
+        self.course = Course()
+        # Whether something else than early stopping is to end the training.
+        self.told_to_stop = False
         self._clocks = 0.0, 0.0
         self._go_to(0)
 
@@ -127,26 +138,43 @@ class Multilevel(StagedModule):
 
     @override
     def describe(self) -> str:
-        epochs = [*self.first_epochs, self.trainer.max_epochs or 0]
-        parts = []
-        for k, (level, plan) in enumerate(zip(self.levels, self.plans, strict=True)):
+        course = self.course if self.trainer.state.fn == TrainerFn.FITTING else Course()
+        epochs, parts = [*self._firsts(course), self.trainer.max_epochs or 0], []
+        left = zip(self.levels[course.level :], self.plans[course.level :], pairwise(epochs), strict=True)
+        for level, plan, (first, stop) in left:
             rate = "" if level.lr is None else f", rate {level.lr:g}"
-            span = f"{epochs[k + 1] - epochs[k]} epochs"
+            span = f"{stop - first} epochs"
             about = f"{plan.spec.total_steps} steps, {level.mode}{rate}, {span}"
             parts.append(", ".join(filter(None, [about, descent.describe(plan)])))
         return "; ".join(filter(None, [*self.facts(), f"from coarse to fine: {'; '.join(parts)}"]))
 
-    @property
-    def first_epochs(self) -> list[int]:
-        """The epoch with which each level begins; a dev run goes through all of them at once."""
+    def _firsts(self, course: Course) -> list[int]:
+        """The epochs with which the levels of a course begin; a dev run goes through all of them at once."""
         trainer: Any = self.trainer
         if trainer.fast_dev_run:
-            return [0] * len(self.levels)
-        return first_epochs(self.levels, self.trainer.max_epochs or 0)
+            return [course.epoch] * (len(self.levels) - course.level)
+        return course.firsts(self.levels, self.trainer.max_epochs or 0)
+
+    def end_level(self) -> None:
+        """Go on with the next level at the next epoch.
+
+        The epochs that are left are shared out as at the beginning; if all levels left have a number of epochs, the
+        finest takes what is over.
+        """
+        self.course = Course(self.level + 1, self.current_epoch + 1, strict=False)
+
+    @override
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit":
+            trained = self.level > 0 or bool(self.history)
+            strict = not (trained and self.is_finest)
+            self.course, self.history = Course(self.level, self.trainer.current_epoch, strict), []
+            NextLevel.attach(self.trainer)
 
     @override
     def on_fit_start(self) -> None:
-        _ = self.first_epochs  # refuses what does not add up
+        self._firsts(self.course)  # refuses what does not add up
 
     @override
     def on_train_start(self) -> None:
@@ -159,7 +187,8 @@ class Multilevel(StagedModule):
         self._clocks = perf_counter(), process_time()
         if not self.history:
             self._begin_level({})
-        while self.level < bisect_right(self.first_epochs, self.current_epoch) - 1:
+        begun = bisect_right(self._firsts(self.course), self.current_epoch)
+        while self.level < self.course.level + begun - 1:
             self.refine()
         super().on_train_epoch_start()
 
@@ -209,6 +238,8 @@ class Multilevel(StagedModule):
 
     def _begin_level(self, losses: Mapping[str, float | None]) -> None:
         """Open the history of the current level, with the validation losses around its refinement."""
+        for stopping in self.trainer.early_stopping_callbacks:
+            begin_anew(stopping)
         known = {name: loss for name, loss in losses.items() if loss is not None}
         self.log_dict({f"refinement/{name}": loss for name, loss in known.items()})
         clocks = {"epochs": 0, "fit_s": 0.0, "cpu_s": 0.0}
@@ -232,6 +263,7 @@ class Multilevel(StagedModule):
     @override
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
+        self.told_to_stop = self.trainer.should_stop
         means = self.trainer.callback_metrics
         if self.trainer.sanity_checking or self.trainer.state.fn != TrainerFn.FITTING:
             return
@@ -240,12 +272,23 @@ class Multilevel(StagedModule):
     @override
     def on_train_epoch_end(self) -> None:
         super().on_train_epoch_end()
+        self.told_to_stop = self.trainer.should_stop
         wall, cpu = perf_counter() - self._clocks[0], process_time() - self._clocks[1]
         now = self.history[-1]
         now["epochs"] += 1
         now["fit_s"] += wall
         now["cpu_s"] += self.placement.peers.total([cpu]).result()[0]
         self.log("level", float(self.level), prog_bar=True)
+
+    @override
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        if not self.is_finest:
+            steps = f"{self.spec.total_steps} of {self.plans[-1].spec.total_steps} steps"
+            rank_zero_warn(
+                f"the training has ended with {steps}, before the finest level; another fit, or one from its "
+                "checkpoint, goes on from there"
+            )
 
     @override
     def results(self) -> dict[str, float]:
@@ -258,12 +301,14 @@ class Multilevel(StagedModule):
 
     @override
     def progress(self) -> dict[str, Any]:
-        return {**super().progress(), "level": self.level, "history": self.history}
+        course = [self.course.level, self.course.epoch, self.course.strict]
+        return {**super().progress(), "level": self.level, "history": self.history, "course": course}
 
     @override
     def go_on_from(self, progress: Mapping[str, Any]) -> None:
         super().go_on_from(progress)
         self.history = [dict(facts) for facts in progress["history"]]
+        self.course = Course(*progress["course"])
         if progress["level"] != self.level:
             self._go_to(progress["level"])
             for i, stage in dict(self.own_stages()).items():

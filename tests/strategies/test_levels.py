@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglight.strategies.levels import Level, first_epochs, make_levels
+from sglight.strategies.levels import Course, Level, first_epochs, make_levels
 
 
 def test_the_default_is_the_classic_warm_start() -> None:
@@ -40,6 +40,31 @@ def test_epochs_that_do_not_add_up(claims: list[int | None], total: int) -> None
         ValueError, match=rf"trainer\.max_epochs={total} is not the sum .* set trainer\.max_epochs="
     ):
         first_epochs([Level("exact", c) for c in claims], total)
+
+
+@given(claims=st.lists(st.none() | st.integers(1, 9), min_size=2, max_size=6), data=st.data())
+def test_levels_that_are_left_are_shared_out_as_all_are(
+    claims: list[int | None], data: st.DataObject
+) -> None:
+    levels, level = [Level("exact", c) for c in claims], data.draw(st.integers(0, len(claims) - 1))
+    epoch, total = data.draw(st.integers(0, 9)), sum(c or 2 for c in claims)
+    firsts = Course(level, epoch).firsts(levels, epoch + sum(c or 2 for c in claims[level:]))
+    assert firsts == [
+        epoch + first for first in first_epochs(levels[level:], sum(c or 2 for c in claims[level:]))
+    ]
+    # With epochs to spare the last level has what no other one takes.
+    spared = Course(level, 0, strict=False).firsts(levels, total + 5)
+    claimed = [c for c in claims[level:-1] if c is not None]
+    if len(claimed) == len(claims[level:-1]):
+        assert spared[-1] == sum(claimed)
+
+
+def test_epochs_before_are_told_of() -> None:
+    message = (
+        r"max_epochs=7 is not the sum of strategy\.level\.epochs=\[2\] behind the 4 epochs .*max_epochs=6,"
+    )
+    with pytest.raises(ValueError, match=message):
+        Course(1, 4).firsts([Level("exact", 3), Level("dni", 2)], 7)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -193,7 +193,11 @@ def test_estimators_are_left_alone_and_boundaries_stay_at_their_times() -> None:
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
             optimizer = pl_module.estimator(0).optimizer
             kept.append(
-                (pl_module.plan.boundary(0).time, pl_module.estimators.state_dict(), optimizer.state_dict()["state"])
+                (
+                    pl_module.plan.boundary(0).time,
+                    pl_module.estimators.state_dict(),
+                    optimizer.state_dict()["state"],
+                )
             )
             kept[-1] = [kept[-1][0], *({k: copied(v) for k, v in d.items()} for d in kept[-1][1:])]
 
@@ -430,3 +434,128 @@ def test_progress_is_gone_on_from() -> None:
     earlier = {**module.progress(), "next_diagnosis": 50}
     module.go_on_from(earlier)
     assert module.progress() == earlier
+
+
+# A fit behind another.
+
+
+def test_a_second_fit_trains_the_finest_level() -> None:
+    module = multilevel(stages=2, levels=2, level={"epochs": [1, 2]})
+    fit(module, batches(4), epochs=3)
+    reference = DNI(DEEP, ADAM, stages=2, estimator=ESTIMATOR)
+    reference.configure_model()
+    reference.load_state_dict(module.state_dict())
+    for trained in (module, reference):
+        fit(trained, batches(4, seed=2), epochs=5)
+    assert_equal(module.state_dict(), reference.state_dict())
+    assert [facts["epochs"] for facts in module.history] == [5] and module.history[0]["steps"] == 8
+
+
+class Stop(Callback):
+    """Ends the training behind an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        trainer.should_stop = trainer.current_epoch == self.epoch
+
+
+def test_a_second_fit_goes_on_at_the_level_that_was_reached() -> None:
+    module = multilevel(stages=2, levels=3, level={"epochs": [1, 2, 3]})
+    with pytest.warns(UserWarning, match="ended with 4 of 8 steps, before the finest level"):
+        fit(module, batches(3), epochs=6, callbacks=[Stop(1)])
+    assert module.level == 1
+    with pytest.raises(ValueError, match=r"max_epochs=6 is not the sum of strategy\.level\.epochs=\[2, 3\]"):
+        fit(module, batches(3), epochs=6)
+    fit(module, batches(3), epochs=5)
+    assert [(facts["steps"], facts["epochs"]) for facts in module.history] == [(4, 2), (8, 3)]
+
+
+def test_a_trainer_goes_on_with_more_epochs() -> None:
+    module = multilevel(stages=2, levels=2, level={"epochs": [1, 2]})
+    t = fit(module, batches(3), epochs=3)
+    t.fit_loop.max_epochs = 7
+    t.fit(module, loader(batches(3)))
+    assert (t.current_epoch, t.global_step, module.runtime.batch) == (7, 21, 21)
+    assert [(facts["steps"], facts["epochs"]) for facts in module.history] == [(8, 4)]
+
+
+# Early stopping.
+
+
+def never_better(**options: Any) -> EarlyStopping:
+    """Stops behind the second value."""
+    return EarlyStopping(**{"monitor": "train/loss", "patience": 1, "min_delta": 100.0, **options})
+
+
+@pytest.mark.parametrize(
+    ("stopping", "options", "epochs"),
+    [
+        ({}, {}, [2, 2, 2]),
+        ({"monitor": "val/loss", "check_on_train_epoch_end": False}, {}, [2, 2, 2]),
+        ({"monitor": "val/loss", "check_on_train_epoch_end": False}, {"val_check_interval": 0.5}, [1, 1, 1]),
+        ({"patience": 9, "stopping_threshold": 100.0}, {}, [1, 1, 1]),
+        ({"monitor": "val/loss", "patience": 3}, {}, [4, 4, 4]),
+    ],
+    ids=["training loss", "validation", "in mid-epoch", "threshold", "patient"],
+)
+def test_a_level_that_is_stopped_early_is_refined(
+    stopping: dict[str, Any], options: dict[str, Any], epochs: list[int]
+) -> None:
+    module = multilevel(stages=2, levels=3, level={"epochs": [4, 4, 4]})
+    t = trainer(epochs=12, callbacks=[never_better(**stopping)], **options)
+    t.fit(module, loader(batches(4)), loader(batches(2, seed=1)))
+    assert [facts["epochs"] for facts in module.history] == epochs
+    assert t.current_epoch == sum(epochs) and module.is_finest
+
+
+def test_epochs_that_are_saved_are_the_finest_levels() -> None:
+    module = multilevel(stages=2, levels=2, level={"epochs": [5, 2]})
+
+    class Impatient(EarlyStopping):
+        """Of the coarse level only."""
+
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            if pl_module.level == 0:
+                super().on_train_epoch_end(trainer, pl_module)
+
+    fit(module, batches(2), epochs=7, callbacks=[Impatient("train/loss", patience=1, min_delta=100.0)])
+    assert [facts["epochs"] for facts in module.history] == [2, 5]
+
+
+class Diverges(Callback):
+    """Gives the training of a coarse level a loss that is not a number."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        pl_module.log("some", math.nan)
+
+
+@pytest.mark.parametrize(
+    "callbacks",
+    [lambda: [Diverges(), EarlyStopping("some")], lambda: [Stop(1), never_better()]],
+    ids=["not finite", "something else stops as well"],
+)
+def test_what_ends_a_training_for_good_says_so(callbacks: Any) -> None:
+    module = multilevel(stages=2, levels=2, level={"epochs": [4, 4]})
+    with pytest.warns(UserWarning, match="before the finest level"):
+        fit(module, batches(2), epochs=8, callbacks=callbacks())
+    assert module.level == 0
+
+
+def test_a_training_that_was_stopped_early_in_a_level_is_resumed(tmp_path: Path) -> None:
+    def train(ckpt: Path | None = None) -> tuple[Multilevel, pl.Trainer]:
+        module = multilevel(stages=2, levels=2, level={"epochs": [4, 4]}, scheduler={"name": "cosine"})
+        saver = ModelCheckpoint(
+            tmp_path, "{epoch}", every_n_epochs=1, save_top_k=-1, save_on_train_epoch_end=True
+        )
+        t = trainer(epochs=8, callbacks=[saver, never_better(patience=2)], enable_checkpointing=True)
+        t.fit(module, loader(batches(3)), loader(batches(2, seed=1)), ckpt_path=ckpt, weights_only=True)
+        return module, t
+
+    straight, t = train()
+    assert [facts["epochs"] for facts in straight.history] == [3, 3]
+    for epoch in (1, 2, 3):
+        resumed, other = train(tmp_path / f"epoch={epoch}.ckpt")
+        assert_equal(resumed.state_dict(), straight.state_dict())
+        assert other.current_epoch == t.current_epoch
