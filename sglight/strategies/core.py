@@ -22,6 +22,7 @@ from sglight.strategies.optim import (
     scheduler_settings,
 )
 from sglight.strategies.plan import Plan
+from sglight.strategies.rates import Rates
 from sglight.strategies.recorder import Recorder
 from sglight.strategies.runtime import Runtime
 from sglight.strategies.schedule import Locked, Schedule
@@ -73,7 +74,7 @@ class StagedNetwork(pl.LightningModule):
         self.stages, self.estimators = nn.ModuleDict(), nn.ModuleDict()
         self.runtime = Runtime(self.plan, self.stages, self.estimators, self.step_stage)
         self.diagnosis = self.runtime.observer = Diagnosis(diagnose_every_n_batches)
-        self.curves = Curves()
+        self.curves, self.rates = Curves(), Rates()
         self.evaluation = Evaluation()
         # Whether the workers have compared the first labels of this epoch.
         self._compared = False

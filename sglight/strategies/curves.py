@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import pytorch_lightning as pl
@@ -22,6 +22,7 @@ class _Report:
     epoch: int
     names: Sequence[str]
     sums: Pending
+    logged: Collection[str]
 
     def values(self) -> dict[str, float]:
         numbers = self.sums.result()
@@ -48,11 +49,20 @@ class Curves:
         self._reports.clear()
 
     def report(
-        self, peers: Peers, step: int, epoch: int, names: Sequence[str], known: Mapping[str, float | Tensor]
+        self,
+        peers: Peers,
+        step: int,
+        epoch: int,
+        names: Sequence[str],
+        known: Mapping[str, float | Tensor],
+        logged: Collection[str] = (),
     ) -> None:
-        """Say what is known here of a batch; all workers name the same ``names``."""
+        """Say what is known here of a batch; all workers name the same ``names``.
+
+        Those that are ``logged`` need not be written here again.
+        """
         numbers = [float(known.get(name, 0.0)) for name in names] + [float(name in known) for name in names]
-        self._reports.append(_Report(step, epoch, names, peers.total(numbers)))
+        self._reports.append(_Report(step, epoch, names, peers.total(numbers), logged))
 
     def write(self, module: pl.LightningModule, wait: bool = False) -> None:
         """Log the reports that have arrived, or (``wait``) all of them."""
@@ -62,8 +72,9 @@ class Curves:
             values = report.values()
             for listener in self.listeners:
                 listener(report.step, values)
+            new = {name: value for name, value in values.items() if name not in report.logged}
             for logger in module.trainer.loggers:
-                logger.log_metrics({"epoch": float(report.epoch), **values}, report.step)
+                logger.log_metrics({"epoch": float(report.epoch), **new}, report.step)
                 logger.save()
             newest |= values
         for name, value in newest.items():

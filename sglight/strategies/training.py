@@ -176,18 +176,24 @@ class StagedTraining(StagedNetwork):
         self.runtime.batch = self.global_step
         self.runtime.take_up_sums()
         self.diagnosis.forget()
+        self.rates.begin(self.trainer, self.placement.peers)
         self._compared = False
 
     @override
     def on_train_epoch_start(self) -> None:
         self.recorder.clear(self.placement)
         self._compared = False
+        self._report_rates()
 
     @override
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         if not self._compared:
             self._compared = True
             self._compare_batches(batch, self.trainer.num_training_batches, f"epoch {self.current_epoch}")
+        self._report_rates()
+
+    def _report_rates(self) -> None:
+        self.rates.report(self.trainer, self.placement.peers, self.curves, self.runtime.batch)
 
     def _compare_batches(self, batch: Batch, batches: float, when: str) -> None:
         agreement.check_batches(self.placement.peers, batch[1], batches, when)
