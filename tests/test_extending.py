@@ -24,6 +24,7 @@ from sglight.experiment import build_datamodule, build_module
 from sglight.gradients import prediction_cost, synthetic_gradient
 from sglight.networks import NetworkSpec, StableNet
 from sglight.networks.segment import Segment
+from sglight.schema import OptimizerConfig, SchedulerConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = (
@@ -80,7 +81,7 @@ class Mine(DNI):
         "my_conf/strategy/mine.yaml": """
 _target_: my_package.together.Mine
 stages: 2
-optimizer: {name: adam, lr: 0.001}
+optimizer: {name: adam, lr: 0.002}
 estimator: {name: my_package.estimators.ByClass}
 """,
         "my_conf/dataset/half.yaml": "_target_: my_package.wrong.Half\nname: half\n",
@@ -162,6 +163,18 @@ def test_an_estimator_is_made_costed_and_taught(mine: Any, tmp_path: Path) -> No
     learnt = [value for key, value in saved.items() if key.startswith("estimators.")]
     assert len(learnt) == 2
     assert all(value.any() for value in learnt), "they begin at zero"
+
+
+def test_sections_in_part_have_the_schemas_defaults(mine: Any) -> None:
+    plain = to_plain(
+        mine(*SMALL, "strategy=mine", "~strategy.optimizer.name", "+strategy.scheduler.name=plateau")
+    )
+    module = build_module(plain, build_datamodule(plain))
+    assert module.plan.optimizer == {**vars(OptimizerConfig()), "lr": 0.002}
+    assert module.plan.scheduler == {**vars(SchedulerConfig()), "name": "plateau"}
+    wrong = to_plain(mine(*SMALL, "strategy=mine", "+strategy.optimizer.momentun=0.5"))
+    with pytest.raises(UserError, match=r"strategy\.optimizer\.momentun is unknown; did you mean momentum\?"):
+        build_module(wrong, build_datamodule(wrong))
 
 
 def test_an_estimators_own_draws_depend_on_seed_and_boundary_alone(mine: Any) -> None:
