@@ -92,7 +92,9 @@ def test_a_cut_tensor_is_updated_like_the_whole(name: str) -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"strategy\.optimizer\.name=rmsprop .*one of adam, adamw, nadam, sgd"):
+    with pytest.raises(
+        ValueError, match=r"strategy\.optimizer\.name=rmsprop .*one of adam, adamw, nadam, sgd"
+    ):
         make_optimizer({"name": "rmsprop", "lr": 1}, [nn.Parameter(torch.zeros(1))])
     with pytest.raises(
         ValueError, match=r"strategy\.scheduler\.name=cosin is unknown; did you mean cosine\?"
