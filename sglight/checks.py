@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from functools import partial
 from math import inf
 from operator import le
@@ -66,10 +67,10 @@ def check_values(cfg: DictConfig) -> None:
     )
     for key in ("strategy.optimizer.betas", "strategy.estimator.optimizer.betas"):
         betas = OmegaConf.select(cfg, key)
-        if betas is not None and (len(betas) != 2 or not all(0 <= beta < 1 for beta in betas)):
+        if _numbers(betas) and (len(betas) != 2 or not all(0 <= beta < 1 for beta in betas)):
             raise UserError(f"{key}={betas} is not allowed; it must be two numbers from 0 to less than 1")
     hidden = OmegaConf.select(cfg, "strategy.estimator.hidden")
-    if hidden is not None and any(width < 1 for width in hidden):
+    if _numbers(hidden) and any(width < 1 for width in hidden):
         raise UserError(f"strategy.estimator.hidden={hidden} is not allowed; each width must be at least 1")
 
 
@@ -118,6 +119,16 @@ def check_model(model: DictConfig) -> None:
         )
 
 
+def check_targets(cfg: DictConfig) -> None:
+    """Refuse a strategy or a data set that names no class."""
+    for group in ("dataset", "strategy"):
+        node = cfg[group]
+        if not isinstance(node, DictConfig) or not isinstance(node.get("_target_"), str):
+            raise UserError(
+                f"{group}._target_ is missing; give package.module.Class there, with its arguments as keys beside it"
+            )
+
+
 def check_strategy(cfg: DictConfig) -> None:
     """Refuse more stages or processors than time steps, and what does not fit the network."""
     steps = _per_segment("steps", cfg.model.steps, int)
@@ -125,13 +136,13 @@ def check_strategy(cfg: DictConfig) -> None:
         sum(steps) if len(steps) > 1 else steps[0] * len(_per_segment("channels", cfg.model.channels, int))
     )
     for key in ("stages", "processors"):
-        parts = OmegaConf.select(cfg, f"strategy.{key}")
+        parts = _number(cfg, f"strategy.{key}")
         if parts is not None and parts > total:
             raise UserError(
                 f"strategy.{key}={parts} is more than the network's {total} time steps; "
                 f"use at most {total} {key} or raise model.steps"
             )
-    levels = OmegaConf.select(cfg, "strategy.levels")
+    levels = _number(cfg, "strategy.levels")
     if levels is not None:
         _check_levels(cfg, levels, steps)
     if OmegaConf.get_type(cfg.strategy) is PVDConfig:
@@ -147,7 +158,7 @@ def check_strategy(cfg: DictConfig) -> None:
             "strategy.regularisation.classifier_smoothness needs a classifier that sees images: model.kernel=conv and "
             "model.head=flatten; set it to 0"
         )
-    _check_loss(cfg)
+    check_loss(cfg)
     if OmegaConf.get_type(cfg.strategy) is DelayedConfig:
         _check_delayed(cfg)
     estimator = OmegaConf.select(cfg, "strategy.estimator")
@@ -158,13 +169,12 @@ def check_strategy(cfg: DictConfig) -> None:
             raise UserError(
                 "strategy.estimator.name=conv works on images; add model.kernel=conv or choose linear or mlp"
             )
-        if cfg.strategy.estimator.kernel_size % 2 == 0:
-            raise UserError(
-                f"strategy.estimator.kernel_size={cfg.strategy.estimator.kernel_size} must be odd, as 3 or 5"
-            )
+        size = _number(cfg, "strategy.estimator.kernel_size")
+        if size is not None and size % 2 == 0:
+            raise UserError(f"strategy.estimator.kernel_size={size} must be odd, as 3 or 5")
 
 
-def _check_loss(cfg: DictConfig) -> None:
+def check_loss(cfg: DictConfig) -> None:
     """Refuse a loss that does not exist, and settings that are another one's."""
     loss = OmegaConf.select(cfg, "strategy.loss")
     if loss is None or OmegaConf.get_type(loss) is not LossConfig:
@@ -205,8 +215,13 @@ def _check_delayed(cfg: DictConfig) -> None:
 
 
 def _check_levels(cfg: DictConfig, count: int, steps: Sequence[int]) -> None:
+    level = OmegaConf.select(cfg, "strategy.level")
+    if not isinstance(level, DictConfig | None):
+        raise UserError(
+            f"strategy.level={level} is not allowed; set its keys instead: strategy.level.mode ..."
+        )
     try:
-        levels = make_levels(count, cfg.strategy.level)
+        levels = make_levels(count, level)
         if not cfg.trainer.fast_dev_run:
             first_epochs(levels, cfg.trainer.max_epochs)
     except ValueError as error:
@@ -222,9 +237,10 @@ def _check_levels(cfg: DictConfig, count: int, steps: Sequence[int]) -> None:
         * (len(_per_segment("channels", cfg.model.channels, int)) if len(steps) == 1 else 1)
         // finer
     )
-    if cfg.strategy.stages > coarsest:
+    stages = _number(cfg, "strategy.stages")
+    if stages is not None and stages > coarsest:
         raise UserError(
-            f"strategy.stages={cfg.strategy.stages} is more than the {coarsest} time steps of the coarsest of "
+            f"strategy.stages={stages} is more than the {coarsest} time steps of the coarsest of "
             f"strategy.levels={count}; use fewer stages or levels, or raise model.steps"
         )
 
@@ -252,8 +268,10 @@ def check_workers(cfg: DictConfig) -> None:
     devices, nodes = cfg.trainer.devices, cfg.trainer.num_nodes
     workers = devices * nodes
     key = "processors" if "processors" in cfg.strategy else "stages"
-    parts = OmegaConf.select(cfg, f"strategy.{key}") or 1
-    if workers > parts:
+    parts = _number(cfg, f"strategy.{key}")
+    if parts is None and is_dataclass(OmegaConf.get_type(cfg.strategy)):
+        parts = 1
+    if parts is not None and workers > parts:
         remedy = f"raise strategy.{key}" if key in cfg.strategy else "choose a strategy that has them, as dni"
         raise UserError(
             f"trainer.devices={devices} on trainer.num_nodes={nodes} makes {workers} workers, but there are only "
@@ -310,6 +328,17 @@ def _each(cfg: DictConfig, keys: str, allowed: Callable[[Any], bool], rule: str)
         value = OmegaConf.select(cfg, key)
         if isinstance(value, int | float) and not allowed(value):
             raise UserError(f"{key}={value} is not allowed; {rule}")
+
+
+def _number(cfg: DictConfig, key: str) -> int | None:
+    """A whole number; None if there is none, or something else, which is refused where the strategy is known."""
+    value = OmegaConf.select(cfg, key)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _numbers(value: Any) -> bool:
+    """Whether it is a list of numbers; something else is refused where the strategy is known."""
+    return isinstance(value, ListConfig) and all(isinstance(v, int | float) for v in value)
 
 
 def _one_of(key: str, value: str, options: tuple[str, ...]) -> None:

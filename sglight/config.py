@@ -4,11 +4,11 @@
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -67,6 +67,7 @@ def check(cfg: DictConfig) -> DictConfig:
     for key in PATHS:
         if (value := OmegaConf.select(cfg, key)) is not None:
             OmegaConf.update(cfg, key, _absolute(value))
+    checks.check_targets(cfg)
     checks.check_values(cfg)
     checks.check_model(cfg.model)
     checks.check_strategy(cfg)
@@ -75,6 +76,41 @@ def check(cfg: DictConfig) -> DictConfig:
     cfg.ckpt = resolve_ckpt(cfg.ckpt)
     checks.check_files(cfg)
     return cfg
+
+
+def check_settings(given: Mapping[str, Any], schema: type) -> None:
+    """Refuse keys of ``strategy``, from a config without a schema, whose values ``schema`` would refuse.
+
+    Keys that it does not have are the strategy's own, and sections that are null have its defaults.
+    """
+    names = {field.name for field in fields(schema)}
+    known = {key: value for key, value in given.items() if key in names}
+    try:
+        cfg = OmegaConf.merge(
+            {"strategy": OmegaConf.structured(schema)}, {"strategy": _sections(known, schema, "strategy")}
+        )
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error, CONF)) from error
+    assert isinstance(cfg, DictConfig)
+    checks.check_values(cfg)
+    checks.check_loss(cfg)
+
+
+def _sections(given: Mapping[str, Any], schema: type, prefix: str) -> dict[str, Any]:
+    """The keys of a section, without sections in it that are null."""
+    hints, found = get_type_hints(schema), dict(given)
+    for key, value in given.items():
+        if not is_dataclass(hint := hints.get(key)):
+            continue
+        assert isinstance(hint, type)
+        if value is None:
+            del found[key]
+        elif isinstance(value, Mapping):
+            found[key] = _sections(value, hint, f"{prefix}.{key}")
+        else:
+            keys = ", ".join(f"{prefix}.{key}.{field.name}" for field in fields(hint))
+            raise UserError(f"{prefix}.{key}={value} is not allowed; set its keys instead: {keys}")
+    return found
 
 
 def resolve_ckpt(ckpt: str | None) -> str | None:

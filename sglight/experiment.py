@@ -32,13 +32,15 @@ from sglight.callbacks.tensorboard import add_hyperparameters, add_layout
 from sglight.callbacks.timeline import Timeline
 from sglight.callbacks.timing import EpochTimer
 from sglight.completed import config_hash
+from sglight.config import check_settings
 from sglight.errors import UserError
-from sglight.extension import load_class
+from sglight.extension import check_arguments, load_class
 from sglight.files import replacing
 from sglight.networks import NetworkSpec
 from sglight.parallel.environment import agree, environment
 from sglight.parallel.launcher import cores
 from sglight.parallel.strategy import StageStrategy
+from sglight.schema import STRATEGIES, StrategyConfig
 from sglight.strategies import naming
 from sglight.strategies.staged import StagedModule, limited
 
@@ -146,7 +148,9 @@ def build_datamodule(plain: Mapping[str, Any], inputs: bool = True) -> Any:
 
 def _datamodule(plain: Mapping[str, Any]) -> Any:
     settings = dict(plain["dataset"])
-    return load_class(settings.pop("_target_"), "dataset._target_", pl.LightningDataModule)(**settings)
+    kind = load_class(settings.pop("_target_"), "dataset._target_", pl.LightningDataModule)
+    check_arguments(kind, settings, "dataset")
+    return kind(**settings)
 
 
 def build_module(plain: Mapping[str, Any], datamodule: Any) -> StagedModule:
@@ -158,12 +162,23 @@ def build_module(plain: Mapping[str, Any], datamodule: Any) -> StagedModule:
         "seed": plain["seed"],
     }
     settings = {key: value for key, value in plain["strategy"].items() if key != "_target_"}
+    kind = _strategy(plain)
+    check_arguments(kind, {"network": network, **settings}, "strategy", {"network"})
+    check_settings(settings, _schema(kind))
     try:
-        module = _strategy(plain)(network=network, **settings)
+        module = kind(network=network, **settings)
     except ValueError as error:
         # The network's own checks know the data's shape, which the config's could not.
         raise UserError(str(error)) from error
     return module
+
+
+def _schema(kind: type[StagedModule]) -> type[StrategyConfig]:
+    """The schema of the strategy that a class is or builds upon."""
+    for schema in sorted(STRATEGIES.values(), key=lambda each: -len(each.__mro__)):
+        if issubclass(kind, load_class(schema._target_, "strategy._target_", StagedModule)):
+            return schema
+    return StrategyConfig
 
 
 def _strategy(plain: Mapping[str, Any]) -> type[StagedModule]:

@@ -173,8 +173,65 @@ def test_sections_in_part_have_the_schemas_defaults(mine: Any) -> None:
     assert module.plan.optimizer == {**vars(OptimizerConfig()), "lr": 0.002}
     assert module.plan.scheduler == {**vars(SchedulerConfig()), "name": "plateau"}
     wrong = to_plain(mine(*SMALL, "strategy=mine", "+strategy.optimizer.momentun=0.5"))
-    with pytest.raises(UserError, match=r"strategy\.optimizer\.momentun is unknown; did you mean momentum\?"):
+    with pytest.raises(UserError, match=r"strategy\.optimizer\.momentun is unknown; did you mean .*momentum"):
         build_module(wrong, build_datamodule(wrong))
+
+
+PARTIAL = {
+    "": None,
+    "scheduler: {warmup_epochs: 1}": None,
+    "scheduler: null": None,
+    "regularisation: {smoothness: 0.1}": None,
+    "estimator: {name: linear}": None,
+    "estimator: {optimizer: {lr: 0.1}}": None,
+    "loss: {label_smoothing: 0.1}": None,
+    "optimizer: null": None,
+    "optimizer: {lr: fast}": r"strategy\.optimizer\.lr=fast is not allowed; it must be a number",
+    "optimizer: adam": r"strategy\.optimizer=adam is not allowed; set its keys instead: strategy\.optimizer\.name",
+    "optimizer: {betas: [0.9, x]}": r"strategy\.optimizer\.betas\[1\]=x is not allowed",
+    "scheduler: {warmup: 1}": r"strategy\.scheduler\.warmup is unknown; did you mean .*warmup_epochs",
+    "regularisation: {smothness: 1}": r"strategy\.regularisation\.smothness is unknown; did you mean",
+    "loss: {label_smoothing: 2}": r"strategy\.loss\.label_smoothing=2\.0 is not allowed",
+    "estimator: {name: conv}": r"strategy\.estimator\.name=conv works on images",
+    "estimator: {hidden: 5}": r"strategy\.estimator\.hidden=5 is not allowed; it must be a list",
+    "stages: two": r"strategy\.stages=two is not allowed; it must be a whole number",
+    "stages: null": r"strategy\.stages=null is not allowed",
+    "width: 3": r"strategy\.width is unknown to Mine; .*lag, loss",
+    "_target_: null": r"strategy\._target_ is missing",
+    "_target_: sglight.strategies.multilevel.Multilevel\nlevels: 2": None,
+    "_target_: sglight.strategies.multilevel.Multilevel\nlevels: 2\nlevel: {mode: exact}": None,
+    "_target_: sglight.strategies.multilevel.Multilevel\nlevel: exact": r"strategy\.level=exact is not allowed",
+    "_target_: sglight.strategies.multilevel.Multilevel\nlevel: {mod: x}": r"strategy\.level\.mod is unknown",
+    "_target_: sglight.strategies.pvd.PVD\nprocessors: x": r"strategy\.processors=x is not allowed",
+}
+
+
+@pytest.mark.parametrize("text", PARTIAL)
+def test_a_strategy_without_a_schema_may_be_written_in_part(mine: Any, folder: Path, text: str) -> None:
+    target = "" if text.startswith("_target_") else "_target_: my_package.together.Mine\n"
+    optimizer = "" if text.startswith("optimizer") else "optimizer: {lr: 0.01}\n"
+    (folder / "my_conf/strategy/partial.yaml").write_text(f"{target}{optimizer}{text}\n")
+
+    def build() -> Any:
+        plain = to_plain(mine(*SMALL, "strategy=partial"))
+        return build_module(plain, build_datamodule(plain))
+
+    if PARTIAL[text] is None:
+        build().configure_model()
+        return
+    with pytest.raises(UserError, match=str(PARTIAL[text])):
+        build()
+
+
+def test_stages_that_are_left_to_the_class_may_have_workers(mine: Any) -> None:
+    # Whether there are enough of them is known once the module is built.
+    mine(*SMALL, "strategy=mine", "~strategy.stages", "trainer.devices=2")
+
+
+def test_a_data_set_that_lacks_an_argument_names_it(mine: Any, folder: Path) -> None:
+    (folder / "my_conf/dataset/lacking.yaml").write_text("_target_: my_package.wrong.Half\nnam: x\n")
+    with pytest.raises(UserError, match=r"dataset\.name is missing, which Half needs"):
+        build_datamodule(to_plain(mine("dataset=lacking", *SMALL[4:])))
 
 
 def test_an_estimators_own_draws_depend_on_seed_and_boundary_alone(mine: Any) -> None:

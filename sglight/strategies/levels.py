@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from math import inf
 from typing import Any
@@ -37,6 +37,10 @@ def make_levels(count: int, config: Mapping[str, Any] | None = None) -> list[Lev
     """
     if count < 1:
         raise ValueError(f"strategy.levels={count} must be at least 1 (the finest depth alone)")
+    known = [field.name for field in fields(Level)]
+    for name in config or {}:
+        if name not in known:
+            raise ValueError(f"strategy.level.{name} is unknown; choose among {', '.join(known)}")
     columns = {name: _spread(name, value, count) for name, value in (config or {}).items()}
     modes = columns.pop("mode", [None] * count)
     default = [*["exact"] * (count - 1), "dni"]
