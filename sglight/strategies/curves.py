@@ -64,8 +64,8 @@ class Curves:
         numbers = [float(known.get(name, 0.0)) for name in names] + [float(name in known) for name in names]
         self._reports.append(_Report(step, epoch, names, peers.total(numbers), logged))
 
-    def write(self, module: pl.LightningModule, wait: bool = False) -> None:
-        """Log the reports that have arrived, or (``wait``) all of them."""
+    def write(self, module: pl.LightningModule, wait: bool = False, told: Collection[str] = ()) -> None:
+        """Log the reports that have arrived, or (``wait``) all of them; callbacks are ``told`` some by others."""
         newest: dict[str, float] = {}
         while self._reports and (wait or self._reports[0].sums.ready()):
             report = self._reports.popleft()
@@ -78,6 +78,8 @@ class Curves:
                 logger.save()
             newest |= values
         for name, value in newest.items():
+            if name in told:
+                continue
             # For callbacks and the bar; the loggers have it already, at the right step. Only the newest: of several,
             # Lightning would take the mean at an epoch's end.
             module.log(name, value, prog_bar=name in SHOWN, logger=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +37,18 @@ class RunningMeans:
         self._sums, self._normaliser, self._samples = None, 0.0, 0
         return means
 
+    def state(self) -> dict[str, Any]:
+        """What has been added since, in plain values; empty if nothing was."""
+        if self._sums is None:
+            return {}
+        return {"sums": self._sums.tolist(), "normaliser": self._normaliser, "samples": self._samples}
+
+    def load(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Go on from a `state`."""
+        sums = state.get("sums")
+        self._sums = None if sums is None else torch.tensor(sums, device=device)
+        self._normaliser, self._samples = state.get("normaliser", 0.0), state.get("samples", 0)
+
 
 class TrainingMeans(RunningMeans):
     """The same, and besides, as ``epoch``, over the batches since that was asked for."""
@@ -47,6 +61,16 @@ class TrainingMeans(RunningMeans):
     def add(self, loss: Tensor, right: Tensor, normaliser: float, samples: int) -> None:
         super().add(loss, right, normaliser, samples)
         self.epoch.add(loss, right, normaliser, samples)
+
+    @override
+    def state(self) -> dict[str, Any]:
+        epoch = self.epoch.state()
+        return {**super().state(), "epoch": epoch} if epoch else {}
+
+    @override
+    def load(self, state: Mapping[str, Any], device: torch.device) -> None:
+        super().load(state, device)
+        self.epoch.load(state.get("epoch", {}), device)
 
 
 class Evaluation:

@@ -57,7 +57,8 @@ class Runtime:
     Attributes:
         placement: which stages are here, and what leads to the others.
         batch: how many batches the training has had. round: how many pieces since the pipeline was last empty.
-        means: loss and accuracy of the training and of its epoch, where the last stage is.
+        means: loss and accuracy of the training and of its epoch, where the last stage is, or the one that is set as
+            ``counter``.
         observer: what looks on.
         lessons: the loss of each estimator's last lesson, by boundary.
         comparing: whether backward passes compare the true gradients that they get with what estimators say;
@@ -69,6 +70,7 @@ class Runtime:
     ) -> None:
         self.plan, self.stages, self.estimators, self.step = plan, stages, estimators, step
         self.placement = alone(plan.last + 1)
+        self.counter: int | None = None
         self.observer = Observer()
         self.forget()
 
@@ -308,7 +310,9 @@ class Runtime:
     def under_way(self) -> dict[str, dict[str, Any]]:
         """What is in flight, by stage, in plain containers and tensors."""
         self.collect()
-        return {f"stage_{i}": found for i in self.placement.own if (found := self._under_way(i))}
+        found = {f"stage_{i}": found for i in self.placement.own if (found := self._under_way(i))}
+        means = self.means.state()  # on one worker
+        return {**found, "means": means} if means else found
 
     def _under_way(self, i: int) -> dict[str, Any]:
         passages = [_saved(passage) for passage in self.window[i]]
@@ -321,6 +325,9 @@ class Runtime:
 
     def take_up(self, under_way: Mapping[str, dict[str, Any]]) -> None:
         """Have in flight what `under_way` has given."""
+        counter = self.plan.last if self.counter is None else self.counter
+        if counter in self.placement.own:
+            self.means.load(under_way.get("means", {}), next(self.stages.parameters()).device)
         for i in self.placement.own:
             found = under_way.get(f"stage_{i}", {})
             self.window[i] = deque(self._restored(i, saved) for saved in found.get("passages", []))

@@ -202,7 +202,7 @@ class StagedTraining(StagedNetwork):
     def on_train_epoch_end(self) -> None:
         # A run may end in mid-epoch (max_time, an early stop).
         self.runtime.drain()
-        self.curves.write(self, wait=True)
+        self.curves.write(self, wait=True, told=SHOWN)
         self._log_epoch()
         rank, workers = self.placement.peers.rank, range(self.placement.peers.size)
         times = self.recorder.shares(self.placement)

@@ -91,6 +91,7 @@ class PVD(StagedModule):
         except ValueError as error:
             raise ValueError(str(error).replace("strategy.stages", "strategy.processors")) from error
         _check(self.plan)
+        self.runtime.counter = 0
         self.processors = processors
         self.forget_me_not = forget_me_not
         self.local_solver, self.synchronisation = local_solver, synchronisation
