@@ -22,7 +22,7 @@ a further table has the ratios of wall and CPU time between the two.
 
 Environment variables reach all processes. On Linux, glibc gives large tensors back to the system and fetches them
 again in every batch, at the price of page faults; MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ stop that. Set
-them for --tree: page faults otherwise differ by a factor of two and CPU time by a tenth between runs of one commit.
+them for --tree: otherwise page faults differ by a factor of three between runs of one commit (conv, backprop).
 """
 
 from __future__ import annotations
