@@ -13,7 +13,7 @@ class FailingDNI(DNI):
     """Raises in batch 3 where the last stage lives."""
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 3 and self.last in self.placement.own:
+        if batch_idx == 3 and self.plan.last in self.placement.own:
             raise ArithmeticError("this is the bug")
         super().training_step(batch, batch_idx)
 
