@@ -60,7 +60,8 @@ class DataModule(LightningDataModule):
     """Serves a data set as whole batches on the trainer's device; a subclass says which, by `open()`.
 
     After `prepare_data(); setup("fit" | "test")` it knows `shape` (of a sample), `classes`, `class_names`,
-    `mean`, `std` (per channel, pixels as numbers in [0, 1]), `train_size`, `val_size`, `test_size`.
+    `mean`, `std` (per channel, pixels as numbers in [0, 1]), `pixels` (whether samples are bytes), `train_size`,
+    `val_size`, `test_size`.
 
     Attributes:
         inputs: set to False before `setup` where only the labels are needed: then no input is read and
@@ -71,6 +72,7 @@ class DataModule(LightningDataModule):
     class_names: list[str]
     mean: list[float]
     std: list[float]
+    pixels: bool
     train_size: int
     val_size: int
     test_size: int
@@ -127,6 +129,7 @@ class DataModule(LightningDataModule):
         contents = self.contents()
         self.shape = tuple(contents.parts["train"].x.shape[1:])
         self.class_names, self.mean, self.std = contents.class_names, contents.mean, contents.std
+        self.pixels = contents.parts["train"].x.dtype == np.uint8
         self.train_size, self.val_size, self.test_size = (
             len(contents.parts[split].y) for split in ("train", "val", "test")
         )
@@ -146,6 +149,10 @@ class DataModule(LightningDataModule):
     def test_dataloader(self) -> BatchLoader:
         """Test batches, always in the same order."""
         return self._loader("test", self.eval_batch_size)
+
+    def predict_dataloader(self) -> BatchLoader:
+        """The test batches, with their labels."""
+        return self.test_dataloader()
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """The batch: it is on the device already."""

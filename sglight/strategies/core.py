@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, TypedDict
+from typing import Any, Self, TypedDict
 
 import pytorch_lightning as pl
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from typing_extensions import override
 from sglight.gradients import GradientSource, TrueGradient
 from sglight.link import Placement
 from sglight.networks import NetworkSpec, Stage
-from sglight.strategies import agreement, descent
+from sglight.strategies import agreement, contents, descent
 from sglight.strategies.curves import Curves
 from sglight.strategies.diagnosis import Diagnosis
 from sglight.strategies.evaluation import Evaluation
@@ -44,9 +44,16 @@ class Shared(TypedDict, total=False):
 class StagedNetwork(pl.LightningModule):
     """The stages of a network that live in this process, and what trains and evaluates them; see `StagedModule`."""
 
+    arguments: dict[str, Any]
     level = 0
     part = "stage"
     inputs_everywhere = False
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        module = super().__new__(cls)
+        # Copies are made without arguments, and then get those of the original.
+        module.__dict__["arguments"] = contents.arguments(cls, args, kwargs)
+        return module
 
     def __init__(
         self,

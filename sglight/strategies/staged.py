@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytorch_lightning.trainer.states import TrainerFn
+from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from typing_extensions import override
 
-from sglight.strategies import naming
+from sglight.strategies import contents, naming
 from sglight.strategies.core import Batch, Shared
 from sglight.strategies.evaluation import hits
 from sglight.strategies.training import StagedTraining, limited
@@ -42,6 +43,7 @@ class StagedModule(StagedTraining):
         multiple: number of steps of which all cuts are multiples.
 
     Attributes:
+        arguments: those that the module was made with.
         plan: all of the above.
         level: how often the network has been refined: results before and after do not compare.
         part: what the parts are called that workers share out.
@@ -105,6 +107,13 @@ class StagedModule(StagedTraining):
     def on_test_epoch_end(self) -> None:
         self._log_evaluation("test")
 
+    @override
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Probabilities ``[B, classes]`` of a batch with or without labels: ``x`` or ``(x, labels)``."""
+        x = batch[0] if isinstance(batch, Sequence) else batch
+        logits: Tensor = self(x)
+        return logits.softmax(1)
+
     # Checkpoints.
 
     @override
@@ -113,6 +122,10 @@ class StagedModule(StagedTraining):
         checkpoint["sglight_training"] = self.training_identity()
         checkpoint["progress"] = self.progress()
         checkpoint["in_flight"] = self.runtime.under_way()
+        checkpoint[contents.DATA] = contents.plain_or_nothing(
+            contents.of_data(getattr(self.trainer, "datamodule", None))
+        )
+        checkpoint[contents.ARGUMENTS] = contents.plain_or_nothing(self.arguments)
         naming.by_name(checkpoint, self.optimizer_names())
 
     @override
