@@ -28,6 +28,7 @@ LocalSolver = StrEnum("LocalSolver", ["first_order", "lbfgs"])
 Synchronisation = StrEnum("Synchronisation", ["best", "average", "affine"])
 EstimatorName = StrEnum("EstimatorName", ["linear", "mlp", "conv"])
 Prolongation = StrEnum("Prolongation", ["linear", "constant"])
+Balance = StrEnum("Balance", ["model", "measured"])
 Backward = StrEnum("Backward", ["stashed", "replayed", "rebuilt"])
 LateMoments = StrEnum("LateMoments", ["reset", "keep"])
 Moments = StrEnum("Moments", ["prolong", "reset"])
@@ -121,6 +122,10 @@ class BackpropConfig(StrategyConfig):
     """True gradients through the whole network."""
 
     _target_: str = "sglight.strategies.backprop.Backprop"
+    stages: int = 1
+    cuts: list[int] | None = None
+    balance: Balance = Balance.model
+    microbatches: int | None = None
     diagnose_every_n_batches: int = 0
 
 
@@ -142,6 +147,7 @@ class DNIConfig(StrategyConfig):
 
     _target_: str = "sglight.strategies.dni.DNI"
     stages: int = 2
+    cuts: list[int] | None = None
     lag: int = 1
     estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
     diagnose_every_n_batches: int = 50
@@ -153,6 +159,8 @@ class DelayedConfig(StrategyConfig):
 
     _target_: str = "sglight.strategies.delayed.Delayed"
     stages: int = 2
+    cuts: list[int] | None = None
+    balance: Balance = Balance.model
     microbatches: int | None = None
     slack: int = 0
     backward: Backward = Backward.stashed
@@ -169,6 +177,7 @@ class LevelConfig:
     mode: Any = None
     lr: Any = None
     estimator_lr: Any = None
+    microbatches: Any = None
 
 
 @dataclass
@@ -179,7 +188,10 @@ class MultilevelConfig(DNIConfig):
     levels: int = 2
     level: LevelConfig = field(default_factory=LevelConfig)
     prolongation: Prolongation = Prolongation.linear
-    moments: Moments = Moments.prolong
+    moments: Moments | None = None
+    microbatches: int | None = None
+    slack: int = 0
+    backward: Backward = Backward.stashed
 
 
 @dataclass

@@ -77,6 +77,18 @@ class Rebuilt(TrueGradient):
             return state if stage.classifier is None else stage.classifier(state)
 
 
+def check_backward(backward: str, spec: NetworkSpec) -> None:
+    """Refuse a backward pass that does not exist, or that the network does not allow.
+
+    Raises:
+        ValueError: about ``strategy.backward``.
+    """
+    if backward not in BACKWARDS:
+        raise ValueError(f"strategy.backward={backward} is unknown; choose one of {', '.join(BACKWARDS)}")
+    if backward == "rebuilt":
+        check_rebuilt(spec)
+
+
 def check_rebuilt(spec: NetworkSpec) -> None:
     """Refuse what cannot be rebuilt.
 

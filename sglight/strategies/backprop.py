@@ -3,19 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Unpack
 
-from sglight.strategies.staged import Shared, StagedModule
+from typing_extensions import override
+
+from sglight.compat.lightning import batch_size
+from sglight.strategies.pieces import check_microbatches, settled
+from sglight.strategies.schedule import Locked, Pipelined
+from sglight.strategies.staged import InStages, StagedModule
 
 
 class Backprop(StagedModule):
-    """The true gradient, one stage; arguments as in `StagedModule`."""
+    """The true gradient of each batch; several workers share it as a pipeline that empties with each batch.
+
+    One forward, one backward (1F1B): Narayanan et al. 2021, PipeDream-Flush. Arguments as in `StagedModule`, and
+
+    Args:
+        stages: M, from 1 to the number of steps; a worker holds at least one.
+        microbatches: m, into how many pieces a batch is cut, whose gradients add up. None for one if there is one
+            stage, otherwise four for each stage but the last (the smallest divisor of the batch size from there on).
+
+    Raises:
+        ValueError: for values that are not allowed; the text names the key.
+    """
 
     def __init__(
         self,
         network: Mapping[str, Any],
         optimizer: Mapping[str, Any],
+        stages: int = 1,
+        microbatches: int | None = None,
         diagnose_every_n_batches: int = 0,
-        **shared: Unpack[Shared],
+        **shared: Unpack[InStages],
     ) -> None:
-        super().__init__(network, optimizer, **shared, diagnose_every_n_batches=diagnose_every_n_batches)
+        check_microbatches(microbatches)
+        self.microbatches = microbatches
+        whole = microbatches == 1 or (microbatches is None and stages == 1)
+        super().__init__(
+            network, optimizer, **shared, stages=stages, diagnose_every_n_batches=diagnose_every_n_batches,
+            schedule=Locked() if whole else Pipelined(microbatches or 1, flushes=True),
+        )  # fmt: skip
+
+    @override
+    def groups(self, workers: int) -> list[range]:
+        groups = super().groups(workers)
+        if workers > 1 and self.microbatches == 1:
+            raise ValueError(
+                f"strategy.microbatches=1 leaves all but one of {workers} workers idle all the time; use more, as "
+                f"strategy.microbatches={4 * (workers - 1)}, or leave it null"
+            )
+        return groups
+
+    @override
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit":
+            samples = batch_size(self.trainer)
+            schedule = settled(self.plan.schedule, self.microbatches, samples, self.plan.last)
+            self.follow(replace(self.plan, schedule=schedule))

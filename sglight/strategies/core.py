@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self, TypedDict
 
 import pytorch_lightning as pl
@@ -21,7 +21,7 @@ from sglight.strategies.optim import (
     optimizer_settings,
     scheduler_settings,
 )
-from sglight.strategies.plan import Plan
+from sglight.strategies.plan import Plan, given_cuts
 from sglight.strategies.rates import Rates
 from sglight.strategies.recorder import Recorder
 from sglight.strategies.runtime import Runtime
@@ -39,6 +39,12 @@ class Shared(TypedDict, total=False):
     clip_norm: float | None
     regularisation: Mapping[str, float] | None
     loss: Mapping[str, Any] | None
+
+
+class InStages(Shared, total=False):
+    """The keywords of strategies whose stages are slices of the network."""
+
+    cuts: Sequence[int] | None
 
 
 class StagedNetwork(pl.LightningModule):
@@ -68,13 +74,17 @@ class StagedNetwork(pl.LightningModule):
         source: GradientSource | None = None,
         diagnose_every_n_batches: int = 0,
         multiple: int = 1,
+        cuts: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         spec, source = NetworkSpec(**network), source or TrueGradient()
-        cuts = tuple(spec.cuts(stages, source.cost(), multiple))
+        if cuts is None:
+            positions = tuple(spec.cuts(stages, source.cost(), multiple))
+        else:
+            positions = given_cuts(cuts, spec.total_steps, stages, multiple)
         self.plan = Plan(
-            spec, cuts, optimizer_settings(optimizer), scheduler_settings(scheduler), clip_norm,
+            spec, positions, optimizer_settings(optimizer), scheduler_settings(scheduler), clip_norm,
             dict(regularisation or {}), Loss(**dict(loss or {})), schedule or Locked(), source,
         )  # fmt: skip
         self.plan.loss.check(spec.classes)

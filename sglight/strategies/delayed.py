@@ -17,10 +17,13 @@ from rich.filesize import decimal
 from typing_extensions import override
 
 from sglight.compat.lightning import batch_size
-from sglight.gradients.delayed import BACKWARDS, check_rebuilt
+from sglight.gradients.delayed import BACKWARDS, check_backward
+from sglight.networks import NetworkSpec
 from sglight.strategies.optim import betas
+from sglight.strategies.pieces import check_microbatches, settled
 from sglight.strategies.schedule import Pipelined
-from sglight.strategies.staged import Batch, Shared, StagedModule
+from sglight.strategies.simulation import in_flight
+from sglight.strategies.staged import Batch, InStages, StagedModule
 
 
 class Delayed(StagedModule):
@@ -54,25 +57,22 @@ class Delayed(StagedModule):
         exact_epochs: float = 0,
         moments: str = "reset",
         diagnose_every_n_batches: int = 100,
-        **shared: Unpack[Shared],
+        **shared: Unpack[InStages],
     ) -> None:
-        if backward not in BACKWARDS:
-            raise ValueError(f"strategy.backward={backward} is unknown; choose one of {', '.join(BACKWARDS)}")
+        check_backward(backward, NetworkSpec(**network))
         if slack not in (0, 1):
             raise ValueError(f"strategy.slack={slack} is not allowed; it must be 0 or 1")
         if moments not in ("reset", "keep"):
             raise ValueError(f"strategy.moments={moments} is unknown; choose reset or keep")
-        if microbatches is not None and microbatches < 1:
-            raise ValueError(f"strategy.microbatches={microbatches} must be at least 1, or null")
+        check_microbatches(microbatches)
         if not 0 <= exact_epochs < math.inf:
             raise ValueError(f"strategy.exact_epochs={exact_epochs} must be 0 or more")
         self.microbatches, self.passes = microbatches, backward
         super().__init__(
-            network, optimizer, **shared, stages=stages, schedule=Pipelined(microbatches or 1, slack),
+            network, optimizer, **shared, stages=stages,
+            schedule=settled(Pipelined(microbatches or 1, slack), microbatches, None, stages - 1),
             source=BACKWARDS[backward](), diagnose_every_n_batches=diagnose_every_n_batches,
         )  # fmt: skip
-        if backward == "rebuilt":
-            check_rebuilt(self.spec)
         self.exact_epochs, self.moments = exact_epochs, moments
         self.is_late = True
         self._begin(late=exact_epochs == 0)
@@ -82,6 +82,12 @@ class Delayed(StagedModule):
         if late != self.is_late:
             self.is_late = late
             self.follow(replace(self.plan, schedule=replace(self._schedule, flushes=not late)))
+
+    @property
+    @override
+    def in_flight(self) -> int:
+        schedules = {replace(self._schedule, flushes=False), self.plan.schedule}
+        return max(in_flight(schedule, self.plan.last + 1) for schedule in schedules)
 
     @property
     def _schedule(self) -> Pipelined:
@@ -150,15 +156,7 @@ class Delayed(StagedModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit" and self.microbatches is None:
-            pieces = default_pieces(batch_size(self.trainer), self._schedule.delay(0, self.plan.last))
+            # The same pieces in exact epochs.
+            late = replace(self._schedule, flushes=False)
+            pieces = settled(late, None, batch_size(self.trainer), self.plan.last).pieces
             self.follow(replace(self.plan, schedule=replace(self._schedule, pieces=pieces)))
-
-
-def default_pieces(samples: int | None, delay: int) -> int:
-    """The smallest divisor of the batch size that is at least the longest delay, so that gradients are late by one.
-
-    That delay itself if the batch size is not known, or has no such divisor up to twice of it.
-    """
-    least = max(delay, 1)
-    divisors = (m for m in range(least, 2 * least + 1) if samples is not None and samples % m == 0)
-    return next(divisors, least)

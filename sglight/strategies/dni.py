@@ -15,7 +15,7 @@ from typing import Any, Unpack
 
 from sglight.gradients import Synthetic
 from sglight.strategies.schedule import Decoupled
-from sglight.strategies.staged import Shared, StagedModule
+from sglight.strategies.staged import InStages, StagedModule
 
 
 class DNI(StagedModule):
@@ -37,7 +37,7 @@ class DNI(StagedModule):
         lag: int = 1,
         estimator: Mapping[str, Any] | None = None,
         diagnose_every_n_batches: int = 50,
-        **shared: Unpack[Shared],
+        **shared: Unpack[InStages],
     ) -> None:
         super().__init__(
             network, optimizer, **shared, stages=stages, schedule=Decoupled(lag), source=Synthetic.of(estimator),

@@ -8,7 +8,7 @@ from itertools import accumulate
 from math import inf
 from typing import Any
 
-MODES = ("exact", "dni")
+MODES = ("exact", "delayed", "dni")
 
 
 @dataclass(frozen=True)
@@ -16,15 +16,18 @@ class Level:
     """One depth, on the way from coarse to fine.
 
     Attributes:
-        mode: ``exact``: true gradients, from which estimators already learn; ``dni``: synthetic ones.
+        mode: ``exact``: true gradients, from which estimators, if there are any, already learn; ``delayed``: true ones
+            that come late; ``dni``: synthetic ones.
         epochs: how many; None for an equal part of those that no level claims.
         lr, estimator_lr: learning rates; None for those of the optimisers' settings.
+        microbatches: into how many pieces a batch is cut; None for the strategy's.
     """
 
     mode: str
     epochs: int | None = None
     lr: float | None = None
     estimator_lr: float | None = None
+    microbatches: int | None = None
 
 
 def make_levels(count: int, config: Mapping[str, Any] | None = None) -> list[Level]:
@@ -48,7 +51,7 @@ def make_levels(count: int, config: Mapping[str, Any] | None = None) -> list[Lev
         if mode not in (*MODES, None):
             raise ValueError(f"strategy.level.mode={mode} is unknown; choose one of {', '.join(MODES)}")
     for name, values in columns.items():
-        whole = name == "epochs"
+        whole = name in ("epochs", "microbatches")
         for value in values:
             kinds = int if whole else (int, float)
             if value is not None and (

@@ -22,20 +22,22 @@ from typing import Any, Unpack
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
-from sglight.gradients import Synthetic, Taught
-from sglight.gradients.synthetic import Restepped
+from sglight.compat.lightning import batch_size
+from sglight.gradients import Synthetic
+from sglight.gradients.delayed import check_backward
 from sglight.networks import NetworkSpec, Stage
 from sglight.networks.segment import Rule, prolong
 from sglight.strategies import descent, naming
 from sglight.strategies.levels import Course, Level, make_levels
+from sglight.strategies.modes import Modes
 from sglight.strategies.optim import go_on
+from sglight.strategies.pieces import settled
 from sglight.strategies.plan import Plan
-from sglight.strategies.schedule import Decoupled, Locked
 from sglight.strategies.simulation import in_flight
-from sglight.strategies.staged import Shared, StagedModule
+from sglight.strategies.staged import InStages, StagedModule
 from sglight.strategies.stopping import NextLevel, begin_anew
 
 # What halving h does to the moments of a gradient, by the optimisers' names for them.
@@ -49,10 +51,13 @@ class Multilevel(StagedModule):
     """From coarse to fine, each level by a staged strategy; arguments as in `DNI`, ``network`` being the finest, and
 
     Args:
+        microbatches, slack, backward: of levels with late gradients, as in `Delayed`; microbatches of exact ones too,
+            which several workers share as in `Backprop` where no estimator learns.
         levels: how many depths; each has twice the steps of the one before it.
-        level: ``epochs, mode, lr, estimator_lr``: see `sglight.strategies.levels.Level`.
+        level: ``epochs, mode, lr, estimator_lr, microbatches``: see `sglight.strategies.levels.Level`.
         prolongation: ``linear`` or ``constant``.
-        moments: ``prolong`` them, or ``reset`` those of the stages; estimators keep theirs.
+        moments: ``prolong`` them in a refinement, or ``reset`` those of the stages (estimators keep theirs); None for
+            ``reset`` where late gradients begin, and ``prolong`` elsewhere.
 
     Where Lightning's `EarlyStopping` would end the training at a coarse level, the next one begins; it monitors each
     level anew. The last takes the epochs that are saved so if no level left is without a number of epochs.
@@ -78,23 +83,34 @@ class Multilevel(StagedModule):
         lag: int = 1,
         estimator: Mapping[str, Any] | None = None,
         diagnose_every_n_batches: int = 50,
+        microbatches: int | None = None,
+        slack: int = 0,
+        backward: str = "stashed",
         levels: int = 2,
         level: Mapping[str, Any] | None = None,
         prolongation: Rule = "linear",
-        moments: str = "prolong",
-        **shared: Unpack[Shared],
+        moments: str | None = None,
+        **shared: Unpack[InStages],
     ) -> None:
         for key, value, options in (
             ("prolongation", prolongation, ("linear", "constant")),
-            ("moments", moments, ("prolong", "reset")),
+            ("moments", moments, ("prolong", "reset", None)),
         ):
             if value not in options:
-                raise ValueError(f"strategy.{key}={value} is unknown; choose {' or '.join(options)}")
+                names = " or ".join(option or "null" for option in options)
+                raise ValueError(f"strategy.{key}={value} is unknown; choose {names}")
         self.levels = make_levels(levels, level)
+        modes = {each.mode for each in self.levels}
+        self.modes = Modes(
+            stages, lag, Synthetic.of(estimator) if "dni" in modes else None, microbatches, slack, backward
+        )
         coarsest = 2 ** (levels - 1)
-        NetworkSpec(**network).coarsened(coarsest)  # refuses what cannot be halved
+        spec = NetworkSpec(**network)
+        spec.coarsened(coarsest)  # refuses what cannot be halved
+        if "delayed" in modes:
+            check_backward(backward, spec)
         super().__init__(
-            network, optimizer, **shared, stages=stages, schedule=Decoupled(lag), source=Synthetic.of(estimator),
+            network, optimizer, **shared, stages=stages, source=self.modes.synthetic,
             diagnose_every_n_batches=diagnose_every_n_batches, multiple=coarsest,
         )  # fmt: skip
         if self.spec.initial_velocity != "zero" and levels > 1:
@@ -103,7 +119,7 @@ class Multilevel(StagedModule):
                 f"{levels}; use model.initial_velocity=zero"
             )
         self.prolongation, self.moments = prolongation, moments
-        self.plans = tuple(level_plan(self.plan, self.levels, k) for k in range(levels))
+        self.plans = tuple(level_plan(self.plan, self.levels, k, self.modes) for k in range(levels))
         self.history: list[dict[str, float]] = []
         self.course = Course()
         # Whether something else than early stopping is to end the training.
@@ -167,10 +183,25 @@ class Multilevel(StagedModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit":
+            self._settle(batch_size(self.trainer))
             trained = self.level > 0 or bool(self.history)
             strict = not (trained and self.is_finest)
             self.course, self.history = Course(self.level, self.trainer.current_epoch, strict), []
             NextLevel.attach(self.trainer)
+
+    def _settle(self, samples: int | None) -> None:
+        """Give all plans their numbers of pieces, now that the batch size is known."""
+        self.plans = tuple(
+            replace(plan, schedule=settled(plan.schedule, self.modes.pieces(level), samples, plan.last))
+            for level, plan in zip(self.levels, self.plans, strict=True)
+        )
+        self.follow(self.plans[self.level])
+
+    @override
+    def make_estimator(self, i: int) -> nn.Module | None:
+        # From the beginning, also where the first level does without.
+        source = self.modes.synthetic or self.plan.source
+        return source.make_estimator(self.spec, self.cuts, i)
 
     @override
     def on_fit_start(self) -> None:
@@ -226,7 +257,7 @@ class Multilevel(StagedModule):
 
     def _prolonged(self, state: State, stage: Stage, following: Mapping[str, Tensor]) -> State:
         """An optimiser's state for a refined stage."""
-        if self.moments == "reset":
+        if self._forgets_moments:
             return {}
         fine = {k: dict(values) for k, values in state.items()}
         numbers = {name: k for k, (name, _) in enumerate(stage.named_parameters())}
@@ -235,6 +266,17 @@ class Multilevel(StagedModule):
                 samples = prolong(value, self.prolongation, following.get(f"{name}/{kind}"))
                 fine[numbers[name]][kind] = MOMENTS[kind] * samples
         return fine
+
+    @property
+    def _forgets_moments(self) -> bool:
+        """Whether the optimisers of the stages begin this level without moments.
+
+        Second moments of exact gradients, which are small, make the first late steps too long.
+        """
+        late, before = (
+            plan.schedule.lateness(0, plan.last) > 0 for plan in (self.plan, self.plans[self.level - 1])
+        )
+        return self.moments == "reset" or (self.moments is None and late and not before)
 
     def _begin_level(self, losses: Mapping[str, float | None]) -> None:
         """Open the history of the current level, with the validation losses around its refinement."""
@@ -317,22 +359,18 @@ class Multilevel(StagedModule):
                 self.stages[str(i)] = other.train(stage.training)
 
 
-def level_plan(finest: Plan, levels: Sequence[Level], k: int) -> Plan:
-    """The plan of level k, from that of the finest, whose source has the estimators."""
+def level_plan(finest: Plan, levels: Sequence[Level], k: int, modes: Modes) -> Plan:
+    """The plan of level k, from that of the finest."""
     level, coarseness = levels[k], 2 ** (len(levels) - 1 - k)
-    schedule, source, optimizer = finest.schedule, finest.source, finest.optimizer
-    assert isinstance(source, Synthetic)
-    source = replace(source, restepped=Restepped(finest.spec.rule, 2**k))
-    if level.estimator_lr is not None:
-        source = replace(source, optimizer={**source.optimizer, "lr": level.estimator_lr})
-    exact = level.mode == "exact"
+    schedule, source = modes.of(level, finest.spec.rule, 2**k)
+    optimizer = finest.optimizer
     return replace(
         finest,
         spec=finest.spec.coarsened(coarseness),
         cuts=tuple(cut // coarseness for cut in finest.cuts),
         optimizer=optimizer if level.lr is None else {**optimizer, "lr": level.lr},
-        schedule=Locked(lessons=True) if exact else schedule,
-        source=Taught(source) if exact else source,
+        schedule=schedule,
+        source=source,
         coarseness=coarseness,
     )
 

@@ -34,7 +34,8 @@ def identity(strategy: str, plan: Plan) -> dict[str, Any]:
     """What a checkpoint must agree on with the module that loads it, by the keys that set it."""
     network = {f"model.{name}": plain(v) for name, v in vars(plan.spec).items() if name not in FREE}
     return {
-        "strategy": strategy, "strategy.stages": plan.last + 1, **network, **plan.source.identity(),
+        "strategy": strategy, "strategy.stages": plan.last + 1, "strategy.cuts": list(plan.cuts[1:-1]), **network,
+        **plan.source.identity(),
     }  # fmt: skip
 
 

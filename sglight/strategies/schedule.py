@@ -54,7 +54,7 @@ class Schedule(ABC):
     def staleness(self, i: int, piece: int, last: int) -> int:
         """How many updates stage i has had between its forward and its backward pass of a piece."""
         updates, forward = 0, False
-        for n in range(piece, piece + self.latency(last) + 1):
+        for n in range(piece, piece + self.latency(last) + self.pieces):
             for action in self.actions(n, range(i, i + 1), last):
                 if action == ("backward", i, piece):
                     return updates

@@ -10,12 +10,17 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from typing_extensions import override
 
+<<<<<<< HEAD
 from sglight.strategies import contents, naming
 from sglight.strategies.core import Batch, Shared
+=======
+from sglight.strategies import naming
+from sglight.strategies.core import Batch, InStages, Shared
+>>>>>>> f176004 (Backpropagation as a pipeline that empties with each batch, late gradients in multilevel levels, strategy.cuts, measured cuts)
 from sglight.strategies.evaluation import hits
 from sglight.strategies.training import StagedTraining, limited
 
-__all__ = ["Batch", "Shared", "StagedModule", "limited"]
+__all__ = ["Batch", "InStages", "Shared", "StagedModule", "limited"]
 
 
 class StagedModule(StagedTraining):
@@ -36,7 +41,8 @@ class StagedModule(StagedTraining):
         clip_norm: largest norm of a stage's gradient; None for no limit.
         regularisation: weights of the penalties in `sglight.networks.regularisers.penalty`.
         loss: the arguments of `Loss`.
-        stages: M.
+        stages: M. cuts: the time steps with which stages 1 to M - 1 begin, see `given_cuts`; None for stages of nearly
+            equal cost by the cost model.
         schedule, source: in which order the stages act, and where their gradients come from; by default true gradients
             through all stages in turn.
         diagnose_every_n_batches: see `Diagnosis`.

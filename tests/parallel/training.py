@@ -79,7 +79,9 @@ class Collect(Callback):
 
 
 def module(job: Job) -> StagedModule:
-    """The module that ``job`` describes: `PVD` where its options name processors, `Delayed` if microbatches."""
+    """The module that ``job`` describes: its kind, or `PVD` if it has processors, `Delayed` if microbatches."""
+    if "kind" in job:
+        return job["kind"](job["network"], job.get("optimizer", ADAM), **job["options"])
     if "processors" in job["options"]:
         return PVD(job["network"], job.get("optimizer", ADAM), **job["options"])
     if "microbatches" in job["options"]:

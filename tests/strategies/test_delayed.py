@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader
 from sglight.networks import NetworkSpec, StableNet, Stage
 from sglight.networks.segment import Segment
 from sglight.strategies.backprop import Backprop
-from sglight.strategies.delayed import Delayed, default_pieces
+from sglight.strategies.delayed import Delayed
+from sglight.strategies.pieces import divisor
 from sglight.strategies.schedule import Pipelined
 from tests.parallel.training import Resumable
 from tests.strategies.common import ADAM, IMAGES, NETWORK, assert_equal, batches, fit, whole
@@ -342,7 +343,7 @@ def test_class_weights_and_pieces_make_one_mean() -> None:
     [(128, 1, 1), (128, 3, 4), (128, 7, 8), (127, 3, 3), (None, 3, 3), (12, 5, 6), (8, 0, 1)],
 )
 def test_the_default_number_of_microbatches(samples: int | None, delay: int, pieces: int) -> None:
-    assert default_pieces(samples, delay) == pieces
+    assert divisor(samples, delay) == pieces
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tests.parallel.training import train_on
 from tests.strategies.common import NETWORK, assert_equal, batches, fit, whole
 
 SGD = {"name": "sgd", "lr": 0.3, "momentum": 0.0}
-EXACT = {"levels": 1, "level": {"mode": "exact"}}
+EXACT = {"levels": 1, "level": {"mode": "exact"}, "microbatches": 1}
 OPTIONS: list[dict[str, Any]] = [{"clip_norm": 0.05}, {"regularisation": {"smoothness": 0.3}}]
 
 
@@ -68,7 +68,7 @@ def test_elsewhere_smoothness_stays_within_stages() -> None:
 
 def test_two_workers_clip_and_smooth_as_one() -> None:
     both = {"clip_norm": 0.05, "regularisation": {"smoothness": 0.3}}
-    jobs = [{"network": NETWORK, "options": {"stages": 3, **EXACT, **both}}]
+    jobs = [{"network": NETWORK, "kind": Multilevel, "options": {"stages": 3, **EXACT, **both}}]
     (alone,), (together,) = train_on(1, jobs), train_on(2, jobs)
     assert_equal(together.parameters, alone.parameters)
 

@@ -42,6 +42,7 @@ def curves(module: Any, data: Any, **options: Any) -> dict[str, list[float]]:
 def test_backpropagation_uses_what_is_exact(network: dict[str, Any]) -> None:
     for module in (
         Backprop(network, ADAM, diagnose_every_n_batches=1),
+        Backprop(network, ADAM, stages=3, microbatches=4, diagnose_every_n_batches=1),
         Multilevel(network, ADAM, stages=3, levels=1, level={"mode": "exact"}, diagnose_every_n_batches=1),
         Delayed(network, ADAM, stages=1, microbatches=3, diagnose_every_n_batches=1),
     ):

@@ -71,7 +71,7 @@ def test_epochs_before_are_told_of() -> None:
     ("count", "config", "message"),
     [
         (0, {}, r"strategy\.levels=0 must be at least 1"),
-        (2, {"mode": "both"}, r"strategy\.level\.mode=both is unknown; choose one of exact, dni"),
+        (2, {"mode": "both"}, r"strategy\.level\.mode=both is unknown; choose one of exact, delayed, dni"),
         (2, {"lr": [0.1]}, r"strategy\.level\.lr=\[0\.1\] has 1 entries, but strategy\.levels=2"),
         (2, {"lr": math.nan}, r"strategy\.level\.lr=nan is not allowed"),
         (2, {"lr": [1e-3, math.inf]}, r"strategy\.level\.lr=inf is not allowed"),

@@ -1,0 +1,56 @@
+"""What the mode of a level in a multilevel training stands for: a schedule and a gradient source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from sglight.gradients import GradientSource, Synthetic, Taught, TrueGradient
+from sglight.gradients.delayed import BACKWARDS
+from sglight.gradients.synthetic import Restepped
+from sglight.networks.dynamics import Dynamics
+from sglight.strategies.levels import Level
+from sglight.strategies.pieces import check_microbatches, settled
+from sglight.strategies.schedule import Decoupled, Locked, Pipelined, Schedule
+
+
+@dataclass(frozen=True)
+class Modes:
+    """The settings of all modes.
+
+    Attributes:
+        stages: M. lag, synthetic: of levels with synthetic gradients; None without estimators.
+        microbatches, slack, backward: of levels with late gradients; microbatches also of exact ones.
+    """
+
+    stages: int
+    lag: int
+    synthetic: Synthetic | None
+    microbatches: int | None
+    slack: int
+    backward: str
+
+    def of(self, level: Level, rule: Dynamics, finer: int) -> tuple[Schedule, GradientSource]:
+        """Schedule and source of a level; numbers of pieces that are left open may change with the batch size.
+
+        Args:
+            rule: of the network. finer: by how much the level's steps are smaller than the coarsest's.
+        """
+        pieces, last = self.pieces(level), self.stages - 1
+        check_microbatches(pieces)
+        if level.mode == "delayed":
+            late = Pipelined(pieces or 1, self.slack)
+            return settled(late, pieces, None, last), BACKWARDS[self.backward]()
+        if self.synthetic is None:
+            whole = pieces == 1 or (pieces is None and last == 0)
+            flushed = Pipelined(pieces or 1, flushes=True)
+            return Locked() if whole else settled(flushed, pieces, None, last), TrueGradient()
+        source = replace(self.synthetic, restepped=Restepped(rule, finer))
+        if level.estimator_lr is not None:
+            source = replace(source, optimizer={**source.optimizer, "lr": level.estimator_lr})
+        return (
+            (Locked(lessons=True), Taught(source)) if level.mode == "exact" else (Decoupled(self.lag), source)
+        )
+
+    def pieces(self, level: Level) -> int | None:
+        """Into how many pieces the batches of a level are cut; None if that is left open."""
+        return self.microbatches if level.microbatches is None else level.microbatches
