@@ -14,7 +14,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sglight.errors import UserError
 from sglight.explain import did_you_mean
-from sglight.schema import DelayedConfig, Dynamics, EstimatorConfig, EstimatorName, LossConfig, PVDConfig
+from sglight.schema import BackpropConfig, Dynamics, EstimatorConfig, EstimatorName, LossConfig, PVDConfig
+from sglight.strategies.cuts import given_cuts
 from sglight.strategies.levels import first_epochs, make_levels
 
 # Set in every process that torchrun starts.
@@ -159,7 +160,8 @@ def check_strategy(cfg: DictConfig) -> None:
             "model.head=flatten; set it to 0"
         )
     check_loss(cfg)
-    if OmegaConf.get_type(cfg.strategy) is DelayedConfig:
+    _check_cuts(cfg, total)
+    if "slack" in cfg.strategy and is_dataclass(OmegaConf.get_type(cfg.strategy)):
         _check_delayed(cfg)
     estimator = OmegaConf.select(cfg, "strategy.estimator")
     if estimator is not None and OmegaConf.get_type(estimator) is EstimatorConfig:
@@ -190,10 +192,25 @@ def check_loss(cfg: DictConfig) -> None:
         )
 
 
+def _check_cuts(cfg: DictConfig, steps: int) -> None:
+    """Refuse cuts that do not make as many stages as are asked for."""
+    cuts, stages = OmegaConf.select(cfg, "strategy.cuts"), _number(cfg, "strategy.stages")
+    if isinstance(cuts, ListConfig) and stages is not None:
+        multiple = 2 ** ((_number(cfg, "strategy.levels") or 1) - 1)
+        try:
+            given_cuts(list(cuts), steps, stages, multiple)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+
 def _check_delayed(cfg: DictConfig) -> None:
     """Refuse a slack that there is not, and rebuilding what has no inverse."""
     if cfg.strategy.slack not in (0, 1):
         raise UserError(f"strategy.slack={cfg.strategy.slack} is not allowed; it must be 0 or 1")
+    modes = OmegaConf.select(cfg, "strategy.level.mode")
+    modes = modes if isinstance(modes, ListConfig) else [modes]
+    if "level" in cfg.strategy and "delayed" not in modes:
+        return
     if cfg.strategy.microbatches is not None and cfg.strategy.microbatches > cfg.dataset.batch_size:
         raise UserError(
             f"strategy.microbatches={cfg.strategy.microbatches} is more than dataset.batch_size="
@@ -267,6 +284,11 @@ def check_workers(cfg: DictConfig) -> None:
     """Refuse more workers than stages, machines without torchrun, and workers that torchrun has not started."""
     devices, nodes = cfg.trainer.devices, cfg.trainer.num_nodes
     workers = devices * nodes
+    if workers > 1 and OmegaConf.get_type(cfg.strategy) is BackpropConfig and cfg.strategy.microbatches == 1:
+        raise UserError(
+            f"strategy.microbatches=1 leaves all but one of {workers} workers idle all the time; use more, as "
+            f"strategy.microbatches={4 * (workers - 1)}, or leave it null"
+        )
     key = "processors" if "processors" in cfg.strategy else "stages"
     parts = _number(cfg, f"strategy.{key}")
     if parts is None and is_dataclass(OmegaConf.get_type(cfg.strategy)):

@@ -42,6 +42,7 @@ from sglight.parallel.launcher import cores
 from sglight.parallel.strategy import StageStrategy
 from sglight.schema import STRATEGIES, StrategyConfig
 from sglight.strategies import naming
+from sglight.strategies.balance import measured_cuts
 from sglight.strategies.staged import StagedModule, limited
 
 # Keys of trainer.* that are ours, or that need translation, before the rest goes to Lightning's Trainer.
@@ -56,7 +57,8 @@ NOISE = (
 )
 HYPERPARAMETERS = (
     "seed", "dataset.name", "dataset.batch_size", "model.dynamics", "model.kernel", "model.steps", "model.horizon",
-    "model.channels", "strategy.stages", "strategy.lag", "strategy.estimator.name", "strategy.processors",
+    "model.channels", "strategy.stages", "strategy.cuts", "strategy.microbatches", "strategy.slack",
+    "strategy.backward", "strategy.lag", "strategy.estimator.name", "strategy.processors",
     "strategy.synchronisation", "strategy.levels", "strategy.prolongation", "strategy.optimizer.name",
     "strategy.optimizer.lr", "trainer.max_epochs", "trainer.precision", "trainer.devices",
 )  # fmt: skip
@@ -68,9 +70,11 @@ COLUMNS = ("val/acc", "val/loss", "test/acc", "test/loss", "time/epoch_s", "memo
 
 def run(plain: dict[str, Any], folder: Path) -> float:
     """The run that a plain config describes, in this process, or this worker's part of it; see `sglight.start.run`."""
-    plain, folder = agree((plain, folder))
-    asked = config_hash(plain)
     rank = 0 if (place := environment()) is None else place.global_rank()
+    asked = config_hash(plain)
+    if rank == 0:
+        plain = with_measured_cuts(plain)
+    plain, folder, asked = agree((plain, folder, asked))
     set_up(plain)
     forget_peak()
     if rank == 0:
@@ -153,6 +157,28 @@ def _datamodule(plain: Mapping[str, Any]) -> Any:
     return kind(**settings)
 
 
+def with_measured_cuts(plain: dict[str, Any]) -> dict[str, Any]:
+    """A config with ``strategy.cuts`` where ``strategy.balance`` is ``measured`` and there are none yet.
+
+    Those of the checkpoint from which a training goes on, otherwise measured ones.
+    """
+    strategy = dict(plain["strategy"])
+    if strategy.get("balance") != "measured" or strategy.get("cuts") is not None or strategy["stages"] == 1:
+        return plain
+    if plain["ckpt"] is not None:
+        checkpoint = torch.load(plain["ckpt"], map_location="cpu", weights_only=True, mmap=True)
+        strategy["cuts"] = checkpoint["sglight"]["strategy.cuts"]
+    else:
+        here, trainer = plain["trainer"]["devices"], plain["trainer"]
+        set_up(plain)
+        datamodule = build_datamodule(plain)
+        module, samples = build_module(plain, datamodule), datamodule.batch_size
+        torch.set_num_threads(trainer["threads"] or useful_threads(module.spec, samples, here))
+        device = "cuda" if _uses_gpu(trainer["accelerator"]) and torch.cuda.is_available() else "cpu"
+        strategy["cuts"] = list(measured_cuts(module.plan, samples, device)[1:-1])
+    return {**plain, "strategy": strategy}
+
+
 def build_module(plain: Mapping[str, Any], datamodule: Any) -> StagedModule:
     """The strategy's LightningModule for the network of ``model`` on that data."""
     network = {
@@ -161,7 +187,7 @@ def build_module(plain: Mapping[str, Any], datamodule: Any) -> StagedModule:
         "classes": datamodule.classes,
         "seed": plain["seed"],
     }
-    settings = {key: value for key, value in plain["strategy"].items() if key != "_target_"}
+    settings = {key: value for key, value in plain["strategy"].items() if key not in ("_target_", "balance")}
     kind = _strategy(plain)
     check_arguments(kind, {"network": network, **settings}, "strategy", {"network"})
     check_settings(settings, _schema(kind))

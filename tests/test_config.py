@@ -141,7 +141,7 @@ REFUSED = {
     "devices": (["trainer.devices=3"], r"trainer\.devices=3 .*3 workers, .*2 stage.* raise strategy\.stages"),
     "workers": (
         ["strategy=backprop", "trainer.devices=2"],
-        r"trainer\.devices=2 .*1 stage.* strategy that has them",
+        r"trainer\.devices=2 .*1 stage.* raise strategy\.stages",
     ),
     "processors": (["strategy=pvd", "strategy.processors=9"], r"strategy\.processors=9 .* 8 time steps"),
     "no processor": (["strategy=pvd", "strategy.processors=0"], r"strategy\.processors=0 .* at least 1"),

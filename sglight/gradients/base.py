@@ -72,11 +72,13 @@ class GradientSource(ABC):
         lesson_every: estimators learn from every so manieth batch; 0 if there are none.
         predicts: whether `gradient` is computed here, which takes time, rather than received.
         stashes: whether a backward pass needs the weights of its forward pass.
+        rebuilds: whether it rebuilds states from the stage's output.
     """
 
     lesson_every: int = 0
     predicts: ClassVar[bool] = False
     stashes: ClassVar[bool] = False
+    rebuilds: ClassVar[bool] = False
 
     @abstractmethod
     def gradient(self, boundary: Boundary, passage: Passage, receive: Callable[[], Tensor]) -> Tensor:

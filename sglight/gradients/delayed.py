@@ -50,6 +50,8 @@ class Rebuilt(TrueGradient):
     Opening, connectors and classifier, which have no inverse, go forward again from what they got.
     """
 
+    rebuilds: ClassVar[bool] = True
+
     @override
     def forward(self, stage: Stage, passage: Passage) -> Tensor:
         entered = passage.entered

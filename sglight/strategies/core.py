@@ -14,6 +14,7 @@ from sglight.link import Placement
 from sglight.networks import NetworkSpec, Stage
 from sglight.strategies import agreement, contents, descent
 from sglight.strategies.curves import Curves
+from sglight.strategies.cuts import given_cuts
 from sglight.strategies.diagnosis import Diagnosis
 from sglight.strategies.evaluation import Evaluation
 from sglight.strategies.loss import Loss
@@ -21,7 +22,7 @@ from sglight.strategies.optim import (
     optimizer_settings,
     scheduler_settings,
 )
-from sglight.strategies.plan import Plan, given_cuts
+from sglight.strategies.plan import Plan
 from sglight.strategies.rates import Rates
 from sglight.strategies.recorder import Recorder
 from sglight.strategies.runtime import Runtime

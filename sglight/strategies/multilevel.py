@@ -204,6 +204,12 @@ class Multilevel(StagedModule):
         return source.make_estimator(self.spec, self.cuts, i)
 
     @override
+    def estimator_optimizer(self) -> dict[str, Any]:
+        known = self.plan.source if self.plan.source.lesson_every else self.modes.synthetic
+        assert known is not None
+        return known.estimator_optimizer()
+
+    @override
     def on_fit_start(self) -> None:
         self._firsts(self.course)  # refuses what does not add up
 

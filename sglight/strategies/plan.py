@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -46,6 +46,11 @@ class Plan:
         """Number of the last stage."""
         return len(self.cuts) - 2
 
+    @property
+    def rebuilds(self) -> bool:
+        """Whether backward passes rebuild states, which may drift from those of the forward passes."""
+        return self.spec.reversible or self.source.rebuilds
+
     def boundary_shape(self, stage: int, count: int) -> tuple[int, ...]:
         """Shape of a state of ``count`` samples behind a stage."""
         return (count, *self.spec.state_shape(self.cuts[stage + 1]))
@@ -85,32 +90,3 @@ class Plan:
         """Who does what when, as a text, by the cost model, for `shown_groups`."""
         text = schedule_grid(self.schedule, self.shown_groups(workers), self.stage_times(), unit=UNIT)
         return f"If each stage had a worker of its own:\n{text}" if workers == 1 and self.last else text
-
-
-def given_cuts(cuts: Sequence[int], steps: int, stages: int, multiple: int = 1) -> tuple[int, ...]:
-    """All M + 1 positions of a network's cuts, from the M - 1 between its ends.
-
-    Args:
-        cuts: the time steps with which stages 1 to M - 1 begin, counted from 0.
-        multiple: of which all cuts must be multiples.
-
-    Raises:
-        ValueError: if they do not make so many stages, or lie elsewhere.
-    """
-    positions = (0, *cuts, steps)
-    if len(cuts) != stages - 1:
-        raise ValueError(
-            f"strategy.cuts={list(cuts)} makes {len(cuts) + 1} stages, but strategy.stages={stages}; set "
-            f"strategy.stages={len(cuts) + 1}, or strategy.cuts=null"
-        )
-    if any(a >= b for a, b in pairwise(positions)):
-        raise ValueError(
-            f"strategy.cuts={list(cuts)} is not allowed; it must be numbers of time steps from 1 to {steps - 1}, "
-            "each greater than the one before it"
-        )
-    if wrong := [cut for cut in cuts if cut % multiple]:
-        raise ValueError(
-            f"strategy.cuts={list(cuts)} is not allowed: {wrong[0]} must be a multiple of {multiple}, so that the "
-            "coarsest level has a cut there"
-        )
-    return positions

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from sglight.gradients import Boundary, Passage
-from sglight.gradients.base import compare
+from sglight.gradients.base import compare, own_statistics
 from sglight.link import alone
 from sglight.networks import Stage
+from sglight.networks.drift import drift
 from sglight.strategies import descent
 from sglight.strategies.evaluation import TrainingMeans, hits
 from sglight.strategies.plan import Plan
@@ -31,6 +32,8 @@ from sglight.strategies.schedule import Action
 
 # Of so many batches the phases of the first are timed.
 TIMED_EVERY = 5
+# In the first piece of every so manieth batch, rebuilt states are compared with those of the forward pass.
+DRIFT_EVERY = 100
 
 
 class Observer:
@@ -63,6 +66,7 @@ class Runtime:
         lessons: the loss of each estimator's last lesson, by boundary.
         comparing: whether backward passes compare the true gradients that they get with what estimators say;
             comparisons: what came of it, by name.
+        drifts: the largest relative error of states that are rebuilt, by stage, where that has just been looked at.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class Runtime:
         self.lessons: dict[int, Tensor] = {}
         self.comparing = False
         self.comparisons: dict[str, Tensor] = {}
+        self.drifts: dict[int, Tensor] = {}
         if len(self.placement.own) == self.plan.last + 1:  # channels of a failed training may hold something
             self.placement = replace(alone(self.plan.last + 1), peers=self.placement.peers)
         self.begin(0)
@@ -153,6 +158,9 @@ class Runtime:
             return
         entered = self.enter(i, x, len(labels), keep=self._latency > 0)
         passage = Passage(piece, self._batch_of(piece), labels, entered, None, entered, self._normaliser)
+        if self.plan.rebuilds and passage.batch % DRIFT_EVERY == 0 and piece % self.plan.schedule.pieces == 0:
+            with own_statistics(self.stage(i)):
+                self.drifts[i] = drift(self.stage(i), entered)
         wanted = i > 0 and source.wants(passage.batch)
         if wanted:
             entered.requires_grad_()

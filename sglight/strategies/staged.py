@@ -10,13 +10,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from typing_extensions import override
 
-<<<<<<< HEAD
 from sglight.strategies import contents, naming
-from sglight.strategies.core import Batch, Shared
-=======
-from sglight.strategies import naming
 from sglight.strategies.core import Batch, InStages, Shared
->>>>>>> f176004 (Backpropagation as a pipeline that empties with each batch, late gradients in multilevel levels, strategy.cuts, measured cuts)
 from sglight.strategies.evaluation import hits
 from sglight.strategies.training import StagedTraining, limited
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -15,6 +16,7 @@ from typing_extensions import override
 from sglight.compat.lightning import batches_in_loader, count_batches
 from sglight.gradients import SyntheticGradient
 from sglight.gradients.base import COMPARED
+from sglight.networks.drift import LIMIT
 from sglight.strategies import agreement
 from sglight.strategies.core import Batch, StagedNetwork
 from sglight.strategies.curves import SHOWN
@@ -52,12 +54,16 @@ class StagedTraining(StagedNetwork):
             late = plan.schedule.lateness(i, plan.last)
             named.append((f"stage_{i}", make_optimizer(plan.optimizer, stage.parameters(), lateness=late)))
         for key, estimator in self._learners():
-            config = self.plan.source.estimator_optimizer()
+            config = self.estimator_optimizer()
             estimator.optimizer = make_optimizer(
                 config, estimator.parameters(), "strategy.estimator.optimizer"
             )
             named.append((f"estimator_{key}", estimator.optimizer))
         return named
+
+    def estimator_optimizer(self) -> dict[str, Any]:
+        """The settings of the estimators' optimisers."""
+        return self.plan.source.estimator_optimizer()
 
     def optimizer_names(self) -> list[str]:
         """The names of `make_optimizers`, in order."""
@@ -102,7 +108,8 @@ class StagedTraining(StagedNetwork):
         if self.trainer.is_last_batch:
             self.runtime.drain()
         lessons = {f"estimator_{i}/loss": loss for i, loss in self.runtime.lessons.items()}
-        self.end_batch({**self.runtime.comparisons, **lessons}, stepped=len(self.stages))
+        drifts = {f"stage_{i}/drift": error for i, error in self.runtime.drifts.items()}
+        self.end_batch({**self.runtime.comparisons, **lessons, **drifts}, stepped=len(self.stages))
 
     def _diagnose(self, x: Tensor | None, labels: Tensor) -> None:
         """Look at the gradients of this batch if that is due."""
@@ -137,9 +144,24 @@ class StagedTraining(StagedNetwork):
                 {**dict(known or {}), **means},
             )
             self.runtime.comparisons = {}
+            self._warn_of_drifts()
         self.curves.write(self, wait=self.trainer.is_last_batch)
         if self.trainer.is_last_batch:
             self._log_epoch()
+
+    def _warn_of_drifts(self) -> None:
+        """Warn once of stages whose rebuilt states are too far from those of the forward passes."""
+        for i, error in self.runtime.drifts.items():
+            if float(error) > LIMIT and i not in self._warned:
+                self._warned.add(i)
+                key = "strategy.backward=rebuilt" if self.plan.source.rebuilds else "model.reversible=true"
+                warnings.warn(
+                    f"{key}: the states that stage {i} rebuilds have a relative error of {float(error):.2g}, and its "
+                    "gradients at least as much; use more stages, a shorter model.horizon, trainer.precision=64-true, "
+                    f"or {'strategy.backward=stashed' if self.plan.source.rebuilds else 'model.reversible=false'}",
+                    stacklevel=2,
+                )
+        self.runtime.drifts = {}
 
     def _log_epoch(self) -> None:
         """Log the epoch's mean loss and accuracy, if there was a batch, for callbacks on every worker."""
@@ -167,6 +189,7 @@ class StagedTraining(StagedNetwork):
             "train/loss",
             "train/acc",
             *(f"stage_{i}/{kind}" for i in range(self.plan.last + 1) for kind in measured),
+            *(f"stage_{i}/drift" for i in range(self.plan.last + 1) if self.plan.rebuilds),
             *(f"estimator_{i}/{kind}" for i in boundaries for kind in kinds),
         ]
 
@@ -178,6 +201,7 @@ class StagedTraining(StagedNetwork):
         self.diagnosis.forget()
         self.rates.begin(self.trainer, self.placement.peers)
         self._compared = False
+        self._warned = set[int]()
 
     @override
     def on_train_epoch_start(self) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from sglight.strategies.backprop import Backprop
+from sglight.strategies.multilevel import Multilevel
 from tests.parallel.training import Job, train_all, train_on
 from tests.strategies.common import IMAGES, NETWORK, assert_equal
 
@@ -40,3 +42,20 @@ def test_a_training_goes_on_in_another_placement(first: int, second: int, tmp_pa
     (straight,) = train_on(first, [{**job, "callbacks": [saver]}])
     (resumed,) = train_on(second, [{**job, "ckpt": tmp_path / "step=4.ckpt"}])
     assert_equal(resumed.parameters, straight.parameters)
+
+
+EXACT: list[Job] = [
+    {"network": DEEP, "kind": Backprop, "options": {"stages": 4, "microbatches": 3}},
+    {"network": {**IMAGES, "steps": 8}, "kind": Backprop, "options": {"stages": 4, "clip_norm": 0.05}},
+    {
+        "network": DEEP, "kind": Multilevel,
+        "options": {"stages": 4, "microbatches": 2, "level": {"mode": ["exact", "delayed"]}},
+    },
+    {"network": DEEP, "options": {"stages": 4, "microbatches": 2, "exact_epochs": 0.6}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_pipelines_that_empty_and_levels_of_both_kinds_do_not_depend_on_the_placement(workers: int) -> None:
+    for one, several in zip(train_all(EXACT), train_on(workers, EXACT), strict=True):
+        assert_equal(several.parameters, one.parameters)

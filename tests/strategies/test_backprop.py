@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from sglight.networks import NetworkSpec, StableNet
+from sglight.networks import NetworkSpec, StableNet, Stage
 from sglight.networks.regularisers import penalty
 from sglight.strategies.backprop import Backprop
 from tests.strategies.common import ADAM, IMAGES, NETWORK, assert_equal, batches, fit, whole
@@ -116,3 +118,41 @@ def test_bad_network_names_its_key() -> None:
         NetworkSpec(**{**NETWORK, "activation": "gelu"}).segments  # noqa: B018
     with pytest.raises(ValueError, match=r"model\.opening=pad needs a width of at least"):
         Backprop({**NETWORK, "opening": "pad", "channels": 2}, ADAM)
+
+
+@pytest.mark.parametrize("m", [1, 2, 5])
+@pytest.mark.parametrize("stages", [1, 2, 3])
+def test_pieces_of_a_batch_make_one_gradient(stages: int, m: int) -> None:
+    """Against a plain loop over pieces, bit for bit; the last batch is smaller and does not divide."""
+    data = [*batches(3), *batches(1, size=7)]
+    module = Backprop(NETWORK, ADAM, stages=stages, microbatches=m)
+    parts = [Stage(NetworkSpec(**NETWORK), a, b) for a, b in pairwise(module.cuts)]
+    adams = [torch.optim.Adam(part.parameters(), lr=ADAM["lr"]) for part in parts]
+    for x, y in data:
+        for piece, labels in zip(x.tensor_split(m), y.tensor_split(m), strict=True):
+            for part in parts:
+                piece = part(piece)
+            F.cross_entropy(piece, labels, reduction="sum").backward()
+        for part, adam in zip(parts, adams, strict=True):
+            for p in part.parameters():
+                assert p.grad is not None
+                p.grad *= 1 / len(y)
+            adam.step()
+            adam.zero_grad()
+    fit(module, data)
+    for i, part in enumerate(parts):
+        assert_equal(module.stage(i).state_dict(), part.state_dict())
+
+
+def test_one_piece_would_keep_one_worker_busy() -> None:
+    with pytest.raises(ValueError, match=r"strategy\.microbatches=1 leaves all but one of 2 workers idle"):
+        Backprop(NETWORK, ADAM, stages=2, microbatches=1).groups(2)
+    assert Backprop(NETWORK, ADAM, stages=2).groups(2) == [range(1), range(1, 2)]
+
+
+def test_pieces_follow_from_the_stages() -> None:
+    assert Backprop(NETWORK, ADAM).plan.schedule.pieces == 1
+    module = Backprop(NETWORK, ADAM, stages=2)
+    fit(module, batches(1))
+    assert module.plan.schedule.pieces == 4
+    assert module.plan.schedule.flushes

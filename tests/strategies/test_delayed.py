@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from itertools import pairwise
+from itertools import pairwise, product
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -378,3 +378,77 @@ def test_nadam_leans_on_momentum_where_gradients_are_late() -> None:
         trainer = fit(module, batches(6))
         first = [optimizer.param_groups[0]["betas"][0] for optimizer in trainer.optimizers]
         assert first == pytest.approx([0.9, 0.9, 0.9] if exact == 9 else [0.99, 0.945, 0.9])
+
+
+def tensors_of(passage: Any) -> list[Tensor]:
+    parts = (passage.entered, passage.state, passage.target, *(passage.ends or ()))
+    return [part for part in parts if part is not None]
+
+
+def test_what_rebuilt_keeps_does_not_grow_with_depth() -> None:
+    kept = {}
+    for steps in (4, 64):
+        network = {**NETWORK, "dynamics": "hamiltonian", "steps": steps}
+        module = Delayed(network, ADAM, stages=2, microbatches=2, backward="rebuilt")
+        seen: list[int] = []
+
+        class Look(pl.Callback):
+            def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
+                (passage, *_) = module.runtime.window[0] or (None,)
+                if passage is not None:
+                    assert passage.output is None
+                    stores = {
+                        t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors_of(passage)
+                    }
+                    seen.append(sum(store.nbytes() for store in stores.values()))  # noqa: B023
+
+        fit(module, batches(4), callbacks=[Look()])
+        kept[steps] = seen
+    assert kept[4] == kept[64] and kept[4]
+
+
+@pytest.mark.parametrize("slack", [0, 1])
+@pytest.mark.parametrize("flushes", [False, True])
+def test_no_deadlock_with_bounded_channels(slack: int, flushes: bool) -> None:
+    """Workers that stand still at a full channel, as at an empty one, all come to the end."""
+    for stages, m in product(range(2, 7), (1, 2, 3, 5)):
+        schedule = Pipelined(m, slack, flushes)
+        for workers in range(2, stages + 1):
+            bounds = [stages * w // workers for w in range(workers + 1)]
+            groups = [range(a, b) for a, b in pairwise(bounds)]
+            assert all_end(schedule, groups, stages - 1, room=slack + 2), (stages, m, workers)
+
+
+def all_end(schedule: Pipelined, groups: list[range], last: int, room: int) -> bool:
+    rounds, count = range(4 * schedule.pieces), 4 * schedule.pieces
+    left = [
+        [a for n in rounds for a in schedule.actions(n, own, last)]
+        + [a for rest in schedule.rest(count, own, last) for a in rest]
+        for own in groups
+    ]
+    states, gradients = dict.fromkeys(range(last), 0), dict.fromkeys(range(last), 0)
+
+    def act(action: Any) -> bool:
+        i = action.stage
+        if action.kind == "forward":
+            takes, gives, source, target = i > 0, i < last, (states, i - 1), (states, i)
+        elif action.kind == "backward":
+            takes, gives, source, target = i < last, i > 0, (gradients, i), (gradients, i - 1)
+        else:
+            return True
+        if (takes and not source[0][source[1]]) or (gives and target[0][target[1]] == room):
+            return False
+        if takes:
+            source[0][source[1]] -= 1
+        if gives:
+            target[0][target[1]] += 1
+        return True
+
+    moved = True
+    while moved:
+        moved = False
+        for actions in left:
+            while actions and act(actions[0]):
+                actions.pop(0)
+                moved = True
+    return not any(left)

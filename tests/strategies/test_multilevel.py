@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from sglight.networks import StableNet, Stage
 from sglight.strategies import descent
 from sglight.strategies.backprop import Backprop
+from sglight.strategies.delayed import Delayed
 from sglight.strategies.dni import DNI
 from sglight.strategies.multilevel import Multilevel
 from tests.parallel.training import Resumable
@@ -559,3 +560,58 @@ def test_a_training_that_was_stopped_early_in_a_level_is_resumed(tmp_path: Path)
         resumed, other = train(tmp_path / f"epoch={epoch}.ckpt")
         assert_equal(resumed.state_dict(), straight.state_dict())
         assert other.current_epoch == t.current_epoch
+
+
+@pytest.mark.parametrize("m", [1, 3])
+def test_one_delayed_level_is_delayed_and_an_exact_one_backprop(m: int) -> None:
+    data = batches(5)
+    for mode, reference in (
+        ("delayed", Delayed(DEEP, ADAM, stages=3, microbatches=m)),
+        ("exact", Backprop(DEEP, ADAM, stages=3, microbatches=m)),
+    ):
+        module = Multilevel(DEEP, ADAM, stages=3, levels=1, level={"mode": mode}, microbatches=m)
+        for each in (module, reference):
+            fit(each, data, epochs=2)
+        assert_equal(module.state_dict(), reference.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("modes", "moments", "forgotten"),
+    [
+        (["exact", "delayed"], None, True),
+        (["exact", "delayed"], "prolong", False),
+        (["exact", "exact"], None, False),
+        (["delayed", "delayed"], None, False),
+        (["exact", "exact"], "reset", True),
+    ],
+)
+def test_moments_are_fresh_where_late_gradients_begin(
+    modes: list[str], moments: str | None, forgotten: bool
+) -> None:
+    found = []
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+            if module.level == 1 and not found:
+                found.append([bool(optimizer.state) for optimizer in trainer.optimizers])
+
+    module = Multilevel(DEEP, ADAM, stages=2, level={"mode": modes}, moments=moments)
+    fit(module, batches(3), epochs=2, callbacks=[Look()])
+    assert found == [[not forgotten] * 2]
+
+
+def test_a_level_has_its_own_number_of_pieces() -> None:
+    level = {"mode": ["exact", "delayed"], "microbatches": [4, 1]}
+    module = Multilevel(DEEP, ADAM, stages=2, level=level, microbatches=3)
+    assert [plan.schedule.pieces for plan in module.plans] == [4, 1]
+    fit(module, batches(2), epochs=2)
+    assert [plan.schedule.pieces for plan in module.plans] == [4, 1]
+
+
+def test_levels_without_synthetic_gradients_have_no_estimators() -> None:
+    module = Multilevel(DEEP, ADAM, stages=2, level={"mode": ["exact", "delayed"]})
+    fit(module, batches(2), epochs=2)
+    assert not module.estimators
+    mixed = multilevel(stages=2, levels=3, level={"mode": ["delayed", "exact", "dni"]})
+    fit(mixed, batches(2), epochs=3)
+    assert list(mixed.estimators) == ["0"]
