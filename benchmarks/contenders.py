@@ -58,6 +58,18 @@ def dni(case: Case, stages: int = 2, lag: int = 1, diagnose: int = 0) -> DNI:
     )
 
 
+def delayed(case: Case, **options: Any) -> Any:
+    """Training with true gradients that come late, in two stages."""
+    from sglight.strategies.delayed import Delayed
+
+    return Delayed(case.network, ADAM, stages=2, diagnose_every_n_batches=0, **options)
+
+
+def pipelined(case: Case, microbatches: int) -> Backprop:
+    """Training with the true gradient, in two stages by 1F1B."""
+    return Backprop(case.network, ADAM, stages=2, microbatches=microbatches)
+
+
 def backprop(case: Case) -> Backprop:
     """Training with the true gradient, in one piece."""
     return Backprop(case.network, ADAM)
@@ -76,8 +88,24 @@ def table(case: Case, options: Namespace) -> dict[str, Contender]:
         "bare": true(bare, threads=one, plain=True),
         "bare-2t": true(bare, threads=two, plain=True),
         "ddp": true(data_parallel, workers=2, threads=one, plain=True),
+        **late(one),
+        "own-1f1b": true(
+            pipelined, workers=2, threads=one, microbatches=(2, 4, 8, 16), needs="sglight.strategies.pieces"
+        ),
         "gpipe": pipe(partial(pipeline, kind="gpipe", cut=cut)),
         "1f1b": pipe(partial(pipeline, kind="1f1b", cut=cut)),
+    }
+
+
+def late(threads: int) -> dict[str, Contender]:
+    """True gradients that come late, in two stages on two workers: ``delayed-mM``, with slack, or rebuilt."""
+    settings: dict[str, dict[str, Any]] = {f"m{m}": {"microbatches": m} for m in (1, 2, 4)}
+    settings |= {f"m{m}-slack": {"microbatches": m, "slack": 1} for m in (1, 2)}
+    settings |= {f"m{m}-rebuilt": {"microbatches": m, "backward": "rebuilt"} for m in (1, 2)}
+    needed = "sglight.strategies.delayed"
+    return {
+        f"delayed-{name}": Contender(partial(delayed, **each), 2, threads, needs=needed)
+        for name, each in settings.items()
     }
 
 
