@@ -34,12 +34,13 @@ from torch.utils.data import DataLoader
 from sglight.parallel.launcher import launch
 from sglight.parallel.strategy import StageStrategy
 from sglight.strategies.backprop import Backprop
+from sglight.strategies.delayed import Delayed
 from sglight.strategies.dni import DNI
 from sglight.strategies.multilevel import Multilevel
 from sglight.strategies.pvd import PVD
 
 CLASSES, BATCH, BATCHES, EPOCHS = 4, 12, 9, 2
-KINDS = {"backprop": Backprop, "dni": DNI, "multilevel": Multilevel, "pvd": PVD}
+KINDS = {"backprop": Backprop, "delayed": Delayed, "dni": DNI, "multilevel": Multilevel, "pvd": PVD}
 DYNAMICS = ("euler", "antisymmetric", "hamiltonian", "leapfrog")
 ADAM = {"name": "adam", "lr": 1e-2}
 COSINE = {"name": "cosine", "min_factor": 0.1, "warmup_epochs": 0}
@@ -47,8 +48,8 @@ POINTS = {"shape": (3,), "classes": CLASSES, "channels": 5, "steps": 8, "horizon
 IMAGES = {**POINTS, "shape": (2, 6, 6), "kernel": "conv", "channels": 4, "opening": "conv"}
 TWO_SEGMENTS = {**IMAGES, "channels": [4, 6], "steps": 4, "normalisation": "batch", "head": "pool"}
 ESTIMATOR = {"name": "mlp", "hidden": [9], "optimizer": {"name": "adam", "lr": 3e-3}}
-# Metrics that are times, or follow from times.
-TIMES = ("time/", "worker_", "speedup/", "throughput/", "memory/")
+# Metrics that are times, or follow from times, and how good the gradients are that stages use, which is newer.
+TIMES = ("time/", "stage_", "worker_", "speedup/", "throughput/", "memory/")
 
 Case = dict[str, Any]
 
@@ -132,6 +133,11 @@ def cases() -> dict[str, Case]:
         add(f"pvd{on}", "pvd", POINTS, {"processors": 3, "local_steps": 2}, workers)
         part = {"processors": 2, "objective_samples": 40, "synchronisation": "best", "clip_norm": 0.1}
         add(f"pvd resumed{on}", "pvd", IMAGES, part, workers, interrupt=BATCHES + 4)
+        late = {"stages": 4, "microbatches": 3, "diagnose_every_n_batches": 0}
+        add(f"delayed{on}", "delayed", POINTS, late, workers, interrupt=5)
+        rebuilt = {**late, "backward": "rebuilt", "exact_epochs": 0.5}
+        add(f"delayed rebuilt{on}", "delayed", {**IMAGES, "dynamics": "leapfrog"}, rebuilt, workers)
+        add(f"backprop pipelined{on}", "backprop", IMAGES, {"stages": 3, "microbatches": 5}, workers)
     add("pvd lbfgs", "pvd", POINTS, {"processors": 2, "local_solver": "lbfgs", "synchronisation": "average"})
     add("dni bf16", "dni", IMAGES, {"stages": 2, "estimator": conv}, precision="bf16-mixed")
     return found

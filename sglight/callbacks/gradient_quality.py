@@ -1,4 +1,4 @@
-"""How well the estimators predict true gradients, by boundary and over the training, as a picture."""
+"""How good the gradients are that stages use, and estimates, over the training, as pictures."""
 
 from __future__ import annotations
 
@@ -13,22 +13,39 @@ from typing_extensions import override
 
 from sglight.callbacks.figures import publish
 from sglight.gradients.base import COMPARED
+from sglight.strategies.diagnosis import MEASURED
 from sglight.strategies.staged import StagedModule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What an estimator of the true gradient itself would have.
-PERFECT = dict(zip(COMPARED, (1.0, 0.0, 1.0, 1.0), strict=True))
+# What the exact gradient itself would have.
+PERFECT = dict(zip(COMPARED, (1.0, 0.0, 1.0, 1.0), strict=True)) | {"staleness": 0.0}
+# By picture: whose curves, which kinds of them, how one is called, and the title.
+PICTURES: dict[str, tuple[str, tuple[str, ...], str, str]] = {
+    "gradient_quality": (
+        "estimator",
+        COMPARED,
+        "behind stage {}",
+        "estimates against true gradients, one batch each",
+    ),
+    "stage_gradients": (
+        "stage",
+        MEASURED,
+        "stage {}",
+        "gradients that stages use against exact ones, one batch each",
+    ),
+}
+KNOWN = re.compile("|".join(rf"{part}_\d+/({'|'.join(kinds)})" for part, kinds, *_ in PICTURES.values()))
 # Of a kind of comparison and a boundary: batch numbers and values.
 History = dict[str, list[tuple[int, float]]]
 
 
 class GradientQuality(Callback):
-    """Draws ``gradient_quality.png``, also into TensorBoard, at the end of a training with estimators.
+    """Draws ``gradient_quality.png`` and ``stage_gradients.png``, also into TensorBoard, at the end of a training.
 
     The comparisons are the strategy's own, ``strategy.diagnose_every_n_batches`` says how often, and the curves
-    ``estimator_*/cosine`` and so on are there without this callback.
+    ``estimator_*/cosine``, ``stage_*/cosine`` and so on are there without this callback.
 
     Args:
         folder: of the figure.
@@ -55,8 +72,11 @@ class GradientQuality(Callback):
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop_listening(pl_module)
-        if self.history and trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
-            publish(trainer, draw(self.history), self.folder, "gradient_quality")
+        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
+            return
+        for picture, (part, *_) in PICTURES.items():
+            if any(name.startswith(f"{part}_") for name in self.history):
+                publish(trainer, draw(self.history, picture), self.folder, picture)
 
     @override
     def on_exception(
@@ -80,30 +100,33 @@ class GradientQuality(Callback):
 
     def _hear(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            if re.fullmatch(rf"estimator_\d+/({'|'.join(COMPARED)})", name):
+            if KNOWN.fullmatch(name):
                 self.history.setdefault(name, []).append((step, value))
 
 
-def draw(history: History) -> Figure:
-    """A panel for each kind of comparison, a curve for each boundary; what would be perfect is dotted."""
+def draw(history: History, picture: str = "gradient_quality") -> Figure:
+    """A panel for each kind of comparison, a curve for each boundary or stage; what would be perfect is dotted."""
     # matplotlib takes half a second to import.
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    boundaries = sorted({int(name.partition("/")[0].removeprefix("estimator_")) for name in history})
+    part, kinds, called, title = PICTURES[picture]
+    numbers = sorted(
+        {int(name.partition("/")[0][len(part) + 1 :]) for name in history if name.startswith(f"{part}_")}
+    )
     shades = colormaps["viridis"]
-    figure = Figure(figsize=(8, 8), dpi=110, layout="constrained")
+    figure = Figure(figsize=(8, 2 * len(kinds)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle("synthetic against true gradients, one batch each", fontsize=11)
-    panels = figure.subplots(len(COMPARED), 1, sharex=True)
-    for axes, kind in zip(panels, COMPARED, strict=True):
-        for place, i in enumerate(boundaries):
-            points = history.get(f"estimator_{i}/{kind}", [])
+    figure.suptitle(title, fontsize=11)
+    panels = figure.subplots(len(kinds), 1, sharex=True)
+    for axes, kind in zip(panels, kinds, strict=True):
+        for place, i in enumerate(numbers):
+            points = history.get(f"{part}_{i}/{kind}", [])
             axes.plot(
                 [step for step, _ in points], [value for _, value in points],
-                color=shades(0.9 * place / max(len(boundaries) - 1, 1)),
-                marker="o", markersize=3, linewidth=1.2, label=f"behind stage {i}",
+                color=shades(0.9 * place / max(len(numbers) - 1, 1)),
+                marker="o", markersize=3, linewidth=1.2, label=called.format(i),
             )  # fmt: skip
         axes.axhline(PERFECT[kind], color="#777777", linewidth=0.8, linestyle=":")
         axes.set_ylabel(kind.replace("_", " "))

@@ -21,6 +21,12 @@ LAYOUT = {
         "validation": [r"^val/loss$"],
         "test": [r"^test/loss$"],
     },
+    "stages": {
+        "cosine of the gradient used with the exact one": [r"^stage_\d+/cosine$"],
+        "relative error": [r"^stage_\d+/relative_error$"],
+        "staleness in updates": [r"^stage_\d+/staleness$"],
+        "error of rebuilt states": [r"^stage_\d+/drift$"],
+    },
     "estimators": {
         "cosine with the true gradient": [r"^estimator_\d+/cosine$"],
         "relative error": [r"^estimator_\d+/relative_error$"],

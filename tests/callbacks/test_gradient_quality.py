@@ -16,6 +16,7 @@ from sglight.callbacks.checkpoint import LastCheckpoint
 from sglight.callbacks.gradient_quality import GradientQuality, draw
 from sglight.gradients.base import COMPARED
 from sglight.strategies.backprop import Backprop
+from sglight.strategies.diagnosis import MEASURED
 from sglight.strategies.dni import DNI
 from tests.callbacks.common import NETWORK, data, fit
 
@@ -27,13 +28,17 @@ def test_the_history_is_that_of_the_curves(tmp_path: Path) -> None:
     )
     trainer = fit([quality], tmp_path, epochs=3, logger=logger, diagnose_every_n_batches=2)
     events = EventAccumulator(str(tmp_path)).Reload()
-    assert quality.history.keys() == {f"estimator_0/{kind}" for kind in COMPARED}
+    assert quality.history.keys() == {
+        *(f"estimator_0/{kind}" for kind in COMPARED),
+        *(f"stage_{i}/{kind}" for i in range(2) for kind in MEASURED),
+    }
     for name, points in quality.history.items():
         written = [(event.step, event.value) for event in events.Scalars(name)]
         assert [step for step, _ in points] == [step for step, _ in written] == [0, 2, 4, 6, 8]
         assert [value for _, value in points] == pytest.approx([value for _, value in written])
-    assert events.Images("figures/gradient_quality")
-    assert imread(tmp_path / "figures/gradient_quality.png")[..., :3].std() > 0.03
+    for picture in ("gradient_quality", "stage_gradients"):
+        assert events.Images(f"figures/{picture}")
+        assert imread(tmp_path / f"figures/{picture}.png")[..., :3].std() > 0.03
     assert not trainer.lightning_module.curves.listeners
 
 
