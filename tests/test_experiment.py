@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sglight import experiment
@@ -28,7 +28,7 @@ SMALL = (
     "model.channels=4", "model.steps=4", "trainer.max_epochs=2", "trainer.accelerator=cpu", "trainer.threads=1",
     "callbacks.progress.enabled=false",
 )  # fmt: skip
-STRATEGIES = ("backprop", "dni", "multilevel", "pvd")
+STRATEGIES = ("backprop", "delayed", "dni", "multilevel", "pvd")
 PROMISED = {
     "test/acc", "test/loss", "val/acc", "time/fit_s", "time/epoch_s", "throughput/samples_per_s", "memory/peak_bytes",
     "model/parameters", "run/stages", "run/workers", "run/seed", "run/config_hash", "run/monitored",
@@ -140,6 +140,23 @@ def test_a_resumed_run_ends_bit_identical(start: Callable[..., float], tmp_path:
     assert all(torch.equal(straight[name], second[name]) for name in straight)
     for name in ("test/acc", "test/loss", "val/acc", "run/steps"):
         assert metrics(tmp_path / "straight")[name] == metrics(tmp_path / "second")[name]
+
+
+def test_measured_cuts_are_kept(
+    start: Callable[..., float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the config and in checkpoints: a training that goes on does not measure again."""
+    measured = iter([(0, 1, 4)])
+    monkeypatch.setattr(experiment, "measured_cuts", lambda *_: next(measured))
+    options = ("strategy=delayed", "strategy.balance=measured")
+    start(tmp_path / "first", *options)
+    start(
+        tmp_path / "second", *options, "trainer.max_epochs=3", f"ckpt={tmp_path}/first/checkpoints/last.ckpt"
+    )
+    for name in ("first", "second"):
+        assert OmegaConf.load(tmp_path / name / "config.yaml").strategy.cuts == [1]
+        checkpoint = torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)
+        assert checkpoint["sglight"]["strategy.cuts"] == [1]
 
 
 @pytest.mark.slow

@@ -129,6 +129,10 @@ def make_scheduler(
     config = scheduler_settings(config)
     name, warmup = config["name"], config["warmup_epochs"]
     if name == "plateau":
+        if warmup:
+            raise ValueError(
+                f"strategy.scheduler.warmup_epochs={warmup} does not go with name=plateau; set it to 0"
+            )
         floor = [config["min_factor"] * group["lr"] for group in optimizer.param_groups]
         return ReduceLROnPlateau(
             optimizer, "max", factor=config["gamma"], patience=config["patience"], min_lr=floor

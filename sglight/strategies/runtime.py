@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sglight.gradients import Boundary, Passage
@@ -254,8 +253,6 @@ class Runtime:
                 descent.prepare_network(self.plan, [self.stage(j) for j in own], normaliser, self.placement)
             self.step(i)
         self._copies.pop(i, None)
-        # Autocast keeps lower-precision copies of weights until its context ends; these are of the old ones.
-        torch.clear_autocast_cache()
 
     def _passage(self, action: Action) -> Passage | None:
         return next((p for p in self.window[action.stage] if p.piece == action.piece), None)

@@ -154,9 +154,9 @@ def _backlog(schedule: Schedule, i: int, last: int) -> int:
     above, below = range(i + 1), range(i + 1, last + 1)
     still = 2 * schedule.latency(last) + 2 * schedule.pieces  # a round in full swing
     # The receiver of states stands still before round `still`: so many gradients have come back.
-    back = [
+    back = {
         a.piece for n in range(still) for a in schedule.actions(n, below, last) if _is(a, "backward", i + 1)
-    ]
+    }
     states = gradients = 0
     for n in range(2 * still + UNANSWERED + schedule.pieces):
         for action in schedule.actions(n, above, last):

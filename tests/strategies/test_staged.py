@@ -17,6 +17,7 @@ from sglight.strategies.delayed import Delayed
 from sglight.strategies.dni import DNI
 from sglight.strategies.multilevel import Multilevel
 from sglight.strategies.pvd import PVD
+from sglight.strategies.simulation import StageTimes
 from sglight.strategies.staged import StagedModule
 from tests.strategies.common import ADAM, NETWORK, assert_equal, batches, fit
 
@@ -218,3 +219,26 @@ def test_a_module_is_loaded_without_a_trainer(tmp_path: Any) -> None:
     assert_equal(loaded.state_dict(), trained.state_dict())
     x = torch.randn(5, 3)
     assert loaded.level == 1 and torch.equal(loaded(x), trained(x))
+
+
+# Precision and times.
+
+
+class Look(Callback):
+    """Notes whether autocast keeps lower-precision copies of weights, which would outlive an update in mid-batch."""
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+        assert torch.is_autocast_enabled("cpu")
+        self.keeps = torch.is_autocast_cache_enabled()
+
+
+def test_lightnings_bf16_keeps_no_copies_of_weights() -> None:
+    look = Look()
+    fit(Delayed(NETWORK, ADAM, stages=3), batches(3), precision="bf16-mixed", callbacks=[look])
+    assert not look.keeps
+
+
+def test_a_lesson_in_every_third_batch_costs_a_batch_a_third(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = DNI(NETWORK, ADAM, stages=2, estimator={"name": "linear", "every_n_batches": 3})
+    monkeypatch.setattr(module.recorder, "typical", lambda i: StageTimes(1.0, 2.0, 4.0, 6.0))
+    assert module.phase_times() == [StageTimes(1.0, 2.0, 4.0, 2.0)] * 2
