@@ -173,13 +173,14 @@ def listening(pid: int) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("number", "cause"), [(signal.SIGKILL, "was killed by SIGKILL"), (signal.SIGSTOP, "hangs")]
+    ("number", "cause", "strategy"),
+    [(signal.SIGKILL, "was killed by SIGKILL", "delayed"), (signal.SIGSTOP, "hangs", "dni")],
 )
 def test_a_worker_that_dies_or_hangs_ends_the_run_which_goes_on_from_its_checkpoint(
-    sglight: Callable[..., Command], tmp_path: Path, number: signal.Signals, cause: str
+    sglight: Callable[..., Command], tmp_path: Path, number: signal.Signals, cause: str, strategy: str
 ) -> None:
-    folder = tmp_path / "run"
-    command = sglight("trainer.devices=2", "trainer.max_epochs=100000", f"hydra.run.dir={folder}")
+    folder, strategy = tmp_path / "run", f"strategy={strategy}"
+    command = sglight(strategy, "trainer.devices=2", "trainer.max_epochs=100000", f"hydra.run.dir={folder}")
     command.wait_until((folder / "checkpoints/last.ckpt").exists)
     workers = command.workers()
     assert len(workers) == 2
@@ -195,7 +196,11 @@ def test_a_worker_that_dies_or_hangs_ends_the_run_which_goes_on_from_its_checkpo
     assert command.no_process_is_left()
     epochs = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["epoch"] + 1
     again = sglight(
-        "trainer.devices=1", f"trainer.max_epochs={epochs + 1}", "ckpt=last", f"hydra.run.dir={folder}"
+        strategy,
+        "trainer.devices=1",
+        f"trainer.max_epochs={epochs + 1}",
+        "ckpt=last",
+        f"hydra.run.dir={folder}",
     )
     succeeds(again)
     assert metrics(folder)["run/epochs"] == epochs + 1
