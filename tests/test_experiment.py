@@ -91,7 +91,8 @@ def test_what_is_measured_beside_the_training_is_a_choice(
         figures = {path.stem for path in (folder / "figures").glob("*.png")}
         found[enabled] = figures, set(metrics(folder)) | set(tags), weights(folder)
     (all_figures, measured, a), (no_figures, bare, b) = found["true"], found["false"]
-    assert all_figures == {"decision", "trajectories", "gradient_quality", "stability", "timeline"}
+    pictures = {"decision", "trajectories", "gradient_quality", "stage_gradients", "stability", "timeline"}
+    assert all_figures == pictures
     assert not no_figures
     assert {
         "stability/growth",
