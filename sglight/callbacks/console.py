@@ -138,9 +138,9 @@ def _facts(module: StagedModule, datamodule: Any, trainer: pl.Trainer) -> dict[s
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     sizes = f"{datamodule.train_size} training, {datamodule.val_size} validation, {datamodule.test_size} test samples"
     shape = " x ".join(map(str, spec.shape))
+    data = f"{datamodule.name}: {sizes} of shape {shape}, {spec.classes} classes, batches of {datamodule.batch_size}"
     return {
-        "data": f"{datamodule.name}: {sizes} of shape {shape}, {spec.classes} classes, "
-        f"batches of {datamodule.batch_size}",
+        "data": "\n".join([data, *getattr(datamodule, "notes", [])]),
         "network": _network(spec),
         "strategy": module.describe(),
         "device": f"{name}, {torch.get_num_threads()} thread(s), precision {trainer.precision}, seed {spec.seed}",

@@ -1,56 +1,29 @@
 """The user's own pictures, `train/<class>/*` and `test/<class>/*`, in a folder or an archive of it."""
 
-import lzma
+import json
 import os
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
-from io import BytesIO
-from itertools import islice
-from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from sglight.data.images import StoreData, folder_fingerprint, short_hash
+from sglight.data.images import StoreData, short_hash
+from sglight.data.layout import Layout, Picture, lay_out
+from sglight.data.making import ensure
+from sglight.data.pixels import RULES, Decoder, Pixels, pillow_limit
 from sglight.data.schema import at_least
-from sglight.data.store import SPLITS, Writer, ensure
+from sglight.data.sources import Source, printable
+from sglight.data.store import Writer
 from sglight.errors import UserError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".tif", ".tiff", ".webp"}
-AT_ONCE = 256
-MISSING_END = (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError)  # type: ignore[attr-defined]
-Read = Callable[[], bytes]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A file that counts: its name, split and class."""
-
-    name: str
-    split: str
-    label: str
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """Turns a file's bytes into pixels [C, H, W]."""
-
-    mode: str
-    size: int | None
-
-    def __call__(self, data: bytes) -> np.ndarray[Any, Any]:
-        with Image.open(BytesIO(data)) as image:
-            picture: Image.Image = image.convert(self.mode)
-        if self.size is not None:
-            picture = ImageOps.fit(picture, (self.size, self.size))
-        pixels = np.asarray(picture)
-        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+THREADS = min(4, os.cpu_count() or 1)
+AT_ONCE = 256  # pictures that are decoded ahead of the one that is written ...
+BYTES_AT_ONCE = 32 << 20  # ... unless their files, or their pixels, are more than this
+FILE_BYTES_PER_PIXEL = 8  # a file that is larger than its pixels can be is not read
+IMPORT = "2"  # changes when the same files give other pixels
 
 
 class ImageFolderData(StoreData):
@@ -59,11 +32,12 @@ class ImageFolderData(StoreData):
     Args:
         name: begins the store's file name.
         data_dir: the store's folder.
-        raw_dir: the folder that holds `train` and `test`, or
+        raw_dir: the folder that holds `train` and perhaps `val` and `test`, or
         archive: a tar or zip file of it; it is read as a stream, nothing is unpacked.
         size: every picture is scaled and cropped to size x size; None: they are of one size.
         channels: 3 colour, 1 grey.
-        keys: those of `SampleData`.
+        max_megapixels: a picture with more is refused.
+        keys: those of `StoreData`.
     """
 
     def __init__(
@@ -74,6 +48,7 @@ class ImageFolderData(StoreData):
         archive: str | None = None,
         size: int | None = None,
         channels: int = 3,
+        max_megapixels: float = 64.0,
         **keys: Any,
     ) -> None:
         super().__init__(name, data_dir, **keys)
@@ -81,159 +56,135 @@ class ImageFolderData(StoreData):
             raise UserError(f"dataset.channels={channels} must be 3 (colour) or 1 (grey)")
         if size is not None:
             at_least("dataset.size", size, 1)
+        if not max_megapixels > 0:
+            raise UserError(f"dataset.max_megapixels={max_megapixels} must be above 0")
         if (raw_dir is None) == (archive is None):
             raise UserError(
                 "dataset=image_folder needs either dataset.raw_dir (the folder that holds train/ and test/) "
                 "or dataset.archive (a tar or zip file of it)"
             )
-        self.key = "dataset.raw_dir" if archive is None else "dataset.archive"
-        self.source = Path(raw_dir or archive or "").expanduser().resolve()
-        self.decoder = Decoder("RGB" if channels == 3 else "L", size)
+        key = "dataset.raw_dir" if archive is None else "dataset.archive"
+        self.source = Source(Path(raw_dir or archive or "").expanduser().resolve(), key)
+        self.decoder = Decoder("RGB" if channels == 3 else "L", size, max_megapixels)
+        self.origin = str(self.source)
 
     @property
     def store_path(self) -> Path:
         """A name that depends on the source and on what is made of it."""
-        identity = f"{self.source}|{self.decoder.mode}|{self.decoder.size}"
+        identity = f"{self.source.path}|{self.decoder.mode}|{self.decoder.size}"
         return self.data_dir / f"{self.name}-{short_hash(identity)}.h5"
 
     def prepare_data(self) -> None:
         """Makes the store."""
         self._check_source()
-        if self.source.is_dir():
-            fingerprint = folder_fingerprint(self.source)
-        else:
-            status = os.stat(self.source)
-            fingerprint = f"{status.st_size}:{status.st_mtime_ns}"
-        ensure(self.store_path, fingerprint, self._fill)
+        ensure(self.store_path, f"{IMPORT}:{self.source.fingerprint()}", self._fill)
 
     def _check_source(self) -> None:
-        if not self.source.exists():
-            raise UserError(f"{self.key}={self.source} does not exist")
-        if self.source.is_dir() and self.key == "dataset.archive":
-            raise UserError(f"dataset.archive={self.source} is a folder: give it as dataset.raw_dir")
-        if not self.source.is_dir() and self.key == "dataset.raw_dir":
-            raise UserError(f"dataset.raw_dir={self.source} is a file: give it as dataset.archive")
+        key, path = self.source.key, self.source.path
+        if not path.exists():
+            raise UserError(f"{self.source} does not exist")
+        if path.is_dir() and key == "dataset.archive":
+            raise UserError(f"{self.source} is a folder: give it as dataset.raw_dir")
+        if not path.is_dir() and key == "dataset.raw_dir":
+            raise UserError(f"{self.source} is a file: give it as dataset.archive")
 
     def _fill(self, writer: Writer) -> None:
-        pictures, shape = self._survey()
-        classes = sorted({picture.label for picture in pictures if picture.split == "train"})
-        rows = self._create(writer, pictures, classes, shape)
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            pairs = zip(self._pictures(), rows, strict=True)
-            while group := [(picture, read(), row) for (picture, read), row in islice(pairs, AT_ONCE)]:
-                pixels = pool.map(lambda file: self._decode(file[0], file[1], shape), group)
-                for (picture, _, row), image in zip(group, pixels, strict=True):
-                    writer.write(picture.split, row, image[None])
-        writer.finish(classes, name=self.name, source=str(self.source))
+        with pillow_limit(self.decoder.max_megapixels):
+            layout = lay_out(self.source, self.source)
+            pictures: dict[int, list[Picture]] = defaultdict(list)
+            for picture in layout.pictures:
+                pictures[picture.member].append(picture)
+            row_of: dict[Picture, int] = {}
+            shape: tuple[int, ...] = ()
+            for places, pixels in self._decoded(pictures):
+                if not shape:
+                    shape = pixels.shape
+                    row_of = self._create(writer, layout, shape)
+                for picture in places:
+                    self._check_shape(picture, pixels.shape, shape)
+                    writer.write(picture.split, row_of[picture], pixels[None])
+        writer.finish(
+            layout.classes,
+            name=self.name,
+            source=printable(str(self.source.path)),
+            pixels=RULES,
+            summary=layout.summary(),
+            ignored=json.dumps(layout.ignored),
+        )
 
-    def _survey(self) -> tuple[list[Picture], tuple[int, ...]]:
-        """All pictures in the order of the source, and the shape of the first."""
-        pictures: list[Picture] = []
-        shape: tuple[int, ...] = ()
-        for picture, read in self._pictures():
-            shape = shape or self._decode(picture, read(), ()).shape
-            pictures.append(picture)
-        found = {split: {picture.label for picture in pictures if picture.split == split} for split in SPLITS}
-        for split in SPLITS:
-            if not found[split]:
-                raise UserError(f"{self.key}={self.source} has no pictures {split}/<class>/*")
-        if foreign := found["test"] - found["train"]:
-            raise UserError(f"{self.key}={self.source}: class {min(foreign)} is in test/ but not in train/")
-        return pictures, shape
+    def _decoded(self, pictures: dict[int, list[Picture]]) -> Iterator[tuple[list[Picture], Pixels]]:
+        """All pictures in the order of the source, decoded ahead by threads as far as memory allows."""
+        waiting: deque[tuple[list[Picture], int, Future[Pixels]]] = deque()
+        held, each = 0, 0
+        with ThreadPoolExecutor(THREADS) as pool:
+            for places, data in self._files(pictures):
+                waiting.append((places, len(data), pool.submit(self._decode, places[0], data)))
+                held += len(data)
+                while waiting and (
+                    not each
+                    or len(waiting) > AT_ONCE
+                    or held > BYTES_AT_ONCE
+                    or len(waiting) * each > BYTES_AT_ONCE
+                ):
+                    places, size, future = waiting.popleft()
+                    held, each = held - size, future.result().nbytes
+                    yield places, future.result()
+            for places, _, future in waiting:
+                yield places, future.result()
 
-    def _create(
-        self, writer: Writer, pictures: list[Picture], classes: list[str], shape: tuple[int, ...]
-    ) -> list[int]:
+    def _files(self, pictures: dict[int, list[Picture]]) -> Iterator[tuple[list[Picture], bytes]]:
+        """The bytes of each member that is a picture, and of which ones."""
+        limit = FILE_BYTES_PER_PIXEL * self.decoder.max_megapixels * 1e6 + (1 << 20)
+        seen = 0
+        for number, member in enumerate(self.source):
+            if number not in pictures:
+                continue
+            if member.read is None:
+                break
+            seen += 1
+            if member.size > limit:
+                raise self._error(
+                    member.name,
+                    f"has {member.size / 1e6:.0f} MB, more than a picture of dataset.max_megapixels="
+                    f"{self.decoder.max_megapixels:g} can have: remove it, or raise that",
+                )
+            yield pictures[number], self.source.read(member)
+        if seen < len(pictures):
+            raise UserError(f"{self.source} was changed while it was read: start again when it is complete")
+
+    def _create(self, writer: Writer, layout: Layout, shape: tuple[int, ...]) -> dict[Picture, int]:
         """Makes room in the store; returns the row of each picture.
 
         The pictures are shuffled: sorted by class, as folders are, a streamed chunk would be of few classes.
         """
-        number = {label: index for index, label in enumerate(classes)}
-        rows: dict[str, Iterator[int]] = {}
-        for split in SPLITS:
-            labels = np.array([number[picture.label] for picture in pictures if picture.split == split])
+        number = {label: index for index, label in enumerate(layout.classes)}
+        rows: dict[Picture, int] = {}
+        for split in ("train", "val", "test"):
+            chosen = [picture for picture in layout.pictures if picture.split == split]
+            if not chosen:
+                continue
+            labels = np.array([number[picture.label] for picture in chosen])
             places = np.random.default_rng(0).permutation(len(labels))
             shuffled = np.empty_like(labels)
             shuffled[places] = labels
             writer.create(split, shuffled, shape)
-            rows[split] = iter(places.tolist())
-        return [next(rows[picture.split]) for picture in pictures]
+            rows |= zip(chosen, places.tolist(), strict=True)
+        return rows
 
-    def _decode(self, picture: Picture, data: bytes, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    def _decode(self, picture: Picture, data: bytes) -> Pixels:
         try:
-            pixels = self.decoder(data)
-        except Exception as error:  # Pillow raises many kinds
-            raise UserError(
-                f"{picture.name} in {self.source} is no picture that can be read: mend or remove it"
-            ) from error
-        if shape and pixels.shape != shape:
-            (height, width), (first_height, first_width) = pixels.shape[1:], shape[1:]
-            raise UserError(
-                f"{picture.name} in {self.source} has {width} x {height} pixels, the first picture "
-                f"{first_width} x {first_height}: set dataset.size to bring all to one size"
+            return self.decoder(data)
+        except UserError as error:
+            raise self._error(picture.name, str(error)) from error.__cause__
+
+    def _error(self, name: str, reason: str) -> UserError:
+        return UserError(f"{self.source}: {printable(name)} {reason}")
+
+    def _check_shape(self, picture: Picture, given: Iterable[int], wanted: Iterable[int]) -> None:
+        (_, height, width), (_, first_height, first_width) = given, wanted
+        if (height, width) != (first_height, first_width):
+            raise self._error(
+                picture.name,
+                f"has {width} x {height} pixels, the first picture {first_width} x {first_height}: "
+                "set dataset.size to bring all to one size",
             )
-        return pixels
-
-    def _pictures(self) -> Iterator[tuple[Picture, Read]]:
-        try:
-            for name, read in members(self.source):
-                picture = classified(name)
-                if picture is not None:
-                    yield picture, read
-        except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError) as error:
-            raise UserError(
-                f"{self.key}={self.source} is truncated, damaged or no tar or zip archive ({error})"
-            ) from error
-
-
-def classified(name: str) -> Picture | None:
-    """The picture behind a file's name .../train/<class>/<file>; None for files that do not count."""
-    path = PurePosixPath(name)
-    if len(path.parts) < 3 or path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
-        return None
-    split, label = path.parts[-3:-1]
-    if split not in SPLITS or "__MACOSX" in path.parts:
-        return None
-    return Picture(name, split, label)
-
-
-class StrictTarInfo(tarfile.TarInfo):
-    """Misses the end mark of an archive: without it, tarfile takes a truncated one for a short one."""
-
-    @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
-        """The next header."""
-        try:
-            return super().fromtarfile(archive)
-        except MISSING_END as error:
-            raise tarfile.ReadError("unexpected end of data") from error
-
-
-def members(source: Path) -> Iterator[tuple[str, Read]]:
-    """Name and reader of each regular file; the reader works until the next one is asked for."""
-    if source.is_dir():
-        yield from _folder_members(source)
-    elif zipfile.is_zipfile(source):
-        with zipfile.ZipFile(source) as archive:
-            for info in archive.infolist():
-                yield info.filename, partial(archive.read, info)
-    else:
-        with tarfile.open(source, "r|*", tarinfo=StrictTarInfo) as archive:
-            for member in archive:
-                if member.isreg():
-                    yield member.name, partial(_tar_read, archive, member)
-                archive.members.clear()  # type: ignore[attr-defined]  # would hold on to every header
-
-
-def _folder_members(source: Path) -> Iterator[tuple[str, Read]]:
-    for parent, folders, files in os.walk(source, followlinks=True):
-        folders.sort()
-        for name in sorted(files):
-            path = Path(parent, name)
-            yield path.relative_to(source).as_posix(), path.read_bytes
-
-
-def _tar_read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(member)
-    assert file is not None
-    return file.read()

@@ -3,10 +3,10 @@
 import gzip
 import hashlib
 import math
-import os
 import socket
 import struct
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 
 from sglight.data.augment import Augmentation
+from sglight.data.making import ensure
 from sglight.data.module import Contents, DataModule, Part, stratified
-from sglight.data.schema import at_least
+from sglight.data.schema import at_least, fraction
+from sglight.data.sources import Source
 from sglight.data.statistics import statistics
-from sglight.data.store import Store, Writer, ensure
+from sglight.data.store import Store, Writer
 from sglight.errors import UserError
 
 Splits = dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]
@@ -45,7 +47,10 @@ class SampleData(DataModule):
         at_least("dataset.crop_padding", crop_padding, 0)
         augmentation = Augmentation(crop_padding, flip) if augment and (crop_padding or flip) else None
         super().__init__(name, batch_size, eval_batch_size, seed, data_seed, augmentation, memory_limit)
+        fraction("dataset.validation_fraction", validation_fraction)
         self.validation_fraction = validation_fraction
+        if flip and not augment:
+            self.notes.append("dataset.flip=true has no effect without dataset.augment=true")
 
     def split(self, x: Any, rows: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> dict[str, Part]:
         """The parts "train" and "val" of the training samples x[rows], y[rows]."""
@@ -55,10 +60,21 @@ class SampleData(DataModule):
 
 
 class StoreData(SampleData):
-    """An image set that is converted to an HDF5 store once; a subclass says from what."""
+    """An image set that is converted to an HDF5 store once; a subclass says from what.
 
-    def __init__(self, name: str, data_dir: str, **keys: Any) -> None:
+    Without test images some training images are held out for the test, without validation images for that.
+
+    Args:
+        name: names the run's folder.
+        data_dir: the store's folder.
+        test_fraction: share held out for the test where there are no test images.
+        keys: those of `SampleData`.
+    """
+
+    def __init__(self, name: str, data_dir: str, test_fraction: float = 0.2, **keys: Any) -> None:
         super().__init__(name, **keys)
+        fraction("dataset.test_fraction", test_fraction)
+        self.test_fraction = test_fraction
         self.data_dir = Path(data_dir).expanduser().resolve()
 
     @property
@@ -71,12 +87,22 @@ class StoreData(SampleData):
         if not self.store_path.exists():
             self.prepare_data()
         store = Store(self.store_path)
-        parts = self.split(
-            store.images["train"], np.arange(len(store.labels["train"])), store.labels["train"]
-        )
-        test = store.labels["test"]
-        parts["test"] = Part(store.images["test"], np.arange(len(test)), test)
-        return Contents(parts, store.class_names, store.mean, store.std, store.verify)
+        if "summary" in store.attributes:
+            self.notes.append(str(store.attributes["summary"]))
+        y, mean, std = store.labels["train"], store.mean, store.std
+        rest = np.arange(len(y))
+        parts = {
+            split: Part(store.images[split], np.arange(len(store.labels[split])), store.labels[split])
+            for split in store.splits
+            if split != "train"
+        }
+        if "test" not in parts:
+            rest, test = stratified(y, self.test_fraction, self.data_seed, "dataset.test_fraction")
+            parts["test"] = Part(store.images["train"], test, y[test])
+            mean, std = statistics(store.images["train"], rest)
+        train = Part(store.images["train"], rest, y[rest])
+        parts |= {"train": train} if "val" in parts else self.split(store.images["train"], rest, y)
+        return Contents(parts, store.class_names, mean, std)
 
 
 class DigitsData(SampleData):
@@ -84,6 +110,7 @@ class DigitsData(SampleData):
 
     def __init__(self, name: str = "digits", test_fraction: float = 0.2, **keys: Any) -> None:
         super().__init__(name, **keys)
+        fraction("dataset.test_fraction", test_fraction)
         self.test_fraction = test_fraction
 
     def open(self) -> Contents:
@@ -139,7 +166,9 @@ class TorchvisionData(StoreData):
     def prepare_data(self) -> None:
         """Makes the store."""
         source = "download" if self.raw_dir is None else str(self._raw_files())
-        fingerprint = source if self.raw_dir is None else folder_fingerprint(self._raw_files())
+        fingerprint = (
+            source if self.raw_dir is None else Source(self._raw_files(), "dataset.raw_dir").fingerprint()
+        )
         ensure(self.store_path, fingerprint, self._fill)
 
     def _raw_files(self) -> Path:
@@ -148,7 +177,11 @@ class TorchvisionData(StoreData):
         for candidate in (self.raw_dir / folder, self.raw_dir):
             if "cifar" in self.name and candidate.name != folder:
                 continue  # torchvision insists on the name
-            if (candidate / self._probe()).exists() or (candidate / f"{self._probe()}.gz").exists():
+            if "cifar" in self.name:
+                found = (candidate / self._probe()).is_file()
+            else:
+                found = any(path.is_file() for path in idx_paths(candidate / self._probe()))
+            if found:
                 return candidate
         raise UserError(
             f"dataset.raw_dir={self.raw_dir} has no {folder}/{self._probe()}: "
@@ -218,7 +251,7 @@ class TorchvisionData(StoreData):
                 split: getattr(_torchvision(), SETS[self.name][0])(files.parent, train=split == "train")
                 for split in IDX_FILES
             }
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             raise UserError(
                 f"{files} is incomplete or damaged: fetch it anew, see dataset.raw_dir"
             ) from error
@@ -234,17 +267,26 @@ def _torchvision() -> Any:
     return datasets
 
 
+def idx_paths(path: Path) -> list[Path]:
+    """The names that an IDX file goes by: the original one, Kaggle's, and these packed."""
+    kaggle = path.with_name(path.name.replace("-idx", ".idx"))
+    plain = [path, kaggle, path / path.name, kaggle / kaggle.name]
+    return plain + [name.with_name(f"{name.name}.gz") for name in plain]
+
+
 def read_idx(path: Path, dimensions: int) -> np.ndarray[Any, Any]:
-    """The bytes of an IDX file, or of its .gz, as an array of that many dimensions.
+    """The bytes of an IDX file, by any of its names, as an array of that many dimensions.
 
     Raises:
         UserError: the file is missing, truncated or something else.
     """
-    packed = path.with_name(path.name + ".gz")
     try:
-        data = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
-    except (OSError, EOFError) as error:
-        raise UserError(f"{path} is missing or cannot be read: see dataset.raw_dir") from error
+        given = next((other for other in idx_paths(path) if other.is_file()), path)
+        data = given.read_bytes()
+        if given.suffix == ".gz":
+            data = gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is missing or cannot be read ({error}): see dataset.raw_dir") from error
     head = 4 + 4 * dimensions
     shape = struct.unpack(f">{dimensions}i", data[4:head].ljust(head - 4, b"\0"))
     if data[:4] != bytes((0, 0, 8, dimensions)) or len(data) != head + math.prod(shape):
@@ -255,14 +297,3 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray[Any, Any]:
 def short_hash(text: str) -> str:
     """Ten characters that tell one source from another."""
     return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
-def folder_fingerprint(folder: Path) -> str:
-    """Changes when a file in the folder or below is added, removed, resized or touched."""
-    digest = hashlib.sha256()
-    for parent, folders, files in os.walk(folder):
-        folders.sort()
-        for name in sorted(files):
-            status = os.stat(os.path.join(parent, name))
-            digest.update(f"{os.path.join(parent, name)}:{status.st_size}:{status.st_mtime_ns};".encode())
-    return digest.hexdigest()

@@ -1,7 +1,6 @@
 """The LightningDataModule behind every data set: splits, placement on the device, loaders."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from sglight.data.augment import Augmentation
 from sglight.data.loader import Array, Batch, BatchLoader, Resident, Samples, Streamed
 from sglight.data.schema import at_least
+from sglight.data.schema import fraction as check_fraction
 from sglight.data.statistics import slabs
 from sglight.errors import UserError
 
@@ -53,7 +53,7 @@ class Contents:
     class_names: list[str]
     mean: list[float]
     std: list[float]
-    verify: Callable[[str], None] | None = None  # the stored samples of a split
+    standardised: bool = False  # the samples are (x - mean) / std already
 
 
 class DataModule(LightningDataModule):
@@ -66,6 +66,8 @@ class DataModule(LightningDataModule):
     Attributes:
         inputs: set to False before `setup` where only the labels are needed: then no input is read and
             every x is None.
+        origin: where the samples come from, for messages.
+        notes: what the user should know of how they were taken, once the data set is open.
     """
 
     shape: tuple[int, ...]
@@ -100,6 +102,8 @@ class DataModule(LightningDataModule):
         self.augmentation = augmentation
         self.memory_limit = memory_limit
         self.inputs = True
+        self.origin = f"dataset={name}"
+        self.notes: list[str] = []
         self._contents: Contents | None = None
         self._samples: dict[str, Samples] = {}
         self._labels: dict[str, Tensor] = {}
@@ -111,8 +115,31 @@ class DataModule(LightningDataModule):
     def contents(self) -> Contents:
         """The data set, opened once."""
         if self._contents is None:
-            self._contents = self.open()
+            contents = self.open()
+            self._check_contents(contents)
+            self._contents = contents
         return self._contents
+
+    def _check_contents(self, contents: Contents) -> None:
+        if len(contents.class_names) < 2:
+            raise UserError(
+                f"{self.origin} has one class, {contents.class_names[0]}: at least two are needed"
+            )
+        if not any(contents.std):
+            raise UserError(
+                f"{self.origin}: the training samples are all the same (standard deviation 0 everywhere), so that "
+                "nothing can be learnt: look at what the files hold"
+            )
+
+    def _check_augmentation(self, augmentation: Augmentation) -> None:
+        if len(self.shape) != 3:
+            raise UserError(f"dataset.augment=true needs pictures, not samples of shape {list(self.shape)}")
+        height, width = self.shape[1:]
+        if augmentation.padding >= min(height, width):
+            raise UserError(
+                f"dataset.crop_padding={augmentation.padding} must be less than the size of the pictures, "
+                f"{width} x {height}: crops would hold nothing of them"
+            )
 
     @property
     def classes(self) -> int:
@@ -133,8 +160,8 @@ class DataModule(LightningDataModule):
         self.train_size, self.val_size, self.test_size = (
             len(contents.parts[split].y) for split in ("train", "val", "test")
         )
-        if self.augmentation is not None and len(self.shape) != 3:
-            raise UserError(f"dataset.augment=true needs pictures, not samples of shape {list(self.shape)}")
+        if self.augmentation is not None:
+            self._check_augmentation(self.augmentation)
         for split in ("train", "val", "test") if stage is None else SPLITS_OF_STAGE[stage]:
             self._load(split)
 
@@ -174,8 +201,6 @@ class DataModule(LightningDataModule):
             return Streamed(part.x, part.rows, limit / 4)
         if not self.inputs:
             return Resident(torch.empty(len(part.rows), 0))
-        if (verify := self.contents().verify) is not None:
-            verify(split)
         return Resident(part.read())
 
     def _placed(self, x: Tensor) -> Tensor:
@@ -190,7 +215,9 @@ class DataModule(LightningDataModule):
         if split not in self._samples:
             self._load(split)
         pixels = self.contents().parts[split].x.dtype == np.uint8
-        scale, shift = affine(self.mean, self.std, len(self.shape), pixels, self.device)
+        scale, shift = None, None
+        if not self.contents().standardised:
+            scale, shift = affine(self.mean, self.std, len(self.shape), pixels, self.device)
         return BatchLoader(
             self._samples[split],
             self._labels[split],
@@ -260,8 +287,7 @@ def stratified(
     """
     from sklearn.model_selection import train_test_split  # takes a second to import
 
-    if not 0 < fraction < 1:
-        raise UserError(f"{key}={fraction} must be between 0 and 1, both excluded")
+    check_fraction(key, fraction)
     classes, counts = np.unique(labels, return_counts=True)
     held = math.ceil(fraction * len(labels))
     if counts.min() < 2:

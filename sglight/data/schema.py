@@ -65,7 +65,7 @@ class ImagesConfig(ArraysConfig):
 
 @dataclass
 class ImageFolderConfig(ArraysConfig):
-    """The user's own pictures, in a folder or an archive: `train/<class>/*` and `test/<class>/*`."""
+    """The user's own pictures, in a folder or an archive: `train/<class>/**`, perhaps `val/` and `test/`."""
 
     _target_: str = "sglight.data.folder.ImageFolderData"
     name: str = "image_folder"
@@ -74,6 +74,8 @@ class ImageFolderConfig(ArraysConfig):
     archive: str | None = None
     size: int | None = None
     channels: int = 3
+    max_megapixels: float = 64.0
+    test_fraction: float = 0.2
 
 
 @dataclass
@@ -85,6 +87,7 @@ class HDF5Config(ArraysConfig):
     path: str | None = None
     layout: str = "auto"
     test_fraction: float = 0.2
+    data_dir: str | None = II("data_dir")
 
 
 SCHEMAS: dict[str, type[DatasetConfig]] = {
@@ -96,6 +99,11 @@ SCHEMAS: dict[str, type[DatasetConfig]] = {
 }
 
 
+# How many classes the point clouds have; each split needs a point of each.
+CLOUD_CLASSES = {"ellipse": 2, "swiss_roll": 2, "peaks": 5}
+MOST_POINTS = 10_000_000
+
+
 def at_least(key: str, value: float, minimum: float) -> None:
     """Checks one number.
 
@@ -104,3 +112,23 @@ def at_least(key: str, value: float, minimum: float) -> None:
     """
     if value < minimum:
         raise UserError(f"{key}={value} is too small: {minimum} is the least that is allowed")
+
+
+def at_most(key: str, value: float, maximum: float) -> None:
+    """Checks one number.
+
+    Raises:
+        UserError: it is larger than `maximum`.
+    """
+    if value > maximum:
+        raise UserError(f"{key}={value} is too large: {maximum} is the most that is allowed")
+
+
+def fraction(key: str, value: float) -> None:
+    """Checks a share that is held out.
+
+    Raises:
+        UserError: nothing would be held out, or all.
+    """
+    if not 0 < value < 1:
+        raise UserError(f"{key}={value} must be between 0 and 1, both excluded")

@@ -1,14 +1,16 @@
 """The HDF5 file that an image set is converted to, once.
 
     /                attributes: format, version, name, source, fingerprint, checksum, layout, classes,
-                     mean, std
+                     mean, std, and what the importer adds
     /train/images    uint8 [N, C, H, W] (layout "NCHW"), stored contiguously
     /train/labels    int64 [N]
-    /test/images, /test/labels
+    /train/crc32     uint32 [ceil(N / rows)]: of blocks of `rows` (an attribute) images
+    /test/...        likewise; may be missing
+    /val/...         likewise; may be missing
 
 `mean` and `std` are per channel, of the training images as numbers in [0, 1]. A group's attribute `checksum` is
-the SHA-256 of its images and labels. The file is written under another name and moved into place when it is
-complete.
+the SHA-256 of its images and labels, by which two stores can be compared. What is read is checked: images by their
+blocks, all else by the file's seal, see seal.py.
 """
 
 import contextlib
@@ -18,33 +20,55 @@ import io
 import json
 import math
 import os
-import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
 
+from sglight.data.seal import SEAL_BYTES, Damaged, check_seal, has_signature, seal
 from sglight.data.statistics import slabs, statistics
 from sglight.errors import UserError
 
 FORMAT = "sglight-images"
-VERSION = 1
-SPLITS = ("train", "test")
+VERSION = 2
+SPLITS = ("train", "val", "test")
+BLOCK_BYTES = 1 << 16
+ROOM = 1 << 20  # bytes for all but the samples
 Values = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The checksums of neighbouring rows: `rows` in each block, but the last."""
+
+    rows: int
+    sums: Values
+
+    def wrong(self, values: Values, first: int) -> int | None:
+        """The first row of a block among values, which begin with block number `first`, that was changed."""
+        for block, start in enumerate(range(0, len(values), self.rows), first):
+            data = np.ascontiguousarray(values[start : start + self.rows]).data.cast("B")
+            if zlib.crc32(data) != self.sums[block]:
+                return block * self.rows
+        return None
 
 
 class StoredArray:
     """The rows of one array of a file, read as [n, ...]; opens the file late and again in another process."""
 
-    def __init__(self, path: Path, key: str, order: Sequence[int | None] | None = None) -> None:
+    def __init__(
+        self, path: Path, key: str, order: Sequence[int | None] | None = None, blocks: Blocks | None = None
+    ) -> None:
         self.path = path
         self.key = key
         self.order = order  # the file's axes in our order, None for a new one; None: as they are
+        self.blocks = blocks
         self._dataset: h5py.Dataset | None = None
         dataset = self._open()
         axes = range(dataset.ndim) if order is None else order
@@ -61,13 +85,26 @@ class StoredArray:
 
     def __getitem__(self, rows: slice) -> Values:
         try:
-            values = self._open()[rows]
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be read at {self.key} ({error}): it is damaged") from error
+            values = self._open()[rows] if self.blocks is None else self._checked(rows, self.blocks)
+        except (OSError, RuntimeError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{self.path} cannot be read at {self.key} ({reason}): it is damaged; replace or delete it"
+            ) from error
         if self.order is None:
             return values
         values = values.transpose([axis for axis in self.order if axis is not None])
         return values.reshape(len(values), *self.shape[1:])
+
+    def _checked(self, rows: slice, blocks: Blocks) -> Values:
+        start, stop, _ = rows.indices(len(self))
+        first = start // blocks.rows
+        begin = first * blocks.rows
+        values: Values = self._open()[begin : math.ceil(stop / blocks.rows) * blocks.rows]
+        wrong = blocks.wrong(values, first)
+        if wrong is not None:
+            raise UserError(_damaged(self.path, f"the checksum of {self.key} does not match at row {wrong}"))
+        return values[start - begin : stop - begin]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_dataset": None}
@@ -84,26 +121,18 @@ class Store:
         self.path = path
         with _opened(path) as file:
             self.attributes: dict[str, Any] = dict(file.attrs)
-            self.sums = {split: str(file[split].attrs["checksum"]) for split in SPLITS}
-            self.labels = {split: file[split]["labels"][:].astype(np.int64) for split in SPLITS}
-        self.images = {split: StoredArray(path, f"{split}/images") for split in SPLITS}
-        self._verified: set[str] = set()
+            self.splits = [split for split in SPLITS if split in file]
+            self.labels = {split: file[split]["labels"][:].astype(np.int64) for split in self.splits}
+            blocks = {
+                split: Blocks(int(file[split]["crc32"].attrs["rows"]), file[split]["crc32"][:])
+                for split in self.splits
+            }
+        self.images = {
+            split: StoredArray(path, f"{split}/images", blocks=blocks[split]) for split in self.splits
+        }
         self.class_names: list[str] = json.loads(self.attributes["classes"])
         self.mean = [float(value) for value in self.attributes["mean"]]
         self.std = [float(value) for value in self.attributes["std"]]
-
-    def verify(self, split: str) -> None:
-        """Compares the checksum of the images behind "train", "val" or "test" with them, once.
-
-        Raises:
-            UserError: they differ.
-        """
-        name = "test" if split == "test" else "train"
-        if name in self._verified:
-            return
-        if _checksum(self.images[name], self.labels[name]) != self.sums[name]:
-            raise UserError(_damaged(self.path, f"the checksum of its {name} images does not match"))
-        self._verified.add(name)
 
 
 class Writer:
@@ -114,14 +143,18 @@ class Writer:
         self.raw = raw  # the same file: h5py takes 0.2 ms to write one picture
         self.progress, self.task = progress, task
         self.images: dict[str, h5py.Dataset] = {}
+        self.needed = ROOM
+        reserve(raw, self.needed)
 
     def create(self, split: str, labels: Values, shape: Sequence[int]) -> None:
         """Writes the labels [N] and makes room for as many images of `shape` [C, H, W]."""
+        size = (len(labels), *shape)
+        self.needed += math.prod(size) + 8 * len(labels) + 4 * (len(labels) + 1)
+        reserve(self.raw, self.needed)
         early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # so that the place in the file is known
         group = self.file.create_group(split)
         group.create_dataset("labels", data=labels, dtype=np.int64)
-        size = (len(labels), *shape)
         self.images[split] = group.create_dataset("images", size, np.uint8, fill_time="never", dcpl=early)
         known = self.progress.tasks[self.task].total or 0
         self.progress.update(self.task, total=known + len(labels), visible=True)
@@ -137,9 +170,9 @@ class Writer:
 
     def finish(self, classes: Sequence[str], **attributes: str) -> None:
         """Adds statistics, checksums and attributes."""
+        sums = ""
         for split, images in self.images.items():
-            self.file[split].attrs["checksum"] = _checksum(images, self.file[split]["labels"][:])
-        sums = "".join(self.file[split].attrs["checksum"] for split in SPLITS)
+            sums += self._add_checksums(self.file[split], images)
         mean, std = statistics(self.file["train"]["images"])
         checksum = hashlib.sha256(sums.encode()).hexdigest()
         self.file.attrs.update(
@@ -147,127 +180,80 @@ class Writer:
         )
         self.file.attrs.update(mean=mean, std=std, format=FORMAT)
 
+    def _add_checksums(self, group: h5py.Group, images: h5py.Dataset) -> str:
+        """Adds those of the blocks and of the whole, which it returns."""
+        rows = max(1, BLOCK_BYTES // max(1, math.prod(images.shape[1:])))
+        digest, sums = hashlib.sha256(), []
+        for slab in slabs((math.ceil(len(images) / rows), rows, *images.shape[1:]), 1):
+            values = images[slab.start * rows : slab.stop * rows]
+            digest.update(values.data)
+            sums += [
+                zlib.crc32(values[start : start + rows].data.cast("B"))
+                for start in range(0, len(values), rows)
+            ]
+        group.create_dataset("crc32", data=np.array(sums, np.uint32)).attrs["rows"] = rows
+        digest.update(np.ascontiguousarray(group["labels"][:], dtype="<i8").data)
+        group.attrs["checksum"] = digest.hexdigest()
+        return digest.hexdigest()
 
-def ensure(path: Path, fingerprint: str, fill: Callable[[Writer], None]) -> None:
-    """Makes the store at `path` unless it is there already, made from the same source.
+    def places(self) -> list[tuple[int, int]]:
+        """Where in the file the images are, each as (offset, bytes)."""
+        return [(images.id.get_offset(), math.prod(images.shape)) for images in self.images.values()]
 
-    Two processes that need the same store at once do not meet: the second waits, and finds it made.
 
-    Args:
-        path: where it belongs.
-        fingerprint: tells one state of the source from another.
-        fill: writes them.
+def reserve(file: io.RawIOBase, size: int) -> None:
+    """Makes sure that the first `size` bytes of a file can be written: HDF5 ends the process on a full disk.
 
     Raises:
-        UserError: the folder cannot be written to, or a damaged file is in the way.
+        OSError: there is no room.
     """
-    if _made(path, fingerprint):
-        return
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    elif size > shutil.disk_usage(os.path.dirname(str(file.name))).free:  # type: ignore[attr-defined]
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def new_file(path: Path) -> h5py.File:
+    """An empty store, with room for its seal."""
+    with open(path, "xb", buffering=0) as file:  # tried first without HDF5
+        reserve(file, ROOM)
+    path.unlink()
+    return h5py.File(path, "x", userblock_size=SEAL_BYTES)
+
+
+def close_off(path: Path, places: Sequence[tuple[int, int]]) -> None:
+    """Seals a store that is complete."""
+    seal(path, places, format=FORMAT, version=VERSION)
+
+
+def is_store(path: Path) -> bool:
+    """Whether a file is a store of this version, damaged or not."""
+    with open(path, "rb") as file:
+        return FORMAT.encode() in file.read(SEAL_BYTES)
+
+
+def is_outdated(path: Path) -> bool:
+    """Whether a file is a store of the version before, which had no seal."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path) as alone:
-            if _made(path, fingerprint):
-                return
-            if alone:
-                _sweep(path)
-            _write(path, fingerprint, fill)
-    except OSError as error:
-        raise UserError(f"data_dir={path.parent}: {path.name} cannot be made there ({error})") from error
-
-
-def _made(path: Path, fingerprint: str) -> bool:
-    return path.exists() and Store(path).attributes["fingerprint"] == fingerprint
+        if is_store(path) or not has_signature(path):
+            return False
+        with h5py.File(path, "r", locking=False) as file:
+            return bool(file.attrs.get("format") == FORMAT and file.attrs.get("version") == 1)
+    except (OSError, RuntimeError, KeyError):
+        return False
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
     try:
-        if not h5py.is_hdf5(path):
-            raise UserError(_damaged(path, "it is not an HDF5 file"))
+        check_seal(path, format=FORMAT, version=VERSION)
         with h5py.File(path, "r", locking=False) as file:
-            if file.attrs.get("format") != FORMAT:
-                raise UserError(_damaged(path, "it holds no image set of ours"))
-            if file.attrs.get("version") != VERSION:
-                raise UserError(_damaged(path, f"its version is not {VERSION}"))
             yield file
+    except Damaged as error:
+        raise UserError(_damaged(path, str(error))) from error
     except (OSError, KeyError, RuntimeError) as error:
         raise UserError(_damaged(path, str(error).splitlines()[0])) from error
 
 
 def _damaged(path: Path, reason: str) -> str:
     return f"{path} is truncated, damaged or foreign ({reason}): delete it and the next run makes it anew"
-
-
-def _checksum(images: Any, labels: Values) -> str:
-    digest = hashlib.sha256()
-    for rows in slabs(images.shape, 1):
-        digest.update(np.ascontiguousarray(images[rows]).data)
-    digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Waits for other processes that make this file; yields whether the system promises that there is none."""
-    try:
-        import fcntl
-    except ImportError:  # not on this system: the temporary names are unique, so two writers still do no harm
-        yield False
-        return
-    while True:
-        with open(path.with_name(f".{path.name}.lock"), "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            except OSError:  # a file system without locks
-                yield False
-                return
-            if not _is_at(lock.name, lock.fileno()):
-                continue  # the process that we waited for has removed its lock: this one would bar nobody
-            try:
-                yield True
-            finally:
-                os.unlink(lock.name)
-            return
-
-
-def _is_at(name: str, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(os.stat(name), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
-def _sweep(path: Path) -> None:
-    """Removes what killed processes left half-written."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
-
-
-def _write(path: Path, fingerprint: str, fill: Callable[[Writer], None]) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    try:
-        with (
-            Progress(*columns, console=Console(stderr=True)) as progress,
-            h5py.File(temporary, "x") as file,
-            open(temporary, "r+b", buffering=0) as raw,
-        ):
-            task = progress.add_task(f"making {path.name}", total=None, visible=False)
-            file.attrs["fingerprint"] = fingerprint
-            fill(Writer(file, raw, progress, task))
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

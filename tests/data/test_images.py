@@ -53,6 +53,22 @@ def test_packed_files_and_the_torchvision_layout_agree(raw_mnist, tmp_path):
     assert stores[0].attributes["checksum"] == stores[1].attributes["checksum"]
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_names_that_kaggle_gave_them(raw_mnist, tmp_path, inside):
+    original = TorchvisionData("mnist", str(tmp_path / "data"), raw_dir=str(raw_mnist))
+    original.prepare_data()
+    folder = tmp_path / "kaggle"
+    for file in (raw_mnist / "MNIST" / "raw").iterdir():
+        name = file.name.replace("-idx", ".idx")
+        target = folder / file.name / file.name if inside else folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(file.read_bytes())
+    data = TorchvisionData("mnist", str(tmp_path / "data"), raw_dir=str(folder))
+    data.prepare_data()
+    checksums = [Store(each.store_path).attributes["checksum"] for each in (original, data)]
+    assert checksums[0] == checksums[1]
+
+
 def test_changed_files_are_imported_anew(raw_mnist, tmp_path):
     def checksum():
         data = TorchvisionData("mnist", str(tmp_path / "data"), raw_dir=str(raw_mnist))

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,7 +13,9 @@ import h5py
 import numpy as np
 import pytest
 
-from sglight.data.store import Store, StoredArray, ensure
+from sglight.data import making
+from sglight.data.making import ensure
+from sglight.data.store import Store, StoredArray
 from sglight.errors import UserError
 
 
@@ -49,8 +52,6 @@ def test_what_was_written_is_read(path):
     wanted = {"format", "version", "layout", "source", "checksum", "mean", "std", "classes", "fingerprint"}
     assert wanted <= set(store.attributes)
     assert store.attributes["layout"] == "NCHW"
-    for split in ("train", "val", "test"):
-        store.verify(split)
     assert leftovers(path.parent) == []
 
 
@@ -88,13 +89,92 @@ def test_a_foreign_file_is_named(tmp_path):
             Store(path)
 
 
-def test_a_changed_byte_is_found(path):
-    with h5py.File(path, "r+") as file:
-        file["test/images"][3, 0, 0, 0] += 1
+def test_a_changed_byte_is_found_where_it_is_read(path, monkeypatch):
+    monkeypatch.setattr("sglight.data.store.BLOCK_BYTES", 5 * 72)
+    ensure(path, "small blocks", fill)
+    with h5py.File(path, "r") as file:
+        place = file["test/images"].id.get_offset() + 23 * 72
+    flip(path, place)
     store = Store(path)
-    store.verify("train")
-    with pytest.raises(UserError, match="checksum of its test images"):
-        store.verify("test")
+    for split, rows in (("train", slice(0, 50)), ("test", slice(0, 20)), ("test", slice(25, 50))):
+        assert len(store.images[split][rows]) == rows.stop - rows.start
+    for rows in (slice(23, 24), slice(0, 50), slice(24, 30)):
+        with pytest.raises(
+            UserError, match=r"the checksum of test/images does not match at row 20.*delete it"
+        ):
+            store.images["test"][rows]
+
+
+def flip(path, at, bit=0):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def test_rows_are_those_of_the_file_wherever_blocks_begin(path, monkeypatch):
+    monkeypatch.setattr("sglight.data.store.BLOCK_BYTES", 7 * 72)
+    whole = Store(path).images["train"][0:50]
+    ensure(path, "small blocks", fill)
+    images = Store(path).images["train"]
+    for start, stop in ((0, 1), (3, 9), (6, 7), (7, 14), (48, 50), (0, 50)):
+        assert np.array_equal(images[start:stop], whole[start:stop])
+
+
+def test_a_flip_anywhere_else_is_found_before_hdf5_opens_the_file(path, monkeypatch):
+    whole = bytearray(path.read_bytes())
+    with h5py.File(path, "r") as file:
+        images = [(file[split]["images"].id.get_offset(), 50 * 72) for split in ("train", "test")]
+    monkeypatch.setattr(h5py, "File", lambda *args, **kwargs: pytest.fail("opened"))
+    places = [at for at in range(len(whole)) if not any(start <= at < start + size for start, size in images)]
+    used = max(at for at in range(512) if whole[at]) + 1
+    places = [at for at in places if at < used or at >= 512]
+    for at in np.random.default_rng(0).choice(places, 40, replace=False):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        with pytest.raises(UserError, match=r"toy\.h5 is truncated, damaged or foreign"):
+            Store(path)
+
+
+def test_a_store_of_the_version_before_is_made_anew(path):
+    path.unlink()
+    with h5py.File(path, "w") as file:
+        file.attrs.update(format="sglight-images", version=1, fingerprint="first")
+    ensure(path, "first", fill)
+    assert Store(path).attributes["version"] == 2
+
+
+@pytest.mark.parametrize("room", [1000, 2**20 + 1000])  # ends before HDF5 writes, and among the images
+def test_a_full_disk_leaves_nothing_half_written(path, room):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        with pytest.raises(
+            UserError, match=r"data_dir=.*toy\.h5 cannot be made there \(.*: free some"
+        ) as info:
+            ensure(path, "second", fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(info.value)
+    assert Store(path).attributes["fingerprint"] == "first"
+    assert leftovers(path.parent) == []
+
+
+def test_whoever_waits_long_says_for_whom(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(making, "SAY_AFTER_S", 0.1)
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=ensure, args=(tmp_path / "new.h5", "one", lingering_fill))
+    child.start()
+    while not (tmp_path / ".new.h5.lock").exists() or not (tmp_path / ".new.h5.lock").read_text():
+        time.sleep(0.01)
+    ensure(tmp_path / "new.h5", "one", fill)
+    child.join()
+    said = capfd.readouterr().err
+    assert f"waiting for process {child.pid} on " in said
+    assert said.count("waiting for") == 1
+
+
+def lingering_fill(writer):
+    time.sleep(0.4)
+    fill(writer)
 
 
 def test_an_error_while_writing_leaves_the_old_file(path):
@@ -112,7 +192,7 @@ def test_a_killed_writer_leaves_nothing_that_stays(path):
     program = textwrap.dedent(f"""
         import time, numpy as np
         from pathlib import Path
-        from sglight.data.store import ensure
+        from sglight.data.making import ensure
         def fill(writer):
             writer.create("train", np.zeros(10), (1, 2, 2))
             print("writing", flush=True)
@@ -139,7 +219,7 @@ def slow_fill(writer):
 
 def make(path):
     ensure(path, "one", slow_fill)
-    Store(path).verify("train")
+    Store(path)
 
 
 def test_two_processes_make_it_once(tmp_path, monkeypatch):

@@ -1,0 +1,229 @@
+"""Which files of a source are pictures, of which split and class; what is left out is counted with its reason.
+
+    <top>/train/<class>/**     one of train, training
+    <top>/val/<class>/**       one of val, valid, validation; may be missing
+    <top>/test/<class>/**      one of test, testing; may be missing
+
+`<top>` is the highest folder that holds a training folder. Without test/ val/ is the test set, as its pictures are
+those that accuracies are published for; without both the test is drawn from train/. Tiny ImageNet's val/images/* have
+their classes in val/val_annotations.txt, and its test/images/* have none.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+
+from sglight.data.pixels import suffixes
+from sglight.data.sources import Member, Source, printable
+from sglight.errors import UserError
+
+SPLIT_OF = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+FOREIGN = {
+    "__MACOSX",
+    "@eaDir",
+    "#recycle",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "__pycache__",
+    "lost+found",
+}
+ANNOTATIONS = "val_annotations.txt"
+WITHOUT_CLASS = "images"  # the only folder in a split whose pictures have no class
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file that counts: the number of the member that holds its bytes, its name, split and class."""
+
+    member: int
+    name: str
+    split: str
+    label: str
+
+
+@dataclass
+class Layout:
+    """The pictures of a source.
+
+    Attributes:
+        pictures: those that count.
+        classes: names of the classes, sorted.
+        ignored: how many files do not count, by reason.
+        test: where the test set comes from, if not from test/.
+    """
+
+    pictures: list[Picture]
+    classes: list[str]
+    ignored: Counter[str] = field(default_factory=Counter)
+    test: str = ""
+
+    def summary(self) -> str:
+        """How many files were taken and ignored, and why."""
+        taken = Counter(picture.split for picture in self.pictures)
+        parts = ", ".join(f"{taken[split]} for {split}" for split in ("train", "val", "test") if taken[split])
+        text = f"{len(self.pictures)} pictures taken ({parts})"
+        if self.ignored:
+            why = ", ".join(f"{count} {reason}" for reason, count in self.ignored.most_common())
+            text += f"; {self.ignored.total()} files ignored: {why}"
+        return text + (f"; {self.test}" if self.test else "")
+
+
+def lay_out(source: Source, members: Iterable[Member]) -> Layout:
+    """Walks through the members, which are read where they hold the classes of others.
+
+    Raises:
+        UserError: there are no training pictures, or a class has none, or is not among those of the training.
+    """
+    found: list[Member] = []
+    annotated: dict[str, str] = {}
+    for member in members:
+        found.append(member)
+        if PurePosixPath(member.name).name == ANNOTATIONS and member.read is not None:
+            annotated |= _annotations(source.read(member).decode(errors="replace"))
+    return _Survey(source, found, annotated).layout()
+
+
+def _annotations(text: str) -> dict[str, str]:
+    """The class of each file of Tiny ImageNet's validation set: lines of file, class and a box."""
+    fields = (line.split("\t") for line in text.splitlines())
+    return {words[0]: words[1] for words in fields if len(words) > 1}
+
+
+class _Survey:
+    def __init__(self, source: Source, members: list[Member], annotated: dict[str, str]) -> None:
+        self.source, self.members, self.annotated = source, members, annotated
+        self.paths = [PurePosixPath(member.name) for member in members]
+        # An archive may hold a name twice: the later file replaces the earlier one where it is unpacked.
+        self.number = {path: number for number, path in enumerate(self.paths)}
+        self.known = suffixes()
+        self.ignored: Counter[str] = Counter()
+        self.reasons: dict[
+            tuple[str, str], Counter[str]
+        ] = {}  # of each class folder's files that do not count
+
+    def layout(self) -> Layout:
+        top = self._top()
+        pictures = [
+            picture
+            for number in range(len(self.members))
+            if (picture := self._picture(number, top)) is not None
+        ]
+        pictures = self._with_classes(pictures)
+        self._check(pictures)
+        splits, test = {picture.split for picture in pictures}, ""
+        if "test" not in splits:
+            test = "val/ is the test set" if "val" in splits else "the test set is a share of train/"
+            pictures = [replace(p, split="test") if p.split == "val" else p for p in pictures]
+        classes = sorted({picture.label for picture in pictures if picture.split == "train"})
+        return Layout(pictures, classes, self.ignored, test)
+
+    def _top(self) -> tuple[str, ...]:
+        """The path of the highest folder that holds a training folder."""
+        tops = set()
+        for member, path in zip(self.members, self.paths, strict=True):
+            folders = path.parts if member.folder else path.parts[:-1]
+            for depth, part in enumerate(folders):
+                if _passed_over(part):
+                    break
+                if SPLIT_OF.get(part.lower()) == "train":
+                    tops.add(path.parts[: depth + 1])
+                    break
+        if not tops:
+            raise UserError(
+                f"{self.source} has no pictures train/<class>/*: name the folder that holds train/"
+            )
+        highest = sorted(top for top in tops if len(top) == min(map(len, tops)))
+        if len(highest) > 1:
+            names = " and ".join("/".join(top) for top in highest[:2])
+            raise UserError(
+                f"{self.source} has {names}: which one to train on cannot be told; keep one of them"
+            )
+        return highest[0][:-1]
+
+    def _picture(self, number: int, top: tuple[str, ...]) -> Picture | None:
+        member, path = self.members[number], self.paths[number]
+        reason = next((reason for part in path.parts if (reason := _passed_over(part))), None)
+        inside = path.parts[len(top) :] if path.parts[: len(top)] == top else ()
+        split = SPLIT_OF.get(inside[0].lower(), "") if inside else ""
+        label = inside[1] if len(inside) > 2 or (member.folder and len(inside) == 2) else ""
+        if reason is None and split and label:
+            self.reasons.setdefault((split, label), Counter())
+        if member.folder and member.lost is None:
+            return None
+        reason = reason or member.lost
+        source = number
+        if reason is None and member.target is not None:
+            source = self.number.get(PurePosixPath(member.target), -1)
+            if source < 0 or self.members[source].read is None:
+                reason = "links to what the archive does not hold (tar --dereference packs it)"
+        if reason is None and self.number[path] != number:
+            reason = "replaced by a later file of the same name"
+        if reason is None and not split:
+            reason = "outside train/, val/ and test/"
+        if reason is None and path.suffix.lower() not in self.known:
+            reason = f"of an unknown kind ({printable(path.suffix) or 'no extension'})"
+        if reason is None and not label:
+            reason = "in no class folder"
+        if reason is None:
+            return Picture(source, member.name, split, label)
+        self._ignore(reason, (split, label))
+        return None
+
+    def _ignore(self, reason: str, folder: tuple[str, str]) -> None:
+        self.ignored[reason] += 1
+        if folder in self.reasons:
+            self.reasons[folder][reason] += 1
+
+    def _with_classes(self, pictures: list[Picture]) -> list[Picture]:
+        """Takes the annotated classes, and out those pictures that have none."""
+        known = {picture.label for picture in pictures if picture.split == "train"}
+        result = []
+        for picture in pictures:
+            label = picture.label
+            if picture.split != "train" and label == WITHOUT_CLASS and label not in known:
+                name = PurePosixPath(picture.name).name
+                if picture.split == "test" or name not in self.annotated:
+                    self.ignored["without a class"] += 1
+                    continue
+                label = self.annotated[name]
+            result.append(replace(picture, label=label))
+        if WITHOUT_CLASS not in known:
+            for split in ("val", "test"):
+                self.reasons.pop((split, WITHOUT_CLASS), None)
+        return result
+
+    def _check(self, pictures: list[Picture]) -> None:
+        known = {picture.label for picture in pictures if picture.split == "train"}
+        full = {(picture.split, picture.label) for picture in pictures}
+        for split, label in sorted(self.reasons):
+            if (split, label) not in full:
+                why = ", ".join(f"{count} {reason}" for reason, count in self.reasons[split, label].items())
+                raise UserError(
+                    f"{self.source}: the class folder {split}/{printable(label)} has no picture that counts "
+                    f"({why or 'it is empty'}): add some or remove it"
+                )
+        if not known:
+            raise UserError(
+                f"{self.source} has no pictures train/<class>/*: name the folder that holds train/"
+            )
+        for split, label in sorted(full):
+            if printable(label) != label:
+                raise UserError(
+                    f"{self.source}: {split}/{printable(label)} is no text in UTF-8: rename the folder"
+                )
+            if label not in known:
+                raise UserError(
+                    f"{self.source}: class {label} is in {split}/ but not in train/: add or remove it"
+                )
+
+
+def _passed_over(part: str) -> str | None:
+    """Why nothing in a folder or of a file of that name counts."""
+    if part.startswith(".") and part != "..":
+        return "hidden"
+    return "of another program (__MACOSX and the like)" if part in FOREIGN else None

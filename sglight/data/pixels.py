@@ -1,0 +1,133 @@
+"""From the bytes of a picture file to pixels, as a person would see them.
+
+Orientation tags are applied; transparent parts show a white ground; 16 bits a channel are scaled to 8. What has no
+certain look is refused: several frames, 32-bit and floating-point levels, more pixels than `max_megapixels`.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from sglight.errors import UserError
+
+RULES = "orientation tags applied; transparency over white; 16 bits a channel scaled to 8"
+# Not all that Pillow knows: some of its readers start other programs, or find a size but no pixels.
+FORMATS = (
+    "AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP",
+)  # fmt: skip
+SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
+LARGE = 4_000_000  # pixels: pictures above are decoded one at a time, each takes many times its size
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+_one_large = threading.Lock()
+
+
+def suffixes() -> set[str]:
+    """The extensions of the formats that are read, as `.jpg`."""
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Turns a file's bytes into pixels [C, H, W].
+
+    Args:
+        mode: Pillow's, `RGB` or `L`.
+        size: the picture is scaled and cropped to size x size; None: as it is.
+        max_megapixels: what is larger is refused before it is decoded.
+    """
+
+    mode: str
+    size: int | None
+    max_megapixels: float = 64.0
+
+    def __call__(self, data: bytes) -> Pixels:
+        """The pixels.
+
+        Raises:
+            UserError: the picture is none of those that are read; the text goes on after the file's name.
+        """
+        try:
+            with Image.open(BytesIO(data), formats=FORMATS) as image:
+                self._check(image)
+                if image.format == "PNG":
+                    _verify(data)
+                if image.width * image.height <= LARGE:
+                    return self._pixels(image)
+                with _one_large:
+                    return self._pixels(image)
+        except UserError:
+            raise
+        except Image.DecompressionBombError as error:
+            raise UserError(self._too_large()) from error
+        except Exception as error:  # Pillow raises many kinds
+            raise UserError(f"is no picture that can be read ({error}): mend or remove it") from error
+
+    def _check(self, image: Image.Image) -> None:
+        if image.width * image.height > self.max_megapixels * 1e6:
+            raise UserError(self._too_large(f"{image.width} x {image.height} pixels, "))
+        frames = (
+            1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        )  # a camera's, with its previews
+        if frames > 1:
+            raise UserError(f"has {frames} frames or pages: save each as a picture of its own, or remove it")
+        if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+            raise UserError(
+                f"has {'floating-point' if image.mode == 'F' else '32-bit'} levels, whose black and white are not "
+                "known: save it with 8 or 16 bits, or give the numbers as dataset=hdf5"
+            )
+
+    def _too_large(self, given: str = "") -> str:
+        return f"has {given}more than dataset.max_megapixels={self.max_megapixels:g}: raise it, or scale the picture"
+
+    def _pixels(self, image: Image.Image) -> Pixels:
+        picture = ImageOps.exif_transpose(eight_bits(image))
+        picture = over_white(picture).convert(self.mode)
+        if self.size is not None:
+            picture = ImageOps.fit(picture, (self.size, self.size))
+        pixels = np.asarray(picture)
+        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """The picture with 0 ... 65535 brought to 0 ... 255, which Pillow would clip; others as they are."""
+    if image.mode != "I" and image.mode not in SIXTEEN_BITS:
+        return image
+    levels = np.asarray(image).astype(np.int64)
+    clear = image.info.get("transparency")
+    if clear is not None:  # the one level that is transparent
+        levels = np.where(levels == clear, 65535, levels)
+    scaled = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
+    scaled.info = {key: value for key, value in image.info.items() if key != "transparency"}
+    return scaled
+
+
+def over_white(image: Image.Image) -> Image.Image:
+    """The picture on a white ground where parts of it are transparent."""
+    if not image.has_transparency_data:
+        return image
+    drawing = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", drawing.size, "white"), drawing)
+
+
+def _verify(data: bytes) -> None:
+    """Compares the checksums in a PNG file, which decoding passes over."""
+    with Image.open(BytesIO(data), formats=("PNG",)) as image:
+        image.verify()
+
+
+@contextmanager
+def pillow_limit(max_megapixels: float) -> Iterator[None]:
+    """Leaves the limit of a picture's size to `Decoder`."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = max(int(max_megapixels * 1e6), before or 0)
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
