@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 SLAB_BYTES = 16 << 20
+ROUNDING = 16 * np.finfo(np.float64).eps
 Values = np.ndarray[Any, Any]
 
 
@@ -30,6 +31,7 @@ def statistics(x: Any, rows: Values | None = None) -> tuple[list[float], list[fl
     if x.dtype == np.uint8 and len(x.shape) == 4:
         return _of_pixels(pieces, x.shape[1])
     mean, std = _of_numbers(pieces, x.shape[1])
+    std = np.where(std <= ROUNDING * abs(mean), 0.0, std)  # a constant; its sum is not exact
     unit = 255 if x.dtype == np.uint8 else 1
     return (mean / unit).tolist(), (std / unit).tolist()
 

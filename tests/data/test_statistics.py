@@ -31,3 +31,8 @@ def test_slabs_cover_all_rows():
     assert [row for piece in pieces for row in range(piece.start, piece.stop)] == list(range(25))
     assert all(piece.stop - piece.start <= 3 for piece in pieces)
     assert list(slabs((2, 10_000), 4)) == [slice(0, 1), slice(1, 2)]
+
+
+def test_a_constant_has_no_deviation():
+    assert statistics(np.full((1000, 3), 14.62))[1] == [0.0] * 3
+    assert statistics(np.arange(1000.0)[:, None] * 1e-6 + 1.7e9)[1][0] == pytest.approx(2.89e-4, rel=1e-2)

@@ -1,0 +1,44 @@
+"""What is remembered of a user's file: the checksum at its first reading, by which a change is noticed."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+
+from sglight.files import replacing
+
+
+@dataclass(frozen=True)
+class Record:
+    """A state of a file."""
+
+    size: int
+    mtime_ns: int
+    sha256: str
+    date: str
+
+    @classmethod
+    def of(cls, path: Path) -> "Record":
+        """The file as it is; reads all of it."""
+        status = path.stat()
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return cls(status.st_size, status.st_mtime_ns, digest, f"{datetime.now():%Y-%m-%d %H:%M}")
+
+    @classmethod
+    def load(cls, path: Path) -> "Record | None":
+        """What `save` wrote; None: nothing, or something else."""
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def save(self, path: Path) -> None:
+        """Writes it."""
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(asdict(self)))
+
+    def is_decay_of(self, other: "Record") -> bool:
+        """Whether the contents differ though nobody has written to the file."""
+        return self.sha256 != other.sha256 and (self.size, self.mtime_ns) == (other.size, other.mtime_ns)
