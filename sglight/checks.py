@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from functools import partial
 from math import inf
-from operator import le
+from operator import ge, le
 from os import environ
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from sglight.data.schema import CLOUD_CLASSES, MOST_POINTS
 from sglight.errors import UserError
 from sglight.explain import did_you_mean
 from sglight.schema import BackpropConfig, Dynamics, EstimatorConfig, EstimatorName, LossConfig, PVDConfig
@@ -34,7 +35,7 @@ AT_LEAST = {
         "strategy.synchronisation_steps strategy.objective_samples strategy.chunk_samples"
     ),
     0: (
-        "seed dataset.seed dataset.data_seed dataset.noise dataset.crop_padding dataset.memory_limit model.gamma "
+        "seed dataset.seed dataset.data_seed dataset.noise dataset.crop_padding model.gamma "
         "model.init_scale strategy.lag strategy.optimizer.weight_decay strategy.estimator.optimizer.weight_decay "
         "strategy.scheduler.warmup_epochs strategy.scheduler.patience strategy.regularisation.smoothness "
         "strategy.regularisation.classifier_smoothness strategy.diagnose_every_n_batches trainer.fast_dev_run "
@@ -42,13 +43,15 @@ AT_LEAST = {
     ),
 }
 POSITIVE = (
-    "trainer.idle_timeout_s strategy.optimizer.lr strategy.estimator.optimizer.lr strategy.clip_norm "
+    "dataset.memory_limit dataset.max_megapixels trainer.idle_timeout_s strategy.optimizer.lr "
+    "strategy.estimator.optimizer.lr strategy.clip_norm "
     "strategy.scheduler.gamma"
 )
 BELOW_ONE = (
-    "dataset.validation_fraction dataset.test_fraction strategy.optimizer.momentum strategy.optimizer.delay_momentum "
-    "strategy.estimator.optimizer.momentum"
+    "strategy.optimizer.momentum strategy.optimizer.delay_momentum strategy.estimator.optimizer.momentum"
 )
+FRACTIONS = "dataset.validation_fraction dataset.test_fraction"
+POINTS = "dataset.train_points dataset.val_points dataset.test_points"
 PARTS = "trainer.limit_train_batches trainer.limit_val_batches trainer.limit_test_batches"
 
 
@@ -58,6 +61,8 @@ def check_values(cfg: DictConfig) -> None:
         _each(cfg, keys, partial(le, least), f"it must be at least {least}")
     _each(cfg, POSITIVE, lambda v: 0 < v < inf, "it must be greater than 0")
     _each(cfg, BELOW_ONE, lambda v: 0 <= v < 1, "it must be at least 0 and less than 1")
+    _each(cfg, FRACTIONS, lambda v: 0 < v < 1, "it must be above 0 and less than 1")
+    _check_points(cfg)
     _each(cfg, "strategy.target_accuracy", lambda v: 0 < v <= 1, "it must be above 0 and up to 1")
     _each(cfg, "strategy.scheduler.min_factor", lambda v: 0 <= v <= 1, "it must be from 0 to 1")
     _each(
@@ -73,6 +78,13 @@ def check_values(cfg: DictConfig) -> None:
     hidden = OmegaConf.select(cfg, "strategy.estimator.hidden")
     if _numbers(hidden) and any(width < 1 for width in hidden):
         raise UserError(f"strategy.estimator.hidden={hidden} is not allowed; each width must be at least 1")
+
+
+def _check_points(cfg: DictConfig) -> None:
+    """Refuse fewer points than a cloud has classes, and more than memory has room for."""
+    classes = CLOUD_CLASSES.get(str(OmegaConf.select(cfg, "dataset.name")), 1)
+    _each(cfg, POINTS, partial(le, classes), f"it must be at least {classes}, a point of each class")
+    _each(cfg, POINTS, partial(ge, MOST_POINTS), f"it must be at most {MOST_POINTS}")
 
 
 def check_model(model: DictConfig) -> None:

@@ -171,6 +171,16 @@ REFUSED = {
     "part": (["trainer.limit_train_batches=1.5"], r"trainer\.limit_train_batches=1\.5"),
     "batch": (["dataset.batch_size=0"], r"dataset\.batch_size=0 .* at least 1"),
     "split": (["dataset.validation_fraction=1.0"], r"dataset\.validation_fraction=1\.0 .* less than 1"),
+    "no split": (["dataset.validation_fraction=0"], r"dataset\.validation_fraction=0\.0 .* above 0"),
+    "no memory": (["dataset.memory_limit=0"], r"dataset\.memory_limit=0\.0 .* greater than 0"),
+    "few points": (
+        ["dataset=peaks", "dataset.val_points=4"],
+        r"dataset\.val_points=4 .* at least 5, a point of each",
+    ),
+    "many points": (
+        ["dataset=peaks", "dataset.train_points=1000000000000"],
+        r"train_points=1000000000000 .* at most",
+    ),
     "raw_dir": (
         ["dataset=mnist", "dataset.raw_dir=/no/where"],
         r"dataset\.raw_dir=/no/where is not a folder",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sglight.data.module import Contents, DataModule, Part
-from sglight.data.schema import at_least
+from sglight.data.schema import CLOUD_CLASSES, MOST_POINTS, at_least, at_most
 from sglight.errors import UserError
 
 Points = np.ndarray[Any, np.dtype[np.float64]]
@@ -109,7 +109,8 @@ class PlanarData(DataModule):
             raise UserError(f"dataset.name={name} is not a point cloud: choose one of {', '.join(CLOUDS)}")
         self.counts = {"train": train_points, "val": val_points, "test": test_points}
         for split, count in self.counts.items():
-            at_least(f"dataset.{split}_points", count, len(CLOUDS[name][1]))
+            at_least(f"dataset.{split}_points", count, CLOUD_CLASSES[name])
+            at_most(f"dataset.{split}_points", count, MOST_POINTS)
         at_least("dataset.noise", noise, 0)
         self.noise = noise
 

@@ -266,8 +266,23 @@ def test_affine_is_the_normalisation():
         ({"seed": -1}, "seed=-1"),
         ({"memory_limit": 0.0}, "dataset.memory_limit=0.0"),
         ({"crop_padding": -1}, "dataset.crop_padding=-1"),
+        ({"validation_fraction": 0.0}, "dataset.validation_fraction=0.0"),
+        ({"validation_fraction": 1.0}, "dataset.validation_fraction=1.0"),
+        ({"test_fraction": 0.0}, "dataset.test_fraction=0.0"),
     ],
 )
 def test_numbers_out_of_range(keys, message):
     with pytest.raises(UserError, match=message):
         DigitsData(**keys)
+
+
+@pytest.mark.parametrize("padding", [8, 100_000])
+def test_a_crop_that_holds_nothing_of_the_picture_is_refused(padding):
+    data = DigitsData(augment=True, crop_padding=padding)
+    with pytest.raises(UserError, match=rf"dataset\.crop_padding={padding} must be less than .* 8 x 8"):
+        data.setup("fit")
+
+
+def test_a_flip_without_augmentation_is_told():
+    assert DigitsData(flip=True).notes == ["dataset.flip=true has no effect without dataset.augment=true"]
+    assert DigitsData(flip=True, augment=True).notes == DigitsData().notes == []

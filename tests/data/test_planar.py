@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from sglight.data.planar import CLOUDS, PEAKS_RANGE, PlanarData, cloud, peaks_height
+from sglight.data.schema import CLOUD_CLASSES
 from sglight.errors import UserError
 
 
@@ -62,6 +63,10 @@ def test_the_range_of_peaks():
     assert peaks_height(np.zeros(2)) == pytest.approx(3 * np.exp(-1) - np.exp(-1) / 3)
 
 
+def test_the_classes_of_the_schema_are_those_of_the_clouds():
+    assert {name: len(classes) for name, (_, classes) in CLOUDS.items()} == CLOUD_CLASSES
+
+
 def test_noise_moves_the_points():
     still, _ = cloud("ellipse", 5000, 0.0, np.random.SeedSequence(0))
     moved, _ = cloud("ellipse", 5000, 0.3, np.random.SeedSequence(0))
@@ -80,6 +85,8 @@ def test_batches_are_the_points_as_they_are():
     [
         ({"name": "elipse"}, "dataset.name=elipse"),
         ({"val_points": 1}, "dataset.val_points=1"),
+        ({"name": "peaks", "train_points": 4}, "dataset.train_points=4"),
+        ({"train_points": 10**12}, "dataset.train_points=1000000000000 is too large"),
         ({"noise": -0.1}, "dataset.noise=-0.1"),
     ],
 )

@@ -24,7 +24,7 @@ from sglight.strategies.pvd.local import SOLVERS
 from sglight.strategies.pvd.loop import PVDLoop
 from sglight.strategies.pvd.objective import Objective
 from sglight.strategies.pvd.processor import Processor
-from sglight.strategies.pvd.samples import Samples
+from sglight.strategies.pvd.samples import Samples, check_memory
 from sglight.strategies.pvd.sharing import SharedObjective
 from sglight.strategies.pvd.subproblem import Subproblem
 from sglight.strategies.pvd.synchronisation import SYNCHRONISATIONS, Search
@@ -161,6 +161,8 @@ class PVD(StagedModule):
         # Comes before a checkpoint is loaded.
         if stage == "fit":
             self._forget()
+            trainer: Any = self.trainer
+            check_memory(trainer.datamodule, self.objective_samples)
 
     @override
     def make_optimizers(self) -> list[tuple[str, Optimizer]]:

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from sglight.errors import UserError
 from sglight.networks.seeding import generator
 from sglight.strategies.pvd.objective import Chunk
 
 # Samples that are read at once where nobody says how many.
 BATCH = 256
+GIB = 2**30
 
 
 class Samples:
@@ -47,6 +49,21 @@ class Samples:
         if self.size is not None:
             rows = draw(self.total, self.size, self.seed, iteration)
         return gather(batches, rows, like)
+
+
+def check_memory(data: Any, samples: int | None) -> None:
+    """Refuse an objective whose samples, all or so many, take more than the data set may hold in memory."""
+    limit = getattr(data, "memory_limit", None)
+    if limit is None:
+        return
+    sample = 4 * math.prod(data.shape)  # float32
+    count = data.train_size if samples is None else min(samples, data.train_size)
+    if count * sample > limit * GIB:
+        raise UserError(
+            f"strategy=pvd holds the {count} samples of its objective in memory, {count * sample / GIB:.3g} GiB, more "
+            f"than dataset.memory_limit={limit:g}: raise it, or set strategy.objective_samples to at most "
+            f"{max(1, int(limit * GIB / sample))}"
+        )
 
 
 def in_order(loader: Any) -> Iterable[Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from itertools import chain
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
-from sglight.strategies.pvd.samples import Samples, draw, gather, in_order, shares
+from sglight.errors import UserError
+from sglight.strategies.pvd.samples import Samples, check_memory, draw, gather, in_order, shares
 
 
 @pytest.mark.parametrize(("count", "parts", "largest"), [(20, 3, 4), (20, 3, 100), (7, 4, 1), (3, 5, 2)])
@@ -57,3 +59,21 @@ def test_all_samples_are_gathered_once_and_a_part_for_each_iteration() -> None:
         assert found is not None and torch.equal(found[1], draw(10, 3, 1, iteration))
     assert whole.total == part.total == 10
     assert whole.are_fixed and not part.are_fixed
+
+
+@pytest.mark.parametrize(("samples", "fits"), [(None, False), (1001, False), (1000, True), (10, True)])
+def test_an_objective_larger_than_the_data_may_be_in_memory_is_refused(
+    samples: int | None, fits: bool
+) -> None:
+    data = SimpleNamespace(shape=(3, 8, 8), train_size=5000, memory_limit=1000 * 3 * 8 * 8 * 4 / 2**30)
+    if fits:
+        check_memory(data, samples)
+        return
+    with pytest.raises(
+        UserError, match=r"more than dataset\.memory_limit=.*strategy\.objective_samples to at most 1000"
+    ):
+        check_memory(data, samples)
+
+
+def test_data_without_a_limit_have_none() -> None:
+    check_memory(SimpleNamespace(shape=(2,), train_size=10**12), None)
