@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from sglight.data.schema import CLOUD_CLASSES, MOST_POINTS
+from sglight.data.schema import CLOUD_CLASSES, MOST_NOISE, MOST_POINTS
 from sglight.errors import UserError
 from sglight.explain import did_you_mean
 from sglight.schema import BackpropConfig, Dynamics, EstimatorConfig, EstimatorName, LossConfig, PVDConfig
@@ -35,7 +35,7 @@ AT_LEAST = {
         "strategy.synchronisation_steps strategy.objective_samples strategy.chunk_samples"
     ),
     0: (
-        "seed dataset.seed dataset.data_seed dataset.noise dataset.crop_padding model.gamma "
+        "seed dataset.seed dataset.data_seed dataset.crop_padding model.gamma "
         "model.init_scale strategy.lag strategy.optimizer.weight_decay strategy.estimator.optimizer.weight_decay "
         "strategy.scheduler.warmup_epochs strategy.scheduler.patience strategy.regularisation.smoothness "
         "strategy.regularisation.classifier_smoothness strategy.diagnose_every_n_batches trainer.fast_dev_run "
@@ -43,7 +43,7 @@ AT_LEAST = {
     ),
 }
 POSITIVE = (
-    "dataset.memory_limit dataset.max_megapixels trainer.idle_timeout_s strategy.optimizer.lr "
+    "trainer.idle_timeout_s strategy.optimizer.lr "
     "strategy.estimator.optimizer.lr strategy.clip_norm "
     "strategy.scheduler.gamma"
 )
@@ -61,6 +61,8 @@ def check_values(cfg: DictConfig) -> None:
         _each(cfg, keys, partial(le, least), f"it must be at least {least}")
     _each(cfg, POSITIVE, lambda v: 0 < v < inf, "it must be greater than 0")
     _each(cfg, BELOW_ONE, lambda v: 0 <= v < 1, "it must be at least 0 and less than 1")
+    _each(cfg, "dataset.memory_limit dataset.max_megapixels", lambda v: v > 0, "it must be greater than 0")
+    _each(cfg, "dataset.noise", lambda v: 0 <= v <= MOST_NOISE, f"it must be from 0 to {MOST_NOISE:g}")
     _each(cfg, FRACTIONS, lambda v: 0 < v < 1, "it must be above 0 and less than 1")
     _check_points(cfg)
     _each(cfg, "strategy.target_accuracy", lambda v: 0 < v <= 1, "it must be above 0 and up to 1")

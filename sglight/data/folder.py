@@ -58,6 +58,10 @@ class ImageFolderData(StoreData):
             at_least("dataset.size", size, 1)
         if not max_megapixels > 0:
             raise UserError(f"dataset.max_megapixels={max_megapixels} must be above 0")
+        if size is not None and size**2 > max_megapixels * 1e6:
+            raise UserError(
+                f"dataset.size={size} makes pictures of more than dataset.max_megapixels={max_megapixels:g}: lower it"
+            )
         if (raw_dir is None) == (archive is None):
             raise UserError(
                 "dataset=image_folder needs either dataset.raw_dir (the folder that holds train/ and test/) "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sglight.data.module import Contents, DataModule, Part
-from sglight.data.schema import CLOUD_CLASSES, MOST_POINTS, at_least, at_most
+from sglight.data.schema import CLOUD_CLASSES, MOST_NOISE, MOST_POINTS, at_least, at_most
 from sglight.errors import UserError
 
 Points = np.ndarray[Any, np.dtype[np.float64]]
@@ -112,6 +112,7 @@ class PlanarData(DataModule):
             at_least(f"dataset.{split}_points", count, CLOUD_CLASSES[name])
             at_most(f"dataset.{split}_points", count, MOST_POINTS)
         at_least("dataset.noise", noise, 0)
+        at_most("dataset.noise", noise, MOST_NOISE)
         self.noise = noise
 
     def points(self, split: str) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,10 @@
 """Reads the arrays of a user's file once, in a process of its own: on some damage the HDF5 library ends it.
 
-python -m sglight.data.probe FILE     a JSON object of {array: [how many numbers are not finite, row of the first]}
+python -m sglight.data.probe FILE ARRAY ...   {"bad": {array: [count not finite, row of first]}} or {"error": why}
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -27,13 +28,20 @@ def probe(path: Path, keys: Sequence[str]) -> dict[str, tuple[int, int]]:
         Unreadable: the file is damaged.
     """
     command = [sys.executable, "-m", "sglight.data.probe", str(path), *keys]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    package = str(Path(__file__).parents[2])
+    search = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": search}
+    )
     if done.returncode < 0:
         raise Unreadable(f"the HDF5 library fails on it with signal {-done.returncode}")
     if done.returncode:
-        raise Unreadable((done.stderr.splitlines() or ["it cannot be read"])[-1])
-    result: dict[str, tuple[int, int]] = json.loads(done.stdout)
-    return result
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr}")  # ours, not the file's
+    result = json.loads(done.stdout)
+    if "error" in result:
+        raise Unreadable(result["error"])
+    found: dict[str, tuple[int, int]] = result["bad"]
+    return found
 
 
 def survey(path: Path, keys: Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -89,6 +97,6 @@ def load_filters() -> None:
 
 if __name__ == "__main__":
     try:
-        print(json.dumps(survey(Path(sys.argv[1]), sys.argv[2:])))
+        print(json.dumps({"bad": survey(Path(sys.argv[1]), sys.argv[2:])}))
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as problem:
-        sys.exit(" ".join(str(problem).split()) or type(problem).__name__)
+        print(json.dumps({"error": " ".join(str(problem).split()) or type(problem).__name__}))

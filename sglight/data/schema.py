@@ -102,6 +102,7 @@ SCHEMAS: dict[str, type[DatasetConfig]] = {
 # How many classes the point clouds have; each split needs a point of each.
 CLOUD_CLASSES = {"ellipse": 2, "swiss_roll": 2, "peaks": 5}
 MOST_POINTS = 10_000_000
+MOST_NOISE = 1e6
 
 
 def at_least(key: str, value: float, minimum: float) -> None:
@@ -110,7 +111,7 @@ def at_least(key: str, value: float, minimum: float) -> None:
     Raises:
         UserError: it is smaller than `minimum`.
     """
-    if value < minimum:
+    if not value >= minimum:  # not a number is refused, too
         raise UserError(f"{key}={value} is too small: {minimum} is the least that is allowed")
 
 
@@ -120,7 +121,7 @@ def at_most(key: str, value: float, maximum: float) -> None:
     Raises:
         UserError: it is larger than `maximum`.
     """
-    if value > maximum:
+    if not value <= maximum:
         raise UserError(f"{key}={value} is too large: {maximum} is the most that is allowed")
 
 

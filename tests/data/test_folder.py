@@ -273,6 +273,7 @@ def test_a_tar_file_that_ends_between_two_pictures(pictures, tmp_path):
         ({"archive": __file__}, "no tar or zip archive"),
         ({"raw_dir": ".", "channels": 2}, "dataset.channels=2"),
         ({"raw_dir": ".", "size": 0}, "dataset.size=0"),
+        ({"raw_dir": ".", "size": 100_000}, "dataset.size=100000 makes pictures of more than"),
         ({"raw_dir": ".", "max_megapixels": 0}, "dataset.max_megapixels=0"),
     ],
 )

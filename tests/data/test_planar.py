@@ -88,6 +88,8 @@ def test_batches_are_the_points_as_they_are():
         ({"name": "peaks", "train_points": 4}, "dataset.train_points=4"),
         ({"train_points": 10**12}, "dataset.train_points=1000000000000 is too large"),
         ({"noise": -0.1}, "dataset.noise=-0.1"),
+        ({"noise": float("inf")}, "dataset.noise=inf"),
+        ({"noise": float("nan")}, "dataset.noise=nan"),
     ],
 )
 def test_wrong_keys(keys, message):
