@@ -20,9 +20,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sglight.networks.activations import Activation
+from sglight.networks.derivative import first_derivative
 from sglight.networks.kernels import Kernel, Ledger
 
 Fields = tuple[Tensor, ...]
@@ -279,7 +279,7 @@ class _Fused(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @first_derivative
     def backward(ctx: Any, grad: Tensor) -> Any:
         setting: Setting = ctx.setting
         bias, *rest = ctx.saved_tensors

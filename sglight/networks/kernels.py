@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sglight.compat.torch import is_transformed
+
 Record = tuple[Tensor, Tensor]
 
 
@@ -83,12 +85,15 @@ def own(x: Tensor, strides: tuple[int, ...], order: torch.memory_format) -> Tens
     Products round by where their operands begin and how they lie. States and gradients come to a segment from
     the step before or from another stage, which must not be seen in the result.
     """
+    if is_transformed():
+        return x
     return x if x.stride() == strides and x.storage_offset() == 0 else x.clone(memory_format=order)
 
 
 def arranged(x: Tensor, layout: Callable[[Tensor], Tensor]) -> Tensor:
     """``layout(x)``, and the gradient is laid out alike on its way back."""
-    return _Arranged.apply(x, layout) if x.requires_grad and torch.is_grad_enabled() else layout(x)
+    recorded = x.requires_grad and torch.is_grad_enabled() and not is_transformed()
+    return _Arranged.apply(x, layout) if recorded else layout(x)
 
 
 class _Arranged(torch.autograd.Function):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate, pairwise
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from sglight.networks.parts import (
 )
 from sglight.networks.parts import Conv as ConvPart
 from sglight.networks.seeding import draw_seed
-from sglight.networks.segment import Rule, Segment, SegmentSpec, choose
+from sglight.networks.segment import Rule, Segment, SegmentSpec, choose, keep_frozen
 
 ExtraCost = float | Callable[[Shape], float]
 AnyStage = TypeVar("AnyStage", bound="Stage")
@@ -347,6 +347,17 @@ class Stage(nn.Module):
         y = y.to(x.dtype)
         return torch.cat(self.spec.rule.start(y, self.spec.initial_velocity), 1)
 
+    def plain(self, on: bool = True) -> Self:
+        """Compute by plain loops from now on, which autograd differentiates any number of times; gives itself.
+
+        Hand-written backward passes are faster, but give first derivatives only. `torch.func` and `torch.export` choose
+        the loops by themselves; second derivatives by `torch.autograd` need this switch.
+        """
+        for segment in self.segments.values():
+            assert isinstance(segment, Segment)
+            segment.plain = on
+        return self
+
     def flow(self) -> Iterator[nn.Module]:
         """Segments and connectors in the order in which a state passes them."""
         for key, segment in self.segments.items():
@@ -399,7 +410,7 @@ class Stage(nn.Module):
             fine.segments[key] = segment.refine(rule, after)
         own = {name: value for name, value in self.state_dict().items() if not name.startswith("segments.")}
         fine.load_state_dict(own, strict=False)
-        return fine.train(self.training)
+        return keep_frozen(self, fine).train(self.training)
 
 
 class StableNet(Stage):
@@ -419,6 +430,9 @@ class StableNet(Stage):
 
     def split(self, stages: int | Sequence[int], extra_cost: ExtraCost = 0.0) -> list[Stage]:
         """The network as stages that share its parameters' memory: what they learn, it knows.
+
+        What puts other memory in its place ends that: `double`, `to` another device, `copy.deepcopy` of one of them,
+        `load_state_dict(assign=True)`. Split after it.
 
         Args:
             stages: how many, balanced by cost; or the cuts themselves, M + 1 positions from 0 to the number of steps.

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from sglight.networks.derivative import first_derivative
 
 # (fields, one step's parameters) -> fields
 StepFunction = Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], tuple[Tensor, ...]]
@@ -53,7 +54,7 @@ class _Rebuilt(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @first_derivative
     def backward(ctx: Any, *grads: Tensor) -> Any:
         fields, parameters = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
         slices = list(zip(*(p.unbind(0) for p in parameters), strict=True))

@@ -21,8 +21,9 @@ def generator(seed: int, *place: str | int) -> torch.Generator:
 
 
 def normal(shape: tuple[int, ...], std: float, seed: int, *place: str | int) -> Tensor:
-    """Normal numbers of the given shape and standard deviation, from the stream of ``place``."""
-    return torch.randn(shape, generator=generator(seed, *place)) * std
+    """Normal numbers of the given shape and standard deviation, from the stream of ``place``, on the default device."""
+    values = torch.randn(shape, generator=generator(seed, *place), device="cpu") * std
+    return values.to(torch.get_default_device())
 
 
 @contextmanager
@@ -36,4 +37,4 @@ def seeded(seed: int, *place: str | int) -> Iterator[int]:
 
 def draw_seed() -> int:
     """A seed from torch's global generator, for networks that are built without one."""
-    return int(torch.randint(2**62, ()).item())
+    return int(torch.randint(2**62, (), device="cpu").item())

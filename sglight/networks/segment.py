@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sglight.compat.torch import is_transformed
 from sglight.networks import fused, rebuilt
 from sglight.networks.activations import ACTIVATIONS
 from sglight.networks.dynamics import Dynamics, Step, find_dynamics
@@ -41,6 +42,16 @@ def prolong(values: Tensor, rule: Rule, following: Tensor | None = None) -> Tens
     else:
         raise ValueError(f"refine: rule={rule} is unknown; choose linear or constant")
     return torch.stack([values, between], 1).flatten(0, 1)
+
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+def keep_frozen(source: nn.Module, target: AnyModule) -> AnyModule:
+    """``target``, whose parameters need gradients where those of the same name in ``source`` do."""
+    for name, parameter in source.named_parameters():
+        target.get_parameter(name).requires_grad_(parameter.requires_grad)
+    return target
 
 
 @dataclass(frozen=True)
@@ -114,10 +125,14 @@ class Segment(nn.Module):
         index: number of the segment in its network. start, stop: the steps of [0, N) that are kept (a stage's
             share); step size and initial values are those of the whole.
 
+    Attributes:
+        plain: whether `forward` is `reference`, see `Stage.plain`.
+
     Raises:
         ValueError: for a choice that does not exist or does not go together.
     """
 
+    plain = False
     weight: Tensor
     bias: Tensor
     running_mean: Tensor
@@ -205,7 +220,9 @@ class Segment(nn.Module):
         return torch.stack([normal(shape, std, self.seed, *place, j) for j in range(self.start, self.stop)])
 
     def forward(self, state: Tensor) -> Tensor:
-        """The state N steps later."""
+        """The state N steps later; by `reference` where ``plain`` is set, under `torch.func` and in an export."""
+        if self.plain or state.is_meta or is_transformed():
+            return self.reference(state)
         self._check(state)
         if self._has_fused:
             # For large states one batched product over the steps costs more, in copies, than it saves.
@@ -285,7 +302,8 @@ class Segment(nn.Module):
         fine.load_state_dict(
             {name: prolong(value, rule, after.get(name)) for name, value in self.state_dict().items()}
         )
-        return fine
+        fine.plain = self.plain
+        return keep_frozen(self, fine)
 
     @property
     def _has_fused(self) -> bool:

@@ -150,7 +150,7 @@ def test_second_derivatives_are_refused_by_the_fused_pass_and_given_by_the_loop(
     segment = make_segment(dynamics)
     x = make_state(segment).requires_grad_()
     (slope,) = torch.autograd.grad(segment(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match=r"plain\(\)"):
         slope.sum().backward()
     (slope,) = torch.autograd.grad(segment.reference(x).square().sum(), x, create_graph=True)
     slope.sum().backward()
