@@ -10,6 +10,7 @@ import torch
 from sglight.networks import StableNet
 from sglight.networks.stability import analyse
 from sglight.strategies.backprop import Backprop
+from sglight.strategies.delayed import Delayed
 from sglight.strategies.dni import DNI
 from sglight.strategies.staged import StagedModule
 from tests.parallel.training import train_on
@@ -49,7 +50,7 @@ def test_stability_agrees_with_the_cpu(dynamics: str, exact_up_to: int) -> None:
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("strategy", [Backprop, DNI])
+@pytest.mark.parametrize("strategy", [Backprop, Delayed, DNI])
 def test_equal_seeds_give_equal_runs(strategy: type[StagedModule], precision: Any) -> None:
     states = []
     for _ in range(2):
@@ -75,6 +76,15 @@ def test_workers_that_share_a_gpu_learn_the_same_as_one(workers: int) -> None:
     todo = [
         {"network": NETWORK, "options": {"stages": 4, "lag": lag}, "accelerator": "gpu"} for lag in (0, 1, 2)
     ]
+    # Pieces wait on the device while later ones come in.
+    todo += [
+        {
+            "network": {**network, "dynamics": "hamiltonian"}, "accelerator": "gpu", "batches": 40,
+            "options": {"stages": 4, "microbatches": 2, "slack": slack, "backward": backward},
+        }
+        for network in (NETWORK, IMAGES)
+        for slack, backward in ((0, "stashed"), (1, "stashed"), (0, "replayed"), (1, "rebuilt"))
+    ]  # fmt: skip
     for found, expected in zip(train_on(workers, todo), train_on(1, todo), strict=True):
         assert_equal(found.parameters, expected.parameters)
 
