@@ -3,16 +3,12 @@
 Haber & Ruthotto 2017, section 5; Chang et al. 2018. From one level to the next N doubles, T stays and h is halved:
 
     theta'_{2j} = theta_j,  theta'_{2j+1} = (theta_j + theta_{j+1}) / 2   (``linear``), or theta_j (``constant``)
-
-A gradient with respect to one sample theta_j is h times a function of time. So the optimiser's first moments are
-prolonged as theta is and multiplied by 1/2, its second moments by 1/4.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import ChainMap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice, pairwise
 from math import inf
@@ -22,15 +18,15 @@ from typing import Any, Unpack
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import override
 
 from sglight.compat.lightning import batch_size
 from sglight.gradients import Synthetic
 from sglight.gradients.delayed import check_backward
 from sglight.networks import NetworkSpec, Stage
-from sglight.networks.segment import Rule, prolong
-from sglight.strategies import descent, naming
+from sglight.networks.segment import Rule
+from sglight.strategies import descent, naming, refinement
 from sglight.strategies.levels import Course, Level, make_levels
 from sglight.strategies.modes import Modes
 from sglight.strategies.optim import go_on
@@ -39,12 +35,6 @@ from sglight.strategies.plan import Plan
 from sglight.strategies.simulation import in_flight
 from sglight.strategies.staged import InStages, StagedModule
 from sglight.strategies.stopping import NextLevel, begin_anew
-
-# What halving h does to the moments of a gradient, by the optimisers' names for them.
-MOMENTS = {"exp_avg": 0.5, "exp_avg_sq": 0.25, "momentum_buffer": 0.5}
-
-# An optimiser's state: of each parameter, by its number, what belongs to it, by name.
-State = dict[int, dict[str, Any]]
 
 
 class Multilevel(StagedModule):
@@ -233,45 +223,27 @@ class Multilevel(StagedModule):
         """Go on with twice the steps: stages, their optimisers and all schedules; estimators stay as they are."""
         before = self._validation_loss()
         coarse, schedulers = dict(self.own_stages()), self.schedulers()
-        states: list[State] = [
+        states: list[refinement.State] = [
             optimizer.state_dict()["state"] for optimizer in self.trainer.strategy.optimizers
         ]
-        heads = self._heads(coarse, states)
+        heads = refinement.heads(coarse, states, self.placement.peers)
         self._go_to(self.level + 1)
         for i, stage in coarse.items():
             self.stages[str(i)] = stage.refine(self.prolongation, heads.get(i + 1))
         # Makes new ones, and tells Lightning.
         self.trainer.strategy.setup_optimizers(self.trainer)
         for (i, stage), k in zip(coarse.items(), range(len(states)), strict=False):
-            states[k] = self._prolonged(states[k], stage, heads.get(i + 1, {}))
+            following = heads.get(i + 1, {})
+            states[k] = (
+                {}
+                if self._forgets_moments
+                else refinement.prolonged(states[k], stage, self.prolongation, following)
+            )
         for optimizer, state in zip(self.trainer.strategy.optimizers, states, strict=True):
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
         for scheduler, earlier in zip(self.schedulers(), schedulers, strict=True):
             go_on(scheduler, earlier)
         self._begin_level({"loss_before": before, "loss_after": self._validation_loss()})
-
-    def _heads(self, stages: Mapping[int, Stage], states: Sequence[State]) -> dict[int, dict[str, Tensor]]:
-        """Of all stages that begin within a segment, wherever they live: first samples, also of the moments."""
-        own: dict[int, dict[str, Tensor]] = {}
-        for (i, stage), state in zip(stages.items(), states, strict=False):
-            head = stage.first_samples()
-            moments = {
-                f"{n}/{kind}": value[0].clone() for n, kind, value in _moments(stage, state) if n in head
-            }
-            own[i] = head | moments
-        return dict(ChainMap(*self.placement.peers.share(own)))
-
-    def _prolonged(self, state: State, stage: Stage, following: Mapping[str, Tensor]) -> State:
-        """An optimiser's state for a refined stage."""
-        if self._forgets_moments:
-            return {}
-        fine = {k: dict(values) for k, values in state.items()}
-        numbers = {name: k for k, (name, _) in enumerate(stage.named_parameters())}
-        for name, kind, value in _moments(stage, state):
-            if name.startswith("segments."):
-                samples = prolong(value, self.prolongation, following.get(f"{name}/{kind}"))
-                fine[numbers[name]][kind] = MOMENTS[kind] * samples
-        return fine
 
     @property
     def _forgets_moments(self) -> bool:
@@ -379,11 +351,3 @@ def level_plan(finest: Plan, levels: Sequence[Level], k: int, modes: Modes) -> P
         source=source,
         coarseness=coarseness,
     )
-
-
-def _moments(stage: Stage, state: State) -> Iterator[tuple[str, str, Tensor]]:
-    """Name of the parameter, kind and value of all moments in an optimiser's state."""
-    for k, (name, _) in enumerate(stage.named_parameters()):
-        for kind, value in state.get(k, {}).items():
-            if kind in MOMENTS and value is not None:
-                yield name, kind, value

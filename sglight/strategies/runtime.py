@@ -12,9 +12,8 @@ For each piece of a batch, in the order that the schedule says:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -98,7 +97,8 @@ class Runtime:
         self.normalisers: dict[int, float] = {}
         # By stage: a copy of its parameters as they are now, if a piece has gone forward on one.
         self._copies: dict[int, dict[str, Tensor]] = {}
-        self._sums: dict[int, dict[str, Tensor]] = {}
+        # By stage: gradients that a checkpoint had, until the training begins.
+        self.sums: dict[int, dict[str, Tensor]] = {}
 
     def stage(self, i: int) -> Stage:
         """Stage i, which lives here."""
@@ -311,66 +311,6 @@ class Runtime:
             for passage in self.window[i]:
                 if passage.target is None and passage.piece in sent and self.plan.source.wants(passage.batch):
                     passage.target = self.receive_gradient(i, len(passage.labels)).clone()
-
-    def under_way(self) -> dict[str, dict[str, Any]]:
-        """What is in flight, by stage, in plain containers and tensors."""
-        self.collect()
-        found = {f"stage_{i}": found for i in self.placement.own if (found := self._under_way(i))}
-        means = self.means.state()  # on one worker
-        return {**found, "means": means} if means else found
-
-    def _under_way(self, i: int) -> dict[str, Any]:
-        passages = [_saved(passage) for passage in self.window[i]]
-        gradients = {
-            name: p.grad.clone() for name, p in self.stage(i).named_parameters() if p.grad is not None
-        }
-        if not passages and not gradients:
-            return {}
-        return {"passages": passages, "gradients": gradients, "normaliser": self.normalisers.get(i, 1.0)}
-
-    def take_up(self, under_way: Mapping[str, dict[str, Any]]) -> None:
-        """Have in flight what `under_way` has given."""
-        counter = self.plan.last if self.counter is None else self.counter
-        if counter in self.placement.own:
-            self.means.load(under_way.get("means", {}), next(self.stages.parameters()).device)
-        for i in self.placement.own:
-            found = under_way.get(f"stage_{i}", {})
-            self.window[i] = deque(self._restored(i, saved) for saved in found.get("passages", []))
-            self.normalisers[i] = found.get("normaliser", 1.0)
-            self._sums[i] = found.get("gradients", {})
-
-    def take_up_sums(self) -> None:
-        """Give parameters the gradients that `take_up` has found: Lightning clears them before a training begins."""
-        for i, gradients in self._sums.items():
-            for name, gradient in gradients.items():
-                parameter = self.stage(i).get_parameter(name)
-                parameter.grad = gradient.to(parameter)
-        self._sums.clear()
-
-    def _restored(self, i: int, saved: Mapping[str, Any]) -> Passage:
-        passage = Passage(output=None, **saved)
-        if passage.ends is not None and passage.entered is None:
-            shape = self.plan.boundary_shape(i - 1, len(passage.labels))
-            passage.entered = passage.state.new_empty(()).expand(shape)
-        if passage.weights is not None:
-            passage.weights = {name: value.requires_grad_() for name, value in passage.weights.items()}
-        if passage.entered is not None and i > 0 and self.plan.source.wants(passage.batch):
-            passage.entered.requires_grad_()
-        return passage
-
-
-def _saved(passage: Passage) -> dict[str, Any]:
-    entered, weights, target = passage.entered, passage.weights, passage.target
-    if entered is not None:
-        # Where states are rebuilt, what a stage has entered with is a shape without values.
-        entered = None if passage.ends is not None and not any(entered.stride()) else entered.detach()
-    return {
-        "piece": passage.piece, "batch": passage.batch, "labels": passage.labels, "state": passage.state,
-        "normaliser": passage.normaliser, "ends": passage.ends, "entered": entered,
-        "weights": None if weights is None else {name: w.detach() for name, w in weights.items()},
-        # A view of a channel's memory would be saved with all of it.
-        "target": None if target is None else target.clone(),
-    }  # fmt: skip
 
 
 def _move_gradients(weights: dict[str, Tensor], stage: Stage) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from typing_extensions import override
 
-from sglight.strategies import contents, naming
+from sglight.strategies import contents, flight, naming
 from sglight.strategies.core import Batch, InStages, Shared
 from sglight.strategies.evaluation import hits
 from sglight.strategies.training import StagedTraining, limited
@@ -122,7 +122,7 @@ class StagedModule(StagedTraining):
         checkpoint["sglight"] = self.identity()
         checkpoint["sglight_training"] = self.training_identity()
         checkpoint["progress"] = self.progress()
-        checkpoint["in_flight"] = self.runtime.under_way()
+        checkpoint["in_flight"] = flight.under_way(self.runtime)
         checkpoint[contents.DATA] = contents.plain_or_nothing(
             contents.of_data(getattr(self.trainer, "datamodule", None))
         )
@@ -137,7 +137,7 @@ class StagedModule(StagedTraining):
         naming.check(checkpoint, self.identity(), training, f"ckpt_path={path}" if path else "this")
         self.go_on_from(checkpoint["progress"])
         self._build()
-        self.runtime.take_up(checkpoint.get("in_flight", {}))
+        flight.take_up(self.runtime, checkpoint.get("in_flight", {}))
         own = self.state_dict()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in own}
         naming.by_number(checkpoint, self.optimizer_names())

@@ -17,7 +17,7 @@ from sglight.compat.lightning import batches_in_loader, count_batches
 from sglight.gradients import SyntheticGradient
 from sglight.gradients.base import COMPARED
 from sglight.networks.drift import LIMIT
-from sglight.strategies import agreement
+from sglight.strategies import agreement, flight
 from sglight.strategies.core import Batch, StagedNetwork
 from sglight.strategies.curves import SHOWN
 from sglight.strategies.diagnosis import MEASURED
@@ -197,7 +197,7 @@ class StagedTraining(StagedNetwork):
     def on_train_start(self) -> None:
         # Lightning has restored its count of batches by now, if the training goes on from a checkpoint.
         self.runtime.batch = self.global_step
-        self.runtime.take_up_sums()
+        flight.take_up_sums(self.runtime)
         self.diagnosis.forget()
         self.rates.begin(self.trainer, self.placement.peers)
         self._compared = False
