@@ -125,6 +125,19 @@ def test_it_leaves_no_trace(kind: str) -> None:
     assert_equal(*states)
 
 
+@pytest.mark.parametrize("m", [1, 2])
+def test_it_leaves_no_trace_while_a_long_pipeline_empties(m: int) -> None:
+    data = [*batches(11), *batches(1, size=7)]
+    states = []
+    for every in (0, 1):
+        module = Delayed(
+            {**NETWORK, "steps": 8}, ADAM, stages=8, microbatches=m, diagnose_every_n_batches=every
+        )
+        fit(module, data, epochs=3, log_every_n_steps=1)
+        states.append(module.state_dict())
+    assert_equal(*states)
+
+
 def test_workers_measure_what_one_process_measures() -> None:
     options = {"stages": 4, "microbatches": 2, "diagnose_every_n_batches": 2}
     jobs = [{"network": NETWORK, "options": options}]
