@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from machine import set_threads
 
-from sglight import experiment
+from sglight import experiment, process
 from sglight.callbacks.timing import EpochTimer
 from sglight.config import CONF, check, to_plain
 
@@ -33,7 +33,7 @@ def prepared(overrides: tuple[str, ...], threads: int) -> dict[str, Any]:
     """The plain config of a command line; seeds and threads are set on the way, once."""
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="sglight"):
         plain = to_plain(check(compose("config", list(overrides))))
-    experiment.set_up(plain)
+    process.set_up(plain)
     set_threads(threads)
     return plain
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
-from sglight import experiment
+from sglight import experiment, process
 from sglight.callbacks.timing import EpochTimer
 from sglight.config import CONF, check, to_plain
 from sglight.parallel.launcher import launch
@@ -43,7 +43,7 @@ def config(*overrides: str) -> dict[str, Any]:
 
 def measured(plain: dict[str, Any], folder: Path) -> dict[str, float]:
     """The metrics of a run in this process, or of this worker's part of it."""
-    experiment.set_up(plain)
+    process.set_up(plain)
     torch.set_num_threads(1)
     datamodule = experiment.build_datamodule(plain)
     module = experiment.build_module(plain, datamodule)

@@ -58,6 +58,8 @@ def _relevant(node: Any, ignored: Iterable[str], prefix: str = "") -> Any:
         }
     if isinstance(node, list | tuple):
         return [_relevant(value, ignored, prefix) for value in node]
+    if prefix.startswith("trainer.limit_"):
+        return node  # 1 batch, or the part 1.0
     return int(node) if isinstance(node, float) and node.is_integer() else node
 
 

@@ -10,5 +10,25 @@ class UserError(ValueError):
     """
 
 
+class RunFailed(UserError):
+    """It was not the command: the run was under way."""
+
+
+class Diverged(RunFailed):
+    """The training has come to numbers that are none; a sweep counts the job as one of the worst value."""
+
+
+class Terminated(BaseException):
+    """A signal asks the process to end.
+
+    Attributes:
+        signum: its number.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
 class PeerLost(RuntimeError):
     """The worker at the other end has gone or does not answer: a consequence, its own failure is the cause."""

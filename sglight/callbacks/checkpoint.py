@@ -3,6 +3,8 @@
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.trainer.states import TrainerFn
 from typing_extensions import override
 
+from sglight import signals
+from sglight.archive import check_whole, seal
 from sglight.errors import UserError
-from sglight.files import replacing
+from sglight.files import replacing, temporary_of
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 
@@ -67,16 +71,20 @@ class BestCheckpoint(ModelCheckpoint):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        earlier, self._earlier = self._earlier, None
         if not trainer.global_step:  # of another training
             self._forget()
             self._last_global_step_saved = 0
+        self.take_over(trainer, trainer.ckpt_path)
+
+    def take_over(self, trainer: pl.Trainer, resumed_from: Any) -> None:
+        """Be where the checkpoint that was loaded says, if the best one that it speaks of is there."""
+        earlier, self._earlier = self._earlier, None
         # Another version may have left less.
         if earlier is None or earlier.get("best_model_score") is None:
             return
         if (earlier.get("monitor"), earlier.get("mode")) != (self.monitor, self.mode):
             return
-        if trainer.strategy.broadcast(trainer.is_global_zero and self._adopt(earlier, trainer.ckpt_path)):
+        if trainer.strategy.broadcast(trainer.is_global_zero and self._adopt(earlier, resumed_from)):
             path, score = str(self.path), earlier["best_model_score"]
             self.best_model_path = self.kth_best_model_path = path
             self.best_model_score = self.kth_value = self.current_score = score
@@ -142,6 +150,7 @@ class BestCheckpoint(ModelCheckpoint):
     def _score(self, path: Path) -> float | None:
         """The score with which a checkpoint was the best one."""
         try:
+            check_whole(path, str(path))
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             return float(checkpoint["callbacks"][self.state_key]["best_model_score"])
         except Exception:
@@ -153,13 +162,15 @@ class BestCheckpoint(ModelCheckpoint):
         self.best_metrics = {
             name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
         }
-        super()._save_checkpoint(trainer, _temporary(filepath))
-        _put_in_place(trainer, filepath)
+        with _whole(trainer, Path(filepath)) as temporary:
+            super()._save_checkpoint(trainer, str(temporary))
         self._last_checkpoint_saved = filepath
 
 
 class LastCheckpoint(Checkpoint):
     """Keeps ``last.ckpt``, to go on from: written at the end of every n-th epoch and of the last one.
+
+    In a process that is asked to end by a signal it is written behind the batch under way, too.
 
     Give it to the Trainer behind `BestCheckpoint`, so that it knows the best one up to its own epoch.
 
@@ -171,6 +182,25 @@ class LastCheckpoint(Checkpoint):
     def __init__(self, folder: Path, every_n_epochs: int = 1) -> None:
         self.path = folder / LAST
         self.every_n_epochs = every_n_epochs
+        self._waiting = ExitStack()
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._waiting.enter_context(signals.waiting_for_batches())
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._waiting.close()
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if signals.pending() is None:
+            return
+        if not trainer.is_last_batch and not getattr(trainer, "fast_dev_run", False):
+            self.write(trainer)
+        signals.end_if_pending()
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -181,8 +211,12 @@ class LastCheckpoint(Checkpoint):
             # Stopped in mid-epoch (max_time): the checkpoint before lets a resumed run repeat the epoch, bit for bit.
             return
         if done % self.every_n_epochs == 0 or done == trainer.max_epochs or trainer.should_stop:
-            trainer.save_checkpoint(_temporary(self.path))
-            _put_in_place(trainer, self.path)
+            self.write(trainer)
+
+    def write(self, trainer: pl.Trainer) -> None:
+        """Write it now."""
+        with _whole(trainer, self.path) as temporary:
+            trainer.save_checkpoint(temporary)
 
 
 def copy_whole(source: Path, target: Path) -> None:
@@ -191,11 +225,16 @@ def copy_whole(source: Path, target: Path) -> None:
         shutil.copyfile(source, temporary)
 
 
-def _temporary(path: Path | str) -> str:
-    return f"{path}.tmp"
-
-
-def _put_in_place(trainer: pl.Trainer, path: Path | str) -> None:
-    """Give a checkpoint, once it is whole, its own name; other workers see it from their next collective call on."""
-    if trainer.is_global_zero:
-        os.replace(_temporary(path), path)
+@contextmanager
+def _whole(trainer: pl.Trainer, path: Path) -> Iterator[Path]:
+    """A name to write a checkpoint to: once it is whole it is sealed and gets its own name, which others see from
+    their next collective call on; nothing is left of it if anything fails."""
+    temporary = temporary_of(path)
+    try:
+        yield temporary
+        if trainer.is_global_zero:
+            seal(temporary)
+            os.replace(temporary, path)
+    finally:
+        if trainer.is_global_zero:
+            temporary.unlink(missing_ok=True)

@@ -63,18 +63,22 @@ class EpochTimer(Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        earlier, self._earlier = self._earlier, None
-        if earlier is None and trainer.global_step:  # this Trainer's training before
-            earlier = self.state_dict()
-        earlier = earlier or {}  # another version may have left less
+        if self._earlier is None and trainer.global_step:  # this Trainer's training before
+            self._earlier = self.state_dict()
+        self.take_over()
+        self._started, self._ended, self._cpu_counted = perf_counter(), None, process_time()
+        # An epoch that is gone on with in the middle begins without `on_train_epoch_start`.
+        self._begin_epoch()
+
+    def take_over(self) -> None:
+        """Count what the checkpoint that was loaded has counted."""
+        earlier = self._earlier or {}  # another version may have left less
+        self._earlier = None
         self._before_s, self.cpu_s = earlier.get("fit_s", 0.0), earlier.get("cpu_s", 0.0)
         for name in (*PARTS, "epoch_samples"):
             setattr(self, name, list(earlier.get(name, [])))
         if len(self.epoch_s) != len(self.epoch_samples):
             self.epoch_s, self.epoch_samples = [], []
-        self._started, self._ended, self._cpu_counted = perf_counter(), None, process_time()
-        # An epoch that is gone on with in the middle begins without `on_train_epoch_start`.
-        self._begin_epoch()
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

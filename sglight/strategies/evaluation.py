@@ -37,6 +37,10 @@ class RunningMeans:
         self._sums, self._normaliser, self._samples = None, 0.0, 0
         return means
 
+    def sum_of_losses(self) -> float:
+        """Of what has been added since; 0 on a worker that does not know them."""
+        return 0.0 if self._sums is None else float(self._sums[0])
+
     def state(self) -> dict[str, Any]:
         """What has been added since, in plain values; empty if nothing was."""
         if self._sums is None:

@@ -134,6 +134,8 @@ def make_scheduler(
                 f"strategy.scheduler.warmup_epochs={warmup} does not go with name=plateau; set it to 0"
             )
         floor = [config["min_factor"] * group["lr"] for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])  # as torch's other schedules do
         return ReduceLROnPlateau(
             optimizer, "max", factor=config["gamma"], patience=config["patience"], min_lr=floor
         )

@@ -1,0 +1,138 @@
+"""What a checkpoint says of the run that has written it, and what a training that goes on takes from its config."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+from hydra.core.hydra_config import HydraConfig
+from pytorch_lightning.callbacks import Callback, EarlyStopping
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from typing_extensions import override
+
+from sglight.archive import RECORD
+from sglight.callbacks.limits import TimeLimit
+from sglight.finding import CHOICES
+from sglight.resumption import flat
+from sglight.strategies.optim import make_scheduler
+from sglight.strategies.staged import StagedModule
+from sglight.strategies.training import training_length
+
+SAMPLES = 64  # whose bytes count in a fingerprint
+
+
+class Record(Callback):
+    """Writes a run's config, name and data into its checkpoints; on resumption the config's rates win.
+
+    Args:
+        plain: the config. name: see `sglight.resumption.run_hash`. data: see `describe_data`.
+        before: the record of the checkpoint that the training goes on from; empty for none.
+    """
+
+    def __init__(
+        self, plain: Mapping[str, Any], name: str, data: Mapping[str, Any], before: Mapping[str, Any]
+    ) -> None:
+        self._plain = deepcopy(dict(plain))
+        self.record = {"config": self._plain, "hash": name, "data": dict(data), "sealed": True}
+        if HydraConfig.initialized():
+            choices = HydraConfig.get().runtime.choices
+            self.record["choices"] = {name: str(choices[name]) for name in CHOICES}
+        self._before = before
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("lr/")}
+        checkpoint[RECORD] = {**self.record, "metrics": metrics, "ended": has_ended(trainer)}
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self._before:
+            return
+        before, now = flat(self._before["config"]), flat(self._plain)
+        changed = {key for key in before.keys() & now.keys() if before[key] != now[key]}
+        if any(key.startswith("strategy.") for key in changed):
+            assert isinstance(pl_module, StagedModule)
+            use_own_rates(pl_module, trainer)
+
+
+class PatientStopping(EarlyStopping):
+    """Lightning's, with the patience of the config where a checkpoint has another one."""
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+
+def has_ended(trainer: pl.Trainer) -> bool:
+    """Whether the training is over because it has reached what it was to reach, not because its time is."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    late = any(isinstance(each, TimeLimit) and each.is_over for each in callbacks)
+    return bool(trainer.should_stop and trainer.is_last_batch and not late)
+
+
+def use_own_rates(module: StagedModule, trainer: pl.Trainer) -> None:
+    """Give optimisers and schedules, which a checkpoint has just filled, the settings of the config again."""
+    length = training_length(trainer)
+    for optimizer, scheduler in zip(trainer.strategy.optimizers, module.schedulers(), strict=True):
+        own = optimizer.defaults
+        for group in optimizer.param_groups:
+            group["lr"] *= own["lr"] / group.get("initial_lr", own["lr"])
+            group["initial_lr"] = own["lr"]
+            group |= {
+                key: own[key] for key in ("weight_decay", "momentum", "nesterov", "betas") if key in group
+            }
+        if isinstance(scheduler, LambdaLR):
+            scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+            for group, factor in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+                group["lr"] = group["initial_lr"] * factor(scheduler.last_epoch)
+        elif isinstance(scheduler, ReduceLROnPlateau):
+            fresh = make_scheduler(module.plan.scheduler, optimizer, length)
+            assert isinstance(fresh, ReduceLROnPlateau)
+            scheduler.factor, scheduler.patience = fresh.factor, fresh.patience
+            floor = module.plan.scheduler["min_factor"] * own["lr"]
+            scheduler.min_lrs = [floor for _ in optimizer.param_groups]
+
+
+def describe_data(datamodule: Any) -> dict[str, Any]:
+    """What a network must know of its data, and a fingerprint of the training set."""
+    known: dict[str, Any] = {"shape": list(datamodule.shape)}
+    for name in ("class_names", "mean", "std"):
+        value = getattr(datamodule, name, None)
+        known[name] = None if value is None else np.asarray(value).tolist()
+    known["classes"] = int(datamodule.classes)
+    known["fingerprint"] = _fingerprint(datamodule, known)
+    return known
+
+
+def differing_data(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """In which way other data are others, in a few words; empty if they are the same."""
+    for name, words in (
+        ("shape", "samples of shape"),
+        ("class_names", "the classes"),
+        ("classes", "classes:"),
+    ):
+        if saved.get(name) != now[name]:
+            return f"{words} {_short(saved.get(name))}, not {_short(now[name])}"
+    return "" if saved.get("fingerprint") == now["fingerprint"] else "other samples than these"
+
+
+def _short(value: Any) -> str:
+    text = ", ".join(map(str, value[:6])) if isinstance(value, list) else str(value)
+    return f"{text}, ..." if isinstance(value, list) and len(value) > 6 else text
+
+
+def _fingerprint(datamodule: Any, known: Mapping[str, Any]) -> str:
+    digest = hashlib.blake2b(repr([known, int(datamodule.train_size)]).encode(), digest_size=16)
+    if hasattr(datamodule, "contents"):
+        part = datamodule.contents().parts["train"]
+        digest.update(np.ascontiguousarray(part.y).tobytes())
+        chosen = part.rows[np.unique(np.linspace(0, len(part.rows) - 1, SAMPLES).astype(int))]
+        for row in chosen:
+            digest.update(np.ascontiguousarray(part.x[int(row)]).tobytes())
+    return digest.hexdigest()

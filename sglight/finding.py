@@ -1,0 +1,117 @@
+"""Which checkpoint a command means, and the config that it gives to the command; imports no torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import to_absolute_path
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from sglight.archive import check_whole, read_record
+from sglight.data.schema import SCHEMAS as DATASETS
+from sglight.errors import UserError
+from sglight.resumption import conflicts, inherited, is_in
+from sglight.schema import STRATEGIES
+
+CHOICES = ("dataset", "model", "strategy")
+
+
+def absolute(key: str, path: str) -> str:
+    """A path from the directory in which the command was started, or from a home directory.
+
+    Raises:
+        UserError: if ``~`` is nobody's home, as in a container without one.
+    """
+    try:
+        return to_absolute_path(str(Path(path).expanduser()) if path.startswith("~") else path)
+    except RuntimeError as error:
+        raise UserError(
+            f"{key}={path}: this user has no home directory; give {key} another path, or set the variable HOME"
+        ) from error
+
+
+def resolve_ckpt(ckpt: str | None, cfg: DictConfig | None = None) -> str | None:
+    """The absolute path of the checkpoint that `ckpt` stands for.
+
+    `last` is the run folder's own `checkpoints/last.ckpt` if there is one (the same `hydra.run.dir` again),
+    otherwise the newest under `outputs` of a run of the same dataset, model and strategy that fits the keys given. A
+    run's folder stands for its last checkpoint.
+    """
+    if ckpt is None:
+        return None
+    if ckpt != "last":
+        path = Path(absolute("ckpt", ckpt))
+        return str(path / "checkpoints" / "last.ckpt" if path.is_dir() else path)
+    if not HydraConfig.initialized():
+        raise UserError("ckpt=last is known to the command only; give the path of a checkpoint")
+    hydra = HydraConfig.get()
+    own = Path(absolute("hydra.run.dir", hydra.runtime.output_dir), "checkpoints", "last.ckpt")
+    if own.is_file():
+        return str(own)
+    choices = "-".join(hydra.runtime.choices[group] for group in CHOICES)
+    found = sorted(_last_checkpoints(Path(absolute("outputs", "outputs")), choices), key=_age)
+    for path in found:
+        if cfg is None or _fits(path, cfg):
+            return str(path)
+    which = f"; none of the {len(found)} that there are fits the keys given" if found else ""
+    raise UserError(
+        f"ckpt=last finds no run of {choices} with a checkpoint under outputs/{which}; give the path of one"
+    )
+
+
+def with_record(cfg: DictConfig) -> DictConfig:
+    """`cfg`, its ``ckpt`` being a path, with the checkpoint's values for all keys that the command line leaves out."""
+    record = read_record(Path(cfg.ckpt), f"ckpt={cfg.ckpt}")
+    if not record or not HydraConfig.initialized():
+        return cfg
+    plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
+    mixed, _ = inherited(record["config"], plain, HydraConfig.get().overrides.task)
+    if mixed == plain:
+        return cfg
+    cfg = deepcopy(cfg)
+    for group, schemas in (("dataset", DATASETS), ("strategy", STRATEGIES)):
+        target = mixed[group].get("_target_")
+        found = [schema for schema in schemas.values() if getattr(schema, "_target_", None) == target]
+        if found and OmegaConf.get_type(cfg[group]) is not found[0]:
+            with open_dict(cfg):
+                cfg[group] = OmegaConf.structured(found[0])
+        elif not found:
+            with open_dict(cfg):
+                cfg[group] = mixed[group]
+    for key, value in mixed.items():
+        if isinstance(value, dict) and isinstance(cfg[key], DictConfig):
+            cfg[key].merge_with(value)
+        elif key in cfg:
+            cfg[key] = value
+    return cfg
+
+
+def _fits(path: Path, cfg: DictConfig) -> bool:
+    """Whether a checkpoint is whole and has no other values for the keys that the command line gives."""
+    try:
+        record = read_record(path, "it")
+        if record:
+            plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
+            mixed, given = inherited(record["config"], plain, HydraConfig.get().overrides.task)
+            if any(is_in(key, given) or key == "strategy" for key, *_ in conflicts(record["config"], mixed)):
+                return False
+        check_whole(path, "it")
+    except UserError:
+        print(f"ckpt=last passes over {path}, which is damaged", file=sys.stderr)
+        return False
+    return True
+
+
+def _age(path: Path) -> float:
+    return -path.stat().st_mtime
+
+
+def _last_checkpoints(outputs: Path, choices: str) -> Iterator[Path]:
+    for folder in (f"*/*-{choices}", f"multirun/*/*/*-{choices}"):
+        yield from outputs.glob(f"{folder}/checkpoints/last.ckpt")
+        yield from outputs.glob(f"{folder}-seed*/checkpoints/last.ckpt")

@@ -1,0 +1,114 @@
+"""Where a run begins: anew, or from a checkpoint that is whole and fits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from sglight.archive import check_whole, damaged
+from sglight.callbacks.record import differing_data
+from sglight.errors import UserError
+from sglight.resumption import check_same
+from sglight.strategies import naming
+from sglight.strategies.staged import StagedModule
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a run begins.
+
+    Attributes:
+        epochs, batches: of the training before its checkpoint. is_over: whether only the results are missing.
+        ckpt: the checkpoint. metrics: of its last epoch.
+    """
+
+    epochs: int = 0
+    batches: int = 0
+    is_over: bool = False
+    ckpt: str | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        plain: Mapping[str, Any],
+        module: StagedModule,
+        data: Mapping[str, Any],
+        before: Any,
+    ) -> Origin:
+        """The start of a run, whose checkpoint has the record ``before``.
+
+        Raises:
+            UserError: if the checkpoint is damaged, of other data, of another network or strategy, or of a training
+                that has come to its end and told its results.
+        """
+        ckpt, testing = plain["ckpt"], plain["mode"] == "test"
+        if ckpt is None:
+            return cls()
+        checkpoint = _load(ckpt)
+        if before:
+            check_same(before["config"], plain, f"ckpt={ckpt}")
+            if differs := differing_data(before["data"], data):
+                raise UserError(f"ckpt={ckpt} was trained on other data: {differs}; give the same dataset=")
+        naming.check(
+            checkpoint, module.identity(), None if testing else module.training_identity(), f"ckpt={ckpt}"
+        )
+        if testing:
+            return cls()
+        epochs = _epochs(checkpoint)
+        is_over = epochs >= plain["trainer"]["max_epochs"] or _ended(plain, before)
+        if is_over and _has_told(Path(ckpt).parent.parent, epochs):
+            raise UserError(
+                f"ckpt={ckpt} has trained {epochs} epochs already; set trainer.max_epochs above that to go on, or "
+                "mode=test to evaluate it"
+            )
+        return cls(epochs, checkpoint["global_step"], is_over, ckpt, before.get("metrics", {}))
+
+
+def _epochs(checkpoint: Mapping[str, Any]) -> int:
+    """How many epochs a checkpoint has behind it, those of which only the last batch is done included."""
+    loop = checkpoint["loops"]["fit_loop"]
+    is_whole = loop["epoch_loop.batch_progress"]["is_last_batch"]
+    return int(checkpoint["epoch"]) + bool(is_whole)
+
+
+def _has_told(folder: Path, epochs: int) -> bool:
+    """Whether a run's folder has the results of so many epochs."""
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text())
+        return bool(metrics["run/epochs"] >= epochs)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def _ended(plain: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Whether the training has ended before its last epoch, by what the config still asks for."""
+    if not before.get("ended"):
+        return False
+    earlier = before["config"]
+    return bool(
+        earlier["callbacks"]["early_stopping"] == plain["callbacks"]["early_stopping"]
+        and all(
+            earlier["strategy"].get(key) == plain["strategy"].get(key)
+            for key in ("target_accuracy", "min_decrease")
+        )
+    )
+
+
+def _load(path: str) -> Any:
+    """The contents of a checkpoint.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    check_whole(Path(path), f"ckpt={path}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (LookupError, TypeError, OSError, EOFError, RuntimeError, ValueError, UnpicklingError) as error:
+        raise damaged(f"ckpt={path}") from error

@@ -1,0 +1,190 @@
+"""What of a config may change when a run goes on from a checkpoint, and what it is then called; imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from sglight.archive import read_record
+from sglight.completed import config_hash
+from sglight.errors import UserError
+
+# What may change between a checkpoint and the training that goes on from it: keys, and sections as a whole.
+RATES = ("lr", "weight_decay", "momentum", "nesterov", "betas", "delay_momentum")
+SCHEDULE = ("warmup_epochs", "step_epochs", "gamma", "patience", "min_factor")
+FREE = (
+    "mode", "ckpt", "skip_completed", "data_dir", "trainer", "callbacks", "logger", "dataset.data_dir",
+    "dataset.raw_dir", "dataset.archive", "dataset.path", "dataset.download", "dataset.memory_limit",
+    "dataset.eval_batch_size", "strategy.clip_norm", "strategy.diagnose_every_n_batches", "strategy.level.epochs",
+    "strategy.level.lr", "strategy.level.estimator_lr", "strategy.target_accuracy", "strategy.min_decrease",
+    "strategy.chunk_samples", "strategy.cuts", "strategy.balance", *(f"strategy.optimizer.{key}" for key in RATES),
+    *(f"strategy.estimator.optimizer.{key}" for key in RATES), *(f"strategy.scheduler.{key}" for key in SCHEDULE),
+)  # fmt: skip
+# A test does not train: the network and the data decide, which the checkpoint's own identity is compared with.
+FREE_TO_TEST = (
+    *FREE, "model", "strategy", "dataset.batch_size", "dataset.test_points", "dataset.augment",
+    "dataset.crop_padding", "dataset.flip",
+)  # fmt: skip
+# What a test takes over from its checkpoint; a training takes over everything but these of its own.
+TESTED = ("seed", "dataset", "model", "strategy", "trainer.precision")
+OWN = ("mode", "ckpt", "skip_completed", "data_dir", "dataset.data_dir")
+PRESETS = ("experiment", "debug")
+
+
+def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], name: str) -> None:
+    """Refuse a config that differs from a checkpoint's where it may not.
+
+    Args:
+        saved, now: plain configs. name: of the checkpoint, for the message.
+
+    Raises:
+        UserError: about the first key that differs.
+    """
+    for key, before, value in conflicts(saved, now):
+        raise UserError(
+            f"{name} was trained with {key}={before}, not {value}; leave {key} out or give it that value, or begin a "
+            "run of its own without ckpt"
+        )
+
+
+def conflicts(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Keys that may not change but do: with the checkpoint's value and the present one."""
+    if now["mode"] == "fit" and _target(saved, "strategy") != _target(now, "strategy"):
+        yield "strategy", _target(saved, "strategy"), _target(now, "strategy")
+    free = FREE if now["mode"] == "fit" else FREE_TO_TEST
+    before, after = flat(saved), flat(now)
+    for key in sorted(before, key=lambda key: key.endswith("_target_")):  # a name says more
+        if key in after and not is_in(key, free) and before[key] != after[key]:
+            yield key, before[key], after[key]
+
+
+def inherited(
+    saved: Mapping[str, Any], now: Mapping[str, Any], overrides: Iterable[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """The checkpoint's config with what the command line gives, and which keys are the command line's.
+
+    Args:
+        saved, now: plain configs. overrides: of the command line, such as ``seed=2``; with a preset among them all of
+            ``now`` is taken to be given.
+    """
+    given = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
+    if any(key in PRESETS or key.partition("/")[0] in PRESETS for key in given):
+        return dict(now), list(now)
+    own = [*given, *OWN]
+    mixed = deepcopy(dict(now))
+    if now["mode"] == "fit":
+        _take(mixed, saved, own)
+    else:
+        tested = {key: value for key, value in flat(saved).items() if is_in(key, TESTED)}
+        for section in ("dataset", "model", "strategy"):
+            if section not in given:
+                mixed[section] = deepcopy(saved[section])
+                for key in (k for k in given if k.startswith(f"{section}.")):
+                    _set(mixed, key, _get(now, key))
+        for key in ("seed", "trainer.precision"):
+            if key not in given and key in tested:
+                _set(mixed, key, tested[key])
+    return mixed, given
+
+
+def run_hash(plain: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    """The name of what a run does: that of its config, if the training before its checkpoint was the same one's.
+
+    Args:
+        record: of the checkpoint; empty for none.
+    """
+    plain = _asked(plain)
+    clean = config_hash(plain)
+    if plain["mode"] != "fit" or not record:
+        return clean
+    before = _asked(record["config"]) | {"mode": "fit", "ckpt": None}
+    first = record.get("hash") == config_hash(before)
+    if not _depends_on_length(before):
+        for key in ("max_epochs", "max_time"):
+            before["trainer"][key] = plain["trainer"][key]
+    before["trainer"]["max_time"] = plain["trainer"]["max_time"]
+    if first and config_hash(before) == clean:
+        return clean
+    return hashlib.blake2b(f"{record.get('hash')} {clean}".encode(), digest_size=16).hexdigest()
+
+
+def record_of(ckpt: str | None) -> dict[str, Any]:
+    """What the checkpoint of a config knows of its run; empty if there is none."""
+    return {} if ckpt is None else read_record(Path(ckpt), f"ckpt={ckpt}")
+
+
+def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of a plain config by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def is_in(key: str, sections: Iterable[str]) -> bool:
+    """Whether a key is one of these, or in one of these sections."""
+    return any(key == section or key.startswith(f"{section}.") for section in sections)
+
+
+def _asked(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a config without what was measured for it."""
+    asked = deepcopy(dict(plain))
+    if asked["strategy"].get("balance") == "measured":
+        asked["strategy"]["cuts"] = None
+    return asked
+
+
+def _depends_on_length(plain: Mapping[str, Any]) -> bool:
+    """Whether what has been trained so far would be another thing in a longer training."""
+    strategy = plain["strategy"]
+    if (strategy.get("scheduler") or {}).get("name") == "cosine":
+        return True
+    epochs = (strategy.get("level") or {}).get("epochs")
+    fixed = isinstance(epochs, list) and None not in epochs[:-1]
+    return "levels" in strategy and strategy["levels"] != 1 and not fixed
+
+
+def _target(plain: Mapping[str, Any], group: str) -> str:
+    return str(plain[group].get("_target_")).rpartition(".")[2].lower()
+
+
+def _take(mixed: dict[str, Any], saved: Mapping[str, Any], own: Iterable[str], prefix: str = "") -> None:
+    """Put ``saved`` in the place of all that is not its ``own``."""
+    own = list(own)
+    for key, value in saved.items():
+        path = f"{prefix}{key}"
+        if is_in(path, own):
+            continue
+        kept = [name for name in own if name.startswith(f"{path}.")]
+        if isinstance(value, Mapping) and isinstance(mixed.get(key), Mapping) and kept:
+            below = {
+                k: v for k, v in mixed[key].items() if is_in(f"{path}.{k}", kept) or _above(path, k, kept)
+            }
+            _take(below, value, own, f"{path}.")
+            mixed[key] = below
+        else:
+            mixed[key] = deepcopy(value)
+
+
+def _above(path: str, key: str, kept: Iterable[str]) -> bool:
+    return any(name.startswith(f"{path}.{key}.") for name in kept)
+
+
+def _get(plain: Mapping[str, Any], key: str) -> Any:
+    node: Any = plain
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
+
+
+def _set(plain: dict[str, Any], key: str, value: Any) -> None:
+    *path, name = key.split(".")
+    for part in path:
+        plain = plain.setdefault(part, {})
+    plain[name] = value
