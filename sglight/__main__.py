@@ -1,8 +1,11 @@
 """The command: `python -m sglight`, or `sglight` once installed. Torch is imported only when a run begins."""
 
 import os
+import shlex
+import signal
 import sys
 import traceback
+from math import nan
 from pathlib import Path
 
 import hydra
@@ -14,19 +17,25 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from sglight import start, status
+from sglight import signals, start, status
 from sglight.checks import TORCHRUN
+from sglight.commandline import arranged
 from sglight.completed import Completed, find_completed
 from sglight.config import CONF, check, to_plain
-from sglight.errors import UserError
+from sglight.errors import Diverged, Terminated, UserError
 from sglight.explain import explain
+from sglight.output import tolerate
 
 COMPOSITION = (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError)
-INTERRUPTED = 130
+INTERRUPTED = 128 + signal.SIGINT
 
 
 # Only worker 0 of those that torchrun starts has a folder; it tells the others.
 WITHOUT_FOLDER = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
+
+
+# Jobs of this sweep that have come to no result.
+_diverged: list[str] = []
 
 
 class JobFailed(Exception):
@@ -49,29 +58,43 @@ def launch(cfg: DictConfig) -> float:
 
 
 def main() -> None:
-    """Run the command; mistakes of the user end it with one sentence and status 1, Ctrl-C with status 130."""
+    """Run the command; mistakes of the user end it with one sentence and status 1, signals with 128 + their number."""
+    tolerate()
+    handlers = signals.answer()
+    _diverged.clear()
     if _torchrun_rank() > 0:
         sys.argv += WITHOUT_FOLDER
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        launch()
+        try:
+            launch()
+        finally:
+            signals.restore(handlers)
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its exceptions on instead of printing them
     try:
+        sys.argv[1:] = arranged(sys.argv[1:])
         launch()
+        if _diverged:
+            sys.exit(f"error: {', '.join(_diverged)} diverged; see the messages above")
     except JobFailed:
         sys.exit("error: not all jobs of the sweep succeeded; see the messages above")
+    except UserError as error:
+        sys.exit(f"error: {error}")
     except COMPOSITION as error:
         if _came_from_a_run(error):
             raise
         sys.exit(f"error: {explain(error, CONF, sys.argv[1:])}")
     except KeyboardInterrupt:
-        _interrupted()
+        _interrupted(INTERRUPTED)
+    except Terminated as error:
+        _interrupted(128 + error.signum)
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into exit(1)
-            _interrupted()
+            _interrupted(INTERRUPTED)
         raise
     finally:
         del os.environ["HYDRA_FULL_ERROR"]
+        signals.restore(handlers)
 
 
 def _run(cfg: DictConfig) -> float:
@@ -106,6 +129,10 @@ def _job(cfg: DictConfig) -> float:
         if not (folder / status.FILE).exists():  # it had not begun
             status.fail(folder, error)
         name = f"job {hydra_cfg.job.num} ({hydra_cfg.job.override_dirname})"
+        if isinstance(error, Diverged):
+            print(f"{name} diverged: {error}", file=sys.stderr)
+            _diverged.append(name)
+            return nan
         if isinstance(error, UserError):
             print(f"error in {name}: {error}", file=sys.stderr)
         else:
@@ -123,9 +150,17 @@ def _torchrun_rank() -> int:
     return int(os.environ["RANK"]) if TORCHRUN in os.environ else 0
 
 
-def _interrupted() -> None:
-    print("interrupted", file=sys.stderr)
-    sys.exit(INTERRUPTED)
+def _interrupted(code: int) -> None:
+    """Say where the run is and how to go on, and end."""
+    folder = to_absolute_path(HydraConfig.get().runtime.output_dir) if HydraConfig.initialized() else ""
+    if not folder:
+        told = "interrupted"
+    elif (Path(folder) / "checkpoints" / "last.ckpt").is_file():
+        told = f"interrupted in {folder}; go on with: python -m sglight ckpt={shlex.quote(folder)}"
+    else:
+        told = f"interrupted in {folder}, before the first checkpoint; begin anew with the same command"
+    print(told, file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

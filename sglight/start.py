@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from math import inf
 from pathlib import Path
@@ -11,9 +12,19 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from sglight.checks import TORCHRUN
-from sglight.config import to_plain
+from sglight.completed import config_hash
+from sglight.config import EARLIER, to_plain
+from sglight.errors import Diverged
+from sglight.files import replacing
 from sglight.parallel import launcher
+from sglight.parallel.launcher import WorkerFailed
 from sglight.status import recorded
+
+# What schedulers and launchers leave in the environment: alone, it would tell Lightning of workers that there are not.
+LEFT_OVER = (
+    "RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "SLURM_LOCALID",
+    "SLURM_NODEID", "SLURM_NTASKS", "JSM_NAMESPACE_RANK",
+)  # fmt: skip
 
 
 def run(cfg: DictConfig, folder: Path | None = None) -> float:
@@ -31,10 +42,32 @@ def run(cfg: DictConfig, folder: Path | None = None) -> float:
     """
     folder = Path(HydraConfig.get().runtime.output_dir) if folder is None else folder
     plain = to_plain(cfg)
-    if TORCHRUN in os.environ and int(os.environ["RANK"]) > 0:  # the first has the folder
+    if TORCHRUN not in os.environ:
+        for name in LEFT_OVER:
+            os.environ.pop(name, None)
+    elif int(os.environ["RANK"]) > 0:  # the first has the folder
         return _run(plain, folder)
-    with recorded(folder):
-        return _start(plain, folder)
+    with recorded(folder, EARLIER.pop(folder.resolve(), None)):
+        try:
+            return _start(plain, folder)
+        except Diverged:
+            _tell_diverged(plain, folder)
+            raise
+        except WorkerFailed as error:
+            if not (folder / "checkpoints" / "last.ckpt").is_file():
+                raise
+            advice = f"{error}; go on from its last checkpoint with ckpt={folder}"
+            raise WorkerFailed(advice, error.rank, error.cause) from error
+
+
+def _tell_diverged(plain: dict[str, Any], folder: Path) -> None:
+    """Write the metrics of a run that has come to none, so that no earlier ones are taken for them."""
+    metrics = {
+        "run/config_hash": config_hash(plain), "run/monitored": None, "run/seed": plain["seed"],
+        "run/status": "diverged",
+    }  # fmt: skip
+    with replacing(folder / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(metrics, indent=2) + "\n")
 
 
 def _start(plain: dict[str, Any], folder: Path) -> float:

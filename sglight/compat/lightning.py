@@ -8,6 +8,11 @@ import pytorch_lightning as pl
 from lightning_fabric.utilities.data import sized_len
 
 
+def leave_signals(trainer: pl.Trainer) -> None:
+    """Keep a Trainer from answering SIGTERM itself: it would end the process with status 0, and wait for others."""
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+
+
 def count_batches(trainer: pl.Trainer, batches: int) -> None:
     """Make `Trainer.global_step` the number of batches.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,6 +52,7 @@ def launch(
         UserError: what a worker raised as such.
         WorkerFailed: if a worker raised something else, died or hung; all have ended then.
     """
+    _check_script()
     task = _pickled_task(function, args, kwargs)
     context, setting = start_context(), Setting.of_this_process(threads)
     with _private_folder() as folder:
@@ -65,6 +67,17 @@ def launch(
     report = members[0].report
     assert isinstance(report, Returned)
     return pickle.loads(report.value)
+
+
+def _check_script() -> None:
+    """Refuse a script that workers cannot import, as they do with the main module."""
+    main = sys.modules["__main__"]
+    path = getattr(main, "__file__", None)
+    if path is not None and getattr(main, "__spec__", None) is None and not os.path.exists(path):
+        raise UserError(
+            f"workers cannot be started by a script from {path}, which is no file: save it as one, or train in one "
+            "process with trainer.devices=1"
+        )
 
 
 def _pickled_task(*task: Any) -> bytes:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from multiprocessing import connection
 from time import monotonic
 
-from sglight.errors import PeerLost, UserError
+from sglight.errors import PeerLost, RunFailed, UserError
 from sglight.parallel.pulse import Pulse
 from sglight.parallel.server import Context, stop_server
 from sglight.parallel.worker import STOP_S, TERMINATED, Raised, Returned, Setting, Worker, work
@@ -22,11 +22,10 @@ LEAVE_S = 3.0  # after a failure, for the others to end by themselves
 
 STARTING = "its start"
 IN_SCRIPT = 'see above; a script that starts workers does so under `if __name__ == "__main__":`'
-REMEDY = "go on from the last checkpoint with ckpt=last"
-MORE_TIME = f"{REMEDY}, or allow more time with trainer.idle_timeout_s"
+MORE_TIME = "allow more time with trainer.idle_timeout_s"
 
 
-class WorkerFailed(UserError):
+class WorkerFailed(RunFailed):
     """A worker died, hung or raised something.
 
     Attributes:
@@ -213,6 +212,9 @@ def _failure(member: Member) -> UserError:
     if not isinstance(report, Raised):
         return _worker_failed(member, _exit_cause(member.process.exitcode))
     if report.user:
+        with suppress(Exception):  # its class may be unknown here
+            if isinstance(error := pickle.loads(report.exception), UserError):
+                return error
         return UserError(report.message)
     if report.kind != PeerLost.__name__:
         print(report.traceback, end="", file=sys.stderr)
@@ -228,8 +230,9 @@ def _exit_cause(status: int | None) -> str:
     return f"was killed by {signal.Signals(number).name}" if number > 0 else f"exited with status {status}"
 
 
-def _worker_failed(member: Member, cause: str, remedy: str = REMEDY) -> WorkerFailed:
+def _worker_failed(member: Member, cause: str, remedy: str = "") -> WorkerFailed:
     doing = member.status.read().doing
     during = f" during {doing}" if doing else ""
     remedy = IN_SCRIPT if doing == STARTING else remedy
-    return WorkerFailed(f"{member} {cause}{during}; {remedy}", member.rank, cause)
+    text = "; ".join(filter(None, [f"{member} {cause}{during}", remedy]))
+    return WorkerFailed(text, member.rank, cause)

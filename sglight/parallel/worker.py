@@ -24,6 +24,7 @@ from time import sleep
 from typing import Any, NamedTuple, NoReturn
 
 from sglight.errors import PeerLost, UserError
+from sglight.output import tolerate
 
 STOP_S = 1.5  # between SIGTERM and SIGKILL
 TEXT_BYTES = 200  # of each text in a status
@@ -183,6 +184,7 @@ def work(worker: Worker, pipe: connection.Connection, setting: Setting) -> None:
     signal.signal(signal.SIGTERM, _raise_terminated)
     Thread(target=_end_with_parent, args=(worker.folder,), daemon=True).start()
     setting.apply()
+    tolerate()
     _current = worker
     report = _run_task(worker, pipe)
     with suppress(OSError):

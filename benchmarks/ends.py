@@ -1,0 +1,277 @@
+"""Does a run survive whatever ends it? Kills runs at random and goes on with them; damages checkpoints at random.
+
+    python benchmarks/ends.py kills --count 100     # about 15 s each on two cores
+    python benchmarks/ends.py flips --count 200     # seconds
+
+``kills``: runs by synthetic gradients, levels, variable distribution and late gradients, alone and on two workers, get
+SIGTERM, SIGINT, SIGHUP or SIGKILL, they or one of their workers, as they start, train, write a checkpoint, validate, or
+have trained. Each must end within 15 s with a true status and leave no process and no temporary file behind; gone on
+with, it must end with the parameters and the metrics of a run that nobody killed, bit for bit.
+
+``flips``: a bit of a checkpoint is turned, or its end is cut off; the command must refuse it in one sentence.
+
+The exit status is 1 if anything was otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import sglight.__main__ as command
+import sglight.experiment  # noqa: F401 (runs, which are forked from here, start at once)
+from sglight import status
+
+END_S, RUN_S = 15.0, 120.0
+STRATEGIES = ("dni", "multilevel", "pvd", "delayed")
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL)
+MOMENTS = ("start", "training", "checkpoint", "validation", "after")
+MARK = "SGLIGHT_ENDS"  # in the environment of all processes of a run
+SMALL = (
+    "dataset=ellipse", "dataset.train_points=600", "dataset.batch_size=16", "model.channels=4", "model.steps=4",
+    "trainer.max_epochs=4", "trainer.accelerator=cpu", "trainer.threads=1", "callbacks.progress.enabled=false",
+    "callbacks.figures.enabled=false", "callbacks.timeline.enabled=false", "trainer.idle_timeout_s=30",
+)  # fmt: skip
+SAME = ("test/acc", "test/loss", "val/acc", "val/loss", "run/steps", "run/epochs", "run/config_hash")
+
+
+class Run:
+    """A command in a process of its own, forked from this one.
+
+    Args:
+        folder: of the run. words: overrides.
+    """
+
+    def __init__(self, folder: Path, *words: str) -> None:
+        self.folder, self.mark = folder, f"{os.getpid()}-{time.monotonic_ns()}"
+        self.temporary = Path(tempfile.mkdtemp(prefix="e", dir="/tmp"))
+        self.log = folder.parent / f"{folder.name}.log"
+        self.code: int | None = None
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                self._command([*SMALL, f"hydra.run.dir={folder}", *words])
+            finally:
+                os._exit(1)
+
+    def _command(self, words: list[str]) -> None:
+        code = 1
+        try:
+            os.setsid()
+            log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            os.environ |= {MARK: self.mark, "TMPDIR": str(self.temporary)}
+            tempfile.tempdir = None
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            sys.argv = ["sglight", *words]
+            command.main()
+            code = 0
+        except SystemExit as error:
+            if isinstance(error.code, str):
+                os.write(2, f"{error.code}\n".encode())
+            code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it has ended within so many seconds."""
+        deadline = time.monotonic() + seconds
+        while self.code is None and time.monotonic() < deadline:
+            pid, code = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.code = os.waitstatus_to_exitcode(code)
+            else:
+                time.sleep(0.01)
+        return self.code is not None
+
+    def said(self) -> str:
+        """What it has printed."""
+        return self.log.read_text() if self.log.is_file() else ""
+
+    def processes(self) -> list[int]:
+        """The processes of the run, its workers and their server among them."""
+        found, mark = [], f"{MARK}={self.mark}".encode()
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                if mark in (path / "environ").read_bytes().split(b"\0"):
+                    found.append(int(path.name))
+            except OSError:
+                continue
+        return found
+
+    def workers(self) -> list[int]:
+        """Those of its processes that train, when there are several."""
+        return sorted(self.processes())[-2:] if len(self.processes()) > 2 else []
+
+    def left(self) -> list[str]:
+        """What it has left behind but should not."""
+        files = [*self.folder.rglob("*.tmp"), *self.temporary.iterdir()]
+        return [str(path) for path in files] + [f"process {pid}" for pid in self.processes()]
+
+
+def wait_for(moment: str, run: Run, generator: random.Random) -> None:
+    """Wait until a run is there, or has ended."""
+    last, until = run.folder / "checkpoints/last.ckpt", time.monotonic() + RUN_S
+    if moment == "start":
+        run.wait(generator.uniform(0.0, 1.5))
+        return
+    while not run.wait(0) and time.monotonic() < until:
+        if moment in ("training", "validation") and last.exists():
+            run.wait(generator.uniform(0.0, 0.3))
+            return
+        if moment == "checkpoint" and any((run.folder / "checkpoints").glob("*.tmp")):
+            return
+        if moment == "after" and last.exists() and _epoch(last) == 3:
+            return
+        time.sleep(0.001)
+
+
+def _epoch(path: Path) -> int:
+    from sglight.archive import read_plain
+
+    try:
+        return int(read_plain(path, "it")["epoch"])
+    except ValueError:
+        return -1
+
+
+def kill(run: Run, victim: str, signum: int, moment: str, generator: random.Random) -> list[str]:
+    """Send a signal, and tell what was wrong with the end."""
+    wait_for(moment, run, generator)
+    target = run.pid
+    if victim == "worker" and (workers := run.workers()):
+        target = generator.choice(workers)
+    over = run.wait(0)
+    if not over:
+        os.kill(target, signum)
+    wrong = []
+    if target != run.pid and signum == signal.SIGINT and not over:
+        if not run.wait(RUN_S):
+            wrong.append("a worker minds Ctrl-C")
+    elif not run.wait(END_S):
+        wrong.append(f"has not ended within {END_S} s")
+        os.kill(run.pid, signal.SIGKILL)
+        run.wait(END_S)
+    deadline = time.monotonic() + 5
+    hard = signum == signal.SIGKILL and target == run.pid
+    while (
+        left := [x for x in run.left() if not (hard and x.endswith(".tmp"))]
+    ) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    wrong += left
+    told, code = status.read(run.folder).get("status"), run.code
+    right = {0: ("finished",), -signal.SIGKILL: ("stopped", None, "finished"), 1: ("failed",)}
+    if told not in right.get(code or 0, ("interrupted", None, "finished")):
+        wrong.append(f"status {told} after exit status {code}")
+    # A signal before the command answers any ends the process by itself.
+    right_codes = (0, 128 + signum, *((-signum,) if moment == "start" else ()))
+    if target == run.pid and not hard and not over and code not in right_codes:
+        wrong.append(f"exit status {code} after signal {signum}")
+    return wrong
+
+
+def go_on(run: Run, words: tuple[str, ...], reference: Path) -> list[str]:
+    """Bring a killed run to its end, and tell in what it differs from one that nobody killed."""
+    if not (run.folder / "metrics.json").is_file():
+        again = Run(
+            run.folder, *words, *(["ckpt=last"] if (run.folder / "checkpoints/last.ckpt").exists() else [])
+        )
+        if not again.wait(RUN_S) or again.code != 0:
+            return [f"going on ended with {again.code}: {again.said()[-600:]}"]
+    a, b = (
+        torch.load(f / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for f in (reference, run.folder)
+    )
+    wrong = [name for name in a if not torch.equal(a[name], b[name])]
+    one, other = (json.loads((f / "metrics.json").read_text()) for f in (reference, run.folder))
+    return [*wrong, *(key for key in SAME if one[key] != other[key])]
+
+
+def kills(count: int, seed: int, share: float) -> bool:
+    """Kill so many runs; whether all was right."""
+    generator, told = random.Random(seed), Counter[str]()
+    with tempfile.TemporaryDirectory() as where:
+        references: dict[tuple[str, ...], Path] = {}
+        for k in range(count):
+            strategy = STRATEGIES[k % len(STRATEGIES)]
+            several = generator.random() < share
+            words = (f"strategy={strategy}", f"trainer.devices={2 if several else 1}")
+            if words not in references:
+                references[words] = Path(where, f"reference-{strategy}-{several}")
+                if not Run(references[words], *words).wait(RUN_S):
+                    raise TimeoutError(f"{words} takes too long")
+            signum, moment = generator.choice(SIGNALS), MOMENTS[k // len(STRATEGIES) % len(MOMENTS)]
+            victim = generator.choice(("parent", "worker")) if several else "parent"
+            run = Run(Path(where, str(k)), *words)
+            wrong = kill(run, victim, signum, moment, generator)
+            state = status.read(run.folder).get("status", "nothing yet")
+            wrong += go_on(run, words, references[words])
+            told["wrong" if wrong else state] += 1
+            name = signal.Signals(signum).name
+            print(
+                f"{k}: {' '.join(words)} {name} to {victim}, {moment}: {state} {'; '.join(wrong)}", flush=True
+            )
+    print(dict(told))
+    return not told["wrong"]
+
+
+def flips(count: int, seed: int) -> bool:
+    """Damage a checkpoint so many times; whether each was refused in a sentence."""
+    generator, refused = random.Random(seed), 0
+    with tempfile.TemporaryDirectory() as where:
+        first = Run(Path(where, "a"))
+        if not first.wait(RUN_S) or first.code:
+            raise RuntimeError(first.said())
+        path = Path(where, "a/checkpoints/last.ckpt")
+        whole = path.read_bytes()
+        for k in range(count):
+            place = generator.randrange(len(whole))
+            changed = bytearray(whole)
+            if k % 2:
+                del changed[place:]
+            else:
+                changed[place] ^= 1 << generator.randrange(8)
+            path.write_bytes(changed)
+            run = Run(Path(where, f"b{k}"), f"ckpt={path}", f"mode={generator.choice(('fit', 'test'))}")
+            run.wait(RUN_S)
+            lines = run.said().splitlines()
+            good = run.code == 1 and len(lines) == 1 and "is damaged" in lines[0]
+            refused += good
+            if not good:
+                print(f"{'cut at' if k % 2 else 'flipped'} {place} of {len(whole)}: {run.code} {lines[-3:]}")
+    print(f"{refused} of {count} refused in a sentence")
+    return refused == count
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("kills", "flips"))
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--share", type=float, default=0.5, help="of runs on two workers")
+    options = parser.parse_args()
+    fine: Any = (
+        kills(options.count, options.seed, options.share)
+        if options.what == "kills"
+        else flips(options.count, options.seed)
+    )
+    sys.exit(not fine)
+
+
+if __name__ == "__main__":
+    main()

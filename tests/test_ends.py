@@ -1,0 +1,210 @@
+"""How runs end: by signals, by numbers that are none, on a full disk, and where something else writes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sglight import signals, status
+from sglight import start as start_module
+from sglight.config import check
+from sglight.errors import Diverged, Terminated, UserError
+from sglight.output import Tolerant
+from sglight.strategies.training import StagedTraining
+from tests.test_experiment import SMALL, metrics, weights
+
+
+@pytest.fixture
+def start(compose_config):
+    """``start(folder, *overrides)`` does a small run by backpropagation."""
+
+    def run(folder: Path, *overrides: str) -> float:
+        return start_module.run(check(compose_config(*SMALL, "strategy=backprop", *overrides)), folder)
+
+    return run
+
+
+def state(folder: Path) -> str:
+    return str(json.loads((folder / "status.json").read_text())["status"])
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def answered():
+    """Signals are answered as in the command."""
+    before = signals.answer()
+    yield
+    signals.answer()
+    signals.restore(before)
+
+
+@pytest.mark.parametrize("strategy", ["backprop", "dni", "delayed", "multilevel", "pvd"])
+def test_a_run_that_is_asked_to_end_writes_a_checkpoint_and_goes_on_bit_for_bit(
+    start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answered: None, strategy: str
+) -> None:
+    common = (f"strategy={strategy}", "trainer.max_epochs=2", "dataset.batch_size=16")
+    start(tmp_path / "whole", *common)
+    end_batch = StagedTraining.end_batch
+
+    def killed(self: Any, *args: Any, **kwargs: Any) -> None:
+        end_batch(self, *args, **kwargs)
+        if self.current_epoch == 1 and self.runtime.batch == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(StagedTraining, "end_batch", killed)
+    with pytest.raises(Terminated):
+        start(tmp_path / "killed", *common)
+    monkeypatch.setattr(StagedTraining, "end_batch", end_batch)
+    assert state(tmp_path / "killed") == "interrupted"
+    assert not list((tmp_path / "killed").rglob("*.tmp"))
+    ckpt = tmp_path / "killed/checkpoints/last.ckpt"
+    assert torch.load(ckpt, weights_only=True)["global_step"] == 8
+    signals.answer()
+    start(tmp_path / "killed", *common, f"ckpt={ckpt}")
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    whole, resumed = metrics(tmp_path / "whole"), metrics(tmp_path / "killed")
+    for name in ("test/acc", "test/loss", "val/acc", "train/loss", "run/steps", "run/config_hash"):
+        assert whole[name] == resumed[name], name
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_in_a_process_of_its_own(tmp_path: Path, signum: int, code: int) -> None:
+    script = (
+        "import sys, time, types; m = types.ModuleType('sglight.experiment'); "
+        "m.run = lambda plain, folder: (print('go', flush=True), time.sleep(60)); sys.modules[m.__name__] = m; "
+        "from sglight.__main__ import main; sys.argv = ['sglight', 'hydra.run.dir=here']; main()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "go\n"
+        process.send_signal(signum)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, state(tmp_path / "here")) == (code, "interrupted")
+    assert err.startswith("interrupted in ") and len(err.splitlines()) == 1
+
+
+def test_a_training_that_diverges_ends_at_once_and_leaves_the_best_as_it_was(start, tmp_path: Path) -> None:
+    common = ("strategy.optimizer.name=sgd", "model.activation=relu")
+    start(tmp_path, *common, "trainer.max_epochs=1")
+    best = (tmp_path / "checkpoints/best.ckpt").read_bytes()
+    ckpt = f"ckpt={tmp_path}/checkpoints/last.ckpt"
+    with pytest.raises(Diverged, match=r"epoch \d; lower strategy\.optimizer\.lr"):
+        start(tmp_path, *common, "trainer.max_epochs=9", ckpt, "strategy.optimizer.lr=1e6")
+    assert (tmp_path / "checkpoints/best.ckpt").read_bytes() == best
+    assert state(tmp_path) == "diverged"
+    found = metrics(tmp_path)
+    assert (found["run/status"], found["run/monitored"]) == ("diverged", None)
+
+
+def test_a_rate_that_overflows_is_a_divergence(
+    start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflow(*_: Any, **__: Any) -> None:
+        float(10**400)
+
+    monkeypatch.setattr(StagedTraining, "end_batch", overflow)
+    with pytest.raises(Diverged, match=r"lower strategy\.scheduler\.gamma"):
+        start(tmp_path)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
+    start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(tmp_path, "trainer.max_epochs=1")
+    before = (tmp_path / "checkpoints/last.ckpt").read_bytes()
+    for error in (
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("PytorchStreamWriter failed"),
+    ):
+
+        def full(self: Any, path: Any, error: Exception = error, **_: Any) -> None:
+            Path(path).write_bytes(b"half")
+            raise error
+
+        monkeypatch.setattr("pytorch_lightning.Trainer.save_checkpoint", full)
+        with pytest.raises(UserError, match=r"cannot be written: .*; make room there, or .* hydra\.run\.dir"):
+            start(tmp_path, "trainer.max_epochs=2", f"ckpt={tmp_path}/checkpoints/last.ckpt")
+        assert (tmp_path / "checkpoints/last.ckpt").read_bytes() == before
+        assert not list(tmp_path.rglob("*.tmp"))
+        monkeypatch.undo()
+
+
+def test_the_status_is_written_even_where_no_new_file_has_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(RuntimeError), status.recorded(tmp_path):  # noqa: PT012
+        monkeypatch.setattr("sglight.status.replacing", full)
+        raise RuntimeError("a bug")
+    assert state(tmp_path) == "failed"
+
+
+def test_a_folder_has_one_writer(start, tmp_path: Path) -> None:
+    with status.recorded(tmp_path):
+        before = contents(tmp_path)
+        with pytest.raises(
+            UserError, match=rf"process {os.getpid()} on .* wait for its end, or give another"
+        ):
+            start(tmp_path)
+        assert contents(tmp_path) == before
+    with status.recorded(tmp_path):
+        pass
+
+
+def test_a_process_with_the_number_of_a_run_is_not_taken_for_it(tmp_path: Path) -> None:
+    with status.recorded(tmp_path):
+        told = json.loads((tmp_path / "status.json").read_text())
+        assert status.read(tmp_path)["status"] == "running"
+        (tmp_path / "status.json").write_text(json.dumps(told | {"started": told["started"] - 1}))
+        assert status.read(tmp_path)["status"] == "stopped"
+
+
+def test_a_refused_command_changes_nothing_of_a_finished_run(start, tmp_path: Path) -> None:
+    start(tmp_path)
+    before = contents(tmp_path)
+    for change in ("dataset.validation_fraction=0.1", "trainer.accelerator=gpu"):
+        change = change if "accel" in change else "dataset.train_points=1"
+        with pytest.raises(UserError):
+            start(tmp_path, change)
+        assert contents(tmp_path) == before
+
+
+def test_variables_that_a_scheduler_has_left_do_not_matter(
+    start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "1", "SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "x"}.items():
+        monkeypatch.setenv(name, value)
+    start(tmp_path, "trainer.max_epochs=1")
+    assert list(tmp_path.glob("events.*")) and metrics(tmp_path)["run/workers"] == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's")
+def test_output_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
+    stream = Tolerant(open("/dev/full", "wb"), "ascii", "replace", line_buffering=True)  # noqa: SIM115
+    for text in ("─ a line\n", "another\n", "x" * 99999):
+        stream.write(text)
+        stream.flush()
+    stream.close()
+    with Tolerant((tmp_path / "out").open("wb"), "ascii", "replace") as stream:
+        stream.write("─ 1\n")
+    assert (tmp_path / "out").read_text() == "? 1\n"
