@@ -5,68 +5,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from functools import partial
 from math import inf
-from operator import ge, le
+from operator import le
 from os import environ
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from sglight.data.schema import CLOUD_CLASSES, MOST_NOISE, MOST_POINTS
+from sglight.data.schema import CLOUD_CLASSES
 from sglight.errors import UserError
 from sglight.explain import did_you_mean
+from sglight.ranges import check_ranges
 from sglight.schema import BackpropConfig, Dynamics, EstimatorConfig, EstimatorName, LossConfig, PVDConfig
 from sglight.strategies.cuts import given_cuts
 from sglight.strategies.levels import first_epochs, make_levels
 
 # Set in every process that torchrun starts.
 TORCHRUN = "TORCHELASTIC_RUN_ID"
-AT_LEAST = {
-    1: (
-        "dataset.batch_size dataset.eval_batch_size dataset.train_points dataset.val_points dataset.test_points "
-        "dataset.size dataset.channels model.kernel_size model.groups strategy.stages strategy.levels "
-        "strategy.microbatches "
-        "strategy.scheduler.step_epochs "
-        "strategy.estimator.kernel_size strategy.estimator.every_n_batches trainer.devices trainer.num_nodes "
-        "trainer.max_epochs trainer.log_every_n_steps trainer.check_val_every_n_epoch trainer.threads "
-        "callbacks.checkpoint.every_n_epochs callbacks.figures.every_n_epochs callbacks.progress.refresh_rate "
-        "callbacks.early_stopping.patience callbacks.timeline.batches callbacks.stability.every_n_epochs "
-        "callbacks.stability.samples callbacks.stability.iterations strategy.processors strategy.local_steps "
-        "strategy.synchronisation_steps strategy.objective_samples strategy.chunk_samples"
-    ),
-    0: (
-        "seed dataset.seed dataset.data_seed dataset.crop_padding model.gamma "
-        "model.init_scale strategy.lag strategy.optimizer.weight_decay strategy.estimator.optimizer.weight_decay "
-        "strategy.scheduler.warmup_epochs strategy.scheduler.patience strategy.regularisation.smoothness "
-        "strategy.regularisation.classifier_smoothness strategy.diagnose_every_n_batches trainer.fast_dev_run "
-        "callbacks.stability.exact_up_to strategy.min_decrease"
-    ),
-}
-POSITIVE = (
-    "trainer.idle_timeout_s strategy.optimizer.lr "
-    "strategy.estimator.optimizer.lr strategy.clip_norm "
-    "strategy.scheduler.gamma"
-)
-BELOW_ONE = (
-    "strategy.optimizer.momentum strategy.optimizer.delay_momentum strategy.estimator.optimizer.momentum"
-)
-FRACTIONS = "dataset.validation_fraction dataset.test_fraction"
 POINTS = "dataset.train_points dataset.val_points dataset.test_points"
 PARTS = "trainer.limit_train_batches trainer.limit_val_batches trainer.limit_test_batches"
 
 
 def check_values(cfg: DictConfig) -> None:
     """Refuse single values out of their range."""
-    for least, keys in AT_LEAST.items():
-        _each(cfg, keys, partial(le, least), f"it must be at least {least}")
-    _each(cfg, POSITIVE, lambda v: 0 < v < inf, "it must be greater than 0")
-    _each(cfg, BELOW_ONE, lambda v: 0 <= v < 1, "it must be at least 0 and less than 1")
-    _each(cfg, "dataset.memory_limit dataset.max_megapixels", lambda v: v > 0, "it must be greater than 0")
-    _each(cfg, "dataset.noise", lambda v: 0 <= v <= MOST_NOISE, f"it must be from 0 to {MOST_NOISE:g}")
-    _each(cfg, FRACTIONS, lambda v: 0 < v < 1, "it must be above 0 and less than 1")
+    check_ranges(cfg)
     _check_points(cfg)
-    _each(cfg, "strategy.target_accuracy", lambda v: 0 < v <= 1, "it must be above 0 and up to 1")
-    _each(cfg, "strategy.scheduler.min_factor", lambda v: 0 <= v <= 1, "it must be from 0 to 1")
     _each(
         cfg,
         PARTS,
@@ -75,18 +38,14 @@ def check_values(cfg: DictConfig) -> None:
     )
     for key in ("strategy.optimizer.betas", "strategy.estimator.optimizer.betas"):
         betas = OmegaConf.select(cfg, key)
-        if _numbers(betas) and (len(betas) != 2 or not all(0 <= beta < 1 for beta in betas)):
+        if _numbers(betas) and len(betas) != 2:
             raise UserError(f"{key}={betas} is not allowed; it must be two numbers from 0 to less than 1")
-    hidden = OmegaConf.select(cfg, "strategy.estimator.hidden")
-    if _numbers(hidden) and any(width < 1 for width in hidden):
-        raise UserError(f"strategy.estimator.hidden={hidden} is not allowed; each width must be at least 1")
 
 
 def _check_points(cfg: DictConfig) -> None:
-    """Refuse fewer points than a cloud has classes, and more than memory has room for."""
+    """Refuse fewer points than a cloud has classes."""
     classes = CLOUD_CLASSES.get(str(OmegaConf.select(cfg, "dataset.name")), 1)
     _each(cfg, POINTS, partial(le, classes), f"it must be at least {classes}, a point of each class")
-    _each(cfg, POINTS, partial(ge, MOST_POINTS), f"it must be at most {MOST_POINTS}")
 
 
 def check_model(model: DictConfig) -> None:
@@ -251,18 +210,18 @@ def _check_levels(cfg: DictConfig, count: int, steps: Sequence[int]) -> None:
         raise UserError(
             f"strategy.level={level} is not allowed; set its keys instead: strategy.level.mode ..."
         )
-    try:
-        levels = make_levels(count, level)
-        if not cfg.trainer.fast_dev_run:
-            first_epochs(levels, cfg.trainer.max_epochs)
-    except ValueError as error:
-        raise UserError(str(error)) from error
     finer = 2 ** (count - 1)
     if bad := [n for n in steps if n % finer]:
         raise UserError(
             f"strategy.levels={count} halves the steps {count - 1} times, but model.steps={bad[0]} is no multiple of "
             f"{finer}; choose one, or fewer levels"
         )
+    try:
+        levels = make_levels(count, level)
+        if not cfg.trainer.fast_dev_run:
+            first_epochs(levels, cfg.trainer.max_epochs)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     coarsest = (
         sum(steps)
         * (len(_per_segment("channels", cfg.model.channels, int)) if len(steps) == 1 else 1)
@@ -342,6 +301,8 @@ def check_trainer(trainer: DictConfig) -> None:
         _one_of("trainer.profiler", trainer.profiler, ("simple", "advanced", "pytorch"))
     if trainer.max_time is not None and not re.fullmatch(r"\d\d:\d\d:\d\d:\d\d", trainer.max_time):
         raise UserError(f"trainer.max_time={trainer.max_time} is not of the form DD:HH:MM:SS, as 00:01:30:00")
+    if trainer.max_time is not None and not trainer.max_time.strip("0:"):
+        raise UserError(f"trainer.max_time={trainer.max_time} is no time; give more, or null for no limit")
 
 
 def check_files(cfg: DictConfig) -> None:

@@ -4,9 +4,10 @@
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
+from os import W_OK, X_OK, access
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
@@ -14,15 +15,20 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.experimental.callback import Callback
-from hydra.utils import to_absolute_path
-from omegaconf import Container, DictConfig, OmegaConf, read_write
+from omegaconf import Container, DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from sglight import checks
+from sglight.archive import check_whole, read_record
 from sglight.data.schema import SCHEMAS as DATASETS
+from sglight.effects import check_effects, check_monitors
 from sglight.errors import UserError
 from sglight.explain import explain, unknown_key
+from sglight.finding import absolute, resolve_ckpt, with_record
+from sglight.resumption import check_same
+from sglight.room import check_room
 from sglight.schema import STRATEGIES, Config
+from sglight.status import Contents, beside, locked
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF = next(
@@ -64,17 +70,30 @@ def check(cfg: DictConfig) -> DictConfig:
     cfg = deepcopy(cfg)
     _check_complete(cfg)
     _check_keys(cfg, "")
+    cfg.ckpt = resolve_ckpt(cfg.ckpt, cfg)
+    if cfg.ckpt is not None and Path(cfg.ckpt).is_file():
+        cfg = with_record(cfg)
     for key in PATHS:
         if (value := OmegaConf.select(cfg, key)) is not None:
-            OmegaConf.update(cfg, key, _absolute(value))
+            try:
+                OmegaConf.update(cfg, key, absolute(key, value))
+            except UserError:
+                if key != "data_dir" or "data_dir" in cfg.dataset:  # otherwise nobody needs it
+                    raise
     checks.check_targets(cfg)
     checks.check_values(cfg)
     checks.check_model(cfg.model)
+    check_room(cfg)
     checks.check_strategy(cfg)
     checks.check_trainer(cfg.trainer)
     checks.check_workers(cfg)
-    cfg.ckpt = resolve_ckpt(cfg.ckpt)
+    check_monitors(cfg)
+    check_effects(cfg, _given())
     checks.check_files(cfg)
+    if cfg.ckpt is not None:
+        check_whole(Path(cfg.ckpt), f"ckpt={cfg.ckpt}")
+        if record := read_record(Path(cfg.ckpt), f"ckpt={cfg.ckpt}"):
+            check_same(record["config"], to_plain(cfg), f"ckpt={cfg.ckpt}")
     return cfg
 
 
@@ -113,31 +132,8 @@ def _sections(given: Mapping[str, Any], schema: type, prefix: str) -> dict[str, 
     return found
 
 
-def resolve_ckpt(ckpt: str | None) -> str | None:
-    """The absolute path of the checkpoint that `ckpt` stands for.
-
-    `last` is the run folder's own `checkpoints/last.ckpt` if there is one (the same `hydra.run.dir` again),
-    otherwise the newest of a run of the same dataset, model and strategy under `outputs`. A run's folder stands for
-    its last checkpoint.
-    """
-    if ckpt is None:
-        return None
-    if ckpt != "last":
-        path = Path(_absolute(ckpt))
-        return str(path / "checkpoints" / "last.ckpt" if path.is_dir() else path)
-    if not HydraConfig.initialized():
-        raise UserError("ckpt=last is known to the command only; give the path of a checkpoint")
-    hydra = HydraConfig.get()
-    own = Path(_absolute(hydra.runtime.output_dir), "checkpoints", "last.ckpt")
-    if own.is_file():
-        return str(own)
-    choices = "-".join(hydra.runtime.choices[group] for group in ("dataset", "model", "strategy"))
-    found = _last_checkpoints(Path(_absolute("outputs")), choices)
-    if newest := max(found, key=lambda path: path.stat().st_mtime, default=None):
-        return str(newest)
-    raise UserError(
-        f"ckpt=last finds no run of {choices} with a checkpoint under outputs/; give the path of one"
-    )
+# What earlier runs have left in the folders of those that begin in this process, see `sglight.status.beside`.
+EARLIER: dict[Path, Contents] = {}
 
 
 class CheckFirst(Callback):
@@ -152,11 +148,54 @@ class CheckFirst(Callback):
         with read_write(cfg.hydra):
             cfg.hydra.runtime.output_dir = cfg.hydra.run.dir
         HydraConfig.instance().set_config(cfg)
-        cfg.pop("hydra")
+        run = cfg.pop("hydra").run
         try:
-            check(cfg)
+            self._check(config, cfg, Path(absolute("hydra.run.dir", run.dir)))
         except UserError as error:
             raise SystemExit(f"error: {error}") from None
+
+    def _check(self, config: DictConfig, cfg: DictConfig, folder: Path) -> None:
+        checked = check(cfg)
+        check_writable("hydra.run.dir", folder)
+        if folder.is_dir():
+            with locked(folder):
+                EARLIER[folder.resolve()] = beside(folder)
+        if checked.ckpt is not None:
+            _name_after_checkpoint(config, read_record(Path(checked.ckpt), f"ckpt={checked.ckpt}"))
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Refuse a folder that cannot be written."""
+        try:
+            check_writable("hydra.sweep.dir", Path(absolute("hydra.sweep.dir", config.hydra.sweep.dir)))
+        except UserError as error:
+            raise SystemExit(f"error: {error}") from None
+
+
+def check_writable(key: str, folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to."""
+    there = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
+    if not there.is_dir():
+        what = "a link to nowhere" if there.is_symlink() else "not a folder"
+        raise UserError(f"{key}={folder}: {there} is {what}; remove it, or give another {key}")
+    if not access(there, W_OK | X_OK):
+        raise UserError(f"{key}={folder}: {there} cannot be written; give another {key}")
+
+
+def _name_after_checkpoint(config: DictConfig, record: dict[str, Any]) -> None:
+    """Let the run's folder be named by what the checkpoint is of, where the command line does not say it."""
+    given = {override.partition("=")[0] for override in HydraConfig.get().overrides.task}
+    if record and "seed" not in given:
+        config.seed = record["config"]["seed"]
+    for group, choice in record.get("choices", {}).items():
+        if group not in given:
+            with read_write(config.hydra), open_dict(config.hydra):
+                config.hydra.runtime.choices[group] = choice
+
+
+def _given() -> list[str]:
+    """The keys that the command line gives; none in a script."""
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return [override.lstrip("+").partition("=")[0] for override in overrides]
 
 
 def _check_complete(cfg: DictConfig) -> None:
@@ -179,16 +218,6 @@ def _check_keys(node: DictConfig, prefix: str) -> None:
             raise UserError(unknown_key(f"{prefix}{key}", node, CONF, known))
         if isinstance(child := node[key], DictConfig):
             _check_keys(child, f"{prefix}{key}.")
-
-
-def _last_checkpoints(outputs: Path, choices: str) -> Iterator[Path]:
-    for folder in (f"*/*-{choices}", f"multirun/*/*/*-{choices}"):
-        yield from outputs.glob(f"{folder}/checkpoints/last.ckpt")
-        yield from outputs.glob(f"{folder}-seed*/checkpoints/last.ckpt")
-
-
-def _absolute(path: str) -> str:
-    return to_absolute_path(str(Path(path).expanduser()))
 
 
 def _varied() -> str:

@@ -24,6 +24,7 @@ ELSEWHERE = {
     "trainer.max_steps": "use trainer.max_epochs or trainer.limit_train_batches",
     "trainer.strategy": "where code runs follows from trainer.devices; how stages are trained is strategy=...",
 }
+EXTRAS = ("joblib", "submitit")  # of launchers
 WORDS: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
@@ -69,7 +70,7 @@ def unknown_key(key: str, parent: Any, conf: Path, known: Iterable[str] | None =
     if owners := _owners(key, conf):
         return f"{key} is a key of {owners}, not of the chosen one; choose that, or leave the key out"
     if not close and isinstance(parent, DictConfig):
-        close = [path for path in _paths(parent._get_root()) if path.endswith(f".{name}")]
+        close = [path for path in _paths(parent._get_root()) if path.endswith(f".{name}") and path != key]
     if close:
         return f"{key} is unknown; did you mean {_either(close)}?"
     if not siblings:
@@ -102,6 +103,9 @@ def _unknown_choice(error: MissingConfigException, conf: Path) -> str:
         options = [f"{folder}/{file.stem}" for file in inside] or options
     if not choice:
         return f"there is no config {group}"
+    if group == "hydra/launcher" and choice.partition("_")[0] in EXTRAS:
+        extra = choice.partition("_")[0]
+        return f"{group}={choice} is not installed; install it with pip install 'sglight[{extra}]'"
     return f"{group}={choice} is unknown; {did_you_mean(choice, options)}"
 
 
@@ -153,6 +157,10 @@ REPHRASED = [
     (
         r"Interpolation key '(?P<i>[^']*)' not found\n\s*full_key: (?P<o>\S*)",
         "{o} refers to ${{{i}}}, which is no key",
+    ),
+    (
+        r"Ambiguous value for argument '(?P<o>(?P<k>[^'=]*)=(?P<v>[^']*/[^']*))'",
+        "{o} gives several values; put a path with a comma in quotes: '{k}=\"{v}\"'",
     ),
     (
         r"Ambiguous value for argument '(?P<o>[^']*)'",

@@ -10,8 +10,9 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from sglight.config import CONF, check, resolve_ckpt, to_plain
+from sglight.config import CONF, check, to_plain
 from sglight.errors import UserError
+from sglight.finding import resolve_ckpt
 
 GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name not in ("hydra", "dataset"))
 CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
@@ -102,11 +103,11 @@ REFUSED = {
         ["model.horizon=[1,2]"],
         r"model\.horizon has 2 entries, .*channels=64 makes 1 segments",
     ),
-    "steps": (["model.steps=0"], r"model\.steps=0 .* positive whole number"),
+    "steps": (["model.steps=0"], r"model\.steps=0 .* at least 1"),
     "steps list": (["model.steps=[4,2.5]"], r"model\.steps=\[4, 2\.5\] .* whole number"),
     "steps empty": (["model.steps="], r"model\.steps="),
     "steps true": (["model.steps=true"], r"model\.steps=True"),
-    "horizon": (["model.horizon=-1"], r"model\.horizon=-1 .* positive number"),
+    "horizon": (["model.horizon=-1"], r"model\.horizon=-1 .* greater than 0"),
     "horizon text": (["model.horizon=long"], r"model\.horizon=long"),
     "channels": (["model.channels=[]"], r"model\.channels=\[\]"),
     "head": (["model.head=pool"], r"model\.head=pool .* model\.kernel=conv"),
@@ -161,7 +162,10 @@ REFUSED = {
         ["strategy=pvd", "strategy.local_solver=lbfgs", "strategy.clip_norm=1"],
         r"strategy\.clip_norm .* strategy\.local_solver=lbfgs",
     ),
-    "target": (["strategy=pvd", "strategy.target_accuracy=2"], r"strategy\.target_accuracy=2\.0 .* up to 1"),
+    "target": (
+        ["strategy=pvd", "strategy.target_accuracy=2"],
+        r"strategy\.target_accuracy=2\.0 .* at most 1",
+    ),
     "nodes": (["trainer.num_nodes=2"], r"trainer\.num_nodes=2 needs torchrun .*--nnodes 2"),
     "idle": (["trainer.idle_timeout_s=0"], r"trainer\.idle_timeout_s=0"),
     "timeline": (["callbacks.timeline.batches=0"], r"callbacks\.timeline\.batches=0 .* at least 1"),
@@ -171,9 +175,9 @@ REFUSED = {
     "part": (["trainer.limit_train_batches=1.5"], r"trainer\.limit_train_batches=1\.5"),
     "batch": (["dataset.batch_size=0"], r"dataset\.batch_size=0 .* at least 1"),
     "split": (["dataset.validation_fraction=1.0"], r"dataset\.validation_fraction=1\.0 .* less than 1"),
-    "no split": (["dataset.validation_fraction=0"], r"dataset\.validation_fraction=0\.0 .* above 0"),
+    "no split": (["dataset.validation_fraction=0"], r"dataset\.validation_fraction=0\.0 .* greater than 0"),
     "no memory": (["dataset.memory_limit=0"], r"dataset\.memory_limit=0\.0 .* greater than 0"),
-    "loud": (["dataset=peaks", "dataset.noise=.inf"], r"dataset\.noise=inf .* from 0 to"),
+    "loud": (["dataset=peaks", "dataset.noise=.inf"], r"dataset\.noise=inf .* at most"),
     "few points": (
         ["dataset=peaks", "dataset.val_points=4"],
         r"dataset\.val_points=4 .* at least 5, a point of each",

@@ -1,6 +1,7 @@
 """The command: help, mistakes in one sentence, failing jobs, Ctrl-C, from anywhere."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -17,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 import sglight.__main__ as command
 from sglight.completed import config_hash
 from sglight.config import to_plain
-from sglight.errors import UserError
+from sglight.errors import Diverged, Terminated, UserError
 from sglight.report.runs import find_runs
 
 RUNS = [sys.executable, "-m", "sglight"]
@@ -122,6 +123,13 @@ MISTAKES = {
     "+model.steps=3": "model.steps is there already; write it without the +",
     "+model=resnet": "model is chosen already; write it without the +",
     "strategy.stages=99": "strategy.stages=99 is more than the network's 8 time steps",
+    "model=[resnet]": "model=[resnet] is a list, but there is one model; write model=resnet",
+    "+strategy.lagg=2": "strategy.lagg is unknown; did you mean strategy.lag?",
+    "+dataset.foo=2": "dataset.foo is unknown; the keys here are",
+    "hydra/launcher=joblib": "hydra/launcher=joblib is not installed; install it with pip install 'sglight[joblib]'",
+    "data_dir=/a/b,c": "put a path with a comma in quotes: 'data_dir=\"/a/b,c\"'",
+    "--multirn": "--multirn is unknown; did you mean --multirun?",
+    "strategy.optimizer.momentum=0.5": "momentum=0.5 has no effect with strategy.optimizer.name=adam; leave it out",
 }
 
 
@@ -171,6 +179,61 @@ def test_a_users_mistake_in_the_run_is_one_sentence(call):
     done = call(run=fail(UserError("dataset.raw_dir=x has no train-images")))
     assert done.status == 1
     assert done.err == "error: dataset.raw_dir=x has no train-images\n"
+
+
+def test_a_folder_that_cannot_be_written_is_named(call, tmp_path):
+    (tmp_path / "outputs").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    for words, sentence in (
+        ([], "outputs is a link to nowhere; remove it, or give another hydra.run.dir"),
+        (["-m", "seed=1,2"], "outputs is a link to nowhere; remove it, or give another hydra.sweep.dir"),
+        (["hydra.run.dir=file/x"], "file is not a folder; remove it, or give another hydra.run.dir"),
+    ):
+        done = call(*words)
+        assert (done.status, len(done.err.splitlines())) == (1, 1)
+        assert sentence in done.err
+
+
+def test_without_a_home_the_data_folder_is_named(call, monkeypatch):
+    def nobody(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", nobody)
+    assert "data_dir=~/.cache/sglight: this user has no home directory; give" in call("dataset=mnist").err
+    assert call().status == 0, "the digits need none"
+
+
+def test_a_job_that_diverges_is_worth_nothing_and_the_others_go_on(call, monkeypatch):
+    returned, job = [], command._job
+    monkeypatch.setattr(command, "_job", lambda cfg: returned.append(job(cfg)) or returned[-1])
+    done = call("-m", "seed=1,2,3", run=fail(Diverged("the loss is nan"), when=lambda cfg: cfg.seed == 2))
+    assert done.status == 1
+    assert [value == 1.0 for value in returned] == [True, False, True] and math.isnan(returned[1])
+    assert "job 1 (seed=2) diverged: the loss is nan" in done.err
+
+
+@pytest.mark.parametrize("arguments", [[], ["-m", "seed=1,2"]])
+def test_a_signal_ends_everything_with_its_number(call, arguments):
+    calls = []
+
+    def terminated(cfg):
+        calls.append(cfg.seed)
+        raise Terminated(signal.SIGTERM)
+
+    done = call(*arguments, run=terminated)
+    assert (done.status, calls) == (143, [1])
+    assert "interrupted in" in done.err and "Traceback" not in done.err
+
+
+def test_who_is_interrupted_hears_how_to_go_on(call, tmp_path):
+    def run(cfg):
+        file = Path(HydraConfig.get().runtime.output_dir, "checkpoints", "last.ckpt")
+        file.parent.mkdir()
+        file.touch()
+        raise KeyboardInterrupt
+
+    done = call("hydra.run.dir=a b", run=run)
+    assert done.err.endswith(f"go on with: python -m sglight ckpt='{tmp_path}/a b'\n")
 
 
 def test_any_other_error_keeps_its_traceback(call):
@@ -350,4 +413,4 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert err == "interrupted\n"
+    assert re.fullmatch(r"interrupted in \S+, before the first checkpoint; begin anew .*\n", err)

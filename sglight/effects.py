@@ -1,0 +1,81 @@
+"""Keys on the command line that would change nothing, or turn a choice into its opposite; imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from sglight.errors import UserError
+
+# Key, the key on whose value its effect depends, and the values for which it has one.
+OPTIMIZER = (
+    ("momentum", "name", ("sgd",)),
+    ("nesterov", "name", ("sgd",)),
+    ("betas", "name", ("adam", "adamw", "nadam")),
+    ("delay_momentum", "name", ("nadam",)),
+)
+EFFECTS = (
+    *((f"strategy.{part}.{key}", f"strategy.{part}.{on}", values)
+      for part in ("optimizer", "estimator.optimizer") for key, on, values in OPTIMIZER),
+    ("strategy.scheduler.step_epochs", "strategy.scheduler.name", ("step",)),
+    ("strategy.scheduler.gamma", "strategy.scheduler.name", ("step", "exponential", "plateau")),
+    ("strategy.scheduler.patience", "strategy.scheduler.name", ("plateau",)),
+    ("strategy.scheduler.min_factor", "strategy.scheduler.name", ("cosine", "plateau")),
+    ("model.kernel_size", "model.kernel", ("conv",)),
+    ("model.groups", "model.normalisation", ("group",)),
+)  # fmt: skip
+ESTIMATOR = {"linear": ("hidden", "kernel_size"), "mlp": ("kernel_size",)}
+
+
+def check_effects(cfg: DictConfig, given: Iterable[str]) -> None:
+    """Refuse keys that are given, to another value than their default, where nothing reads them.
+
+    Args:
+        given: keys on the command line. What presets set may be left without effect by it.
+
+    Raises:
+        UserError: that names the key and the choice that it belongs to.
+    """
+    for key in given:
+        for other, values in _needed(cfg, key):
+            choice = OmegaConf.select(cfg, other)
+            if str(choice) not in values and "." not in str(choice) and not _is_default(cfg, key):
+                raise UserError(
+                    f"{key}={OmegaConf.select(cfg, key)} has no effect with {other}={choice}; leave it out, or choose "
+                    f"{other}={' or '.join(values)}"
+                )
+
+
+def check_monitors(cfg: DictConfig) -> None:
+    """Refuse to take the largest loss, or the smallest accuracy, for the best."""
+    for name in ("checkpoint", "early_stopping"):
+        node = cfg.callbacks[name]
+        for ending, right in (("loss", "min"), ("acc", "max")):
+            if str(node.monitor).endswith(ending) and node.mode.name != right:
+                raise UserError(
+                    f"callbacks.{name}.monitor={node.monitor} with mode={node.mode.name} takes the worst for the best; "
+                    f"set callbacks.{name}.mode={right}"
+                )
+
+
+def _needed(cfg: DictConfig, key: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The choices that a key needs."""
+    yield from ((other, values) for name, other, values in EFFECTS if name == key)
+    part, _, name = key.rpartition(".")
+    if part == "strategy.estimator" and name in ("hidden", "kernel_size"):
+        yield f"{part}.name", tuple(k for k in ("mlp", "conv") if name not in ESTIMATOR.get(k, ()))
+
+
+def _is_default(cfg: DictConfig, key: str) -> bool:
+    part, _, name = key.rpartition(".")
+    schema = OmegaConf.get_type(OmegaConf.select(cfg, part))
+    if not is_dataclass(schema):
+        return True
+    found: list[Any] = [f for f in fields(schema) if f.name == name]
+    default = found[0].default if found and found[0].default is not MISSING else None
+    if found and default is None and found[0].default_factory is not MISSING:
+        default = found[0].default_factory()
+    return bool(OmegaConf.select(cfg, key) == default)
