@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from rich.console import Console
 
 from sglight.errors import UserError
 from sglight.files import replacing
+from sglight.output import escape_unknown
 from sglight.report.groups import tasks
 from sglight.report.measures import compare
 from sglight.report.page import render
@@ -19,10 +22,16 @@ from sglight.report.tables import markdown, print_tables, to_csv
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; a mistake ends it with one sentence and status 1."""
+    escape_unknown()
     options = _parser().parse_args(arguments)
     try:
         report(options)
+        sys.stdout.flush()
     except (UserError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+        if isinstance(error, BrokenPipeError):
+            sys.exit(0)  # whoever reads has enough
         sys.exit(f"error: {error}")
 
 

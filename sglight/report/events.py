@@ -43,7 +43,8 @@ class Record(NamedTuple):
 
 def read_curves(folder: Path) -> dict[str, Curve]:
     """All scalars of the run in ``folder`` by tag; none if nothing is written, or nothing that can be read."""
-    sessions = [session for path in folder.glob(EVENTS) if (session := list(_events(path)))]
+    files = (path for path in folder.glob(EVENTS) if path.is_file())
+    sessions = [session for path in files if (session := list(_events(path)))]
     if sessions:
         return _collect(_one_clock(sorted(sessions, key=lambda session: session[0].time)))
     return _collect(list(_rows(folder / TABLE)))
@@ -80,7 +81,7 @@ def _one_clock(sessions: list[list[Record]]) -> list[Record]:
 def _rows(path: Path) -> Iterator[Record]:
     """The values of Lightning's CSV log, which knows no times, without a row that is still being written."""
     try:
-        text = path.read_text()
+        text = path.read_text() if path.is_file() else ""
     except (OSError, UnicodeDecodeError):
         return
     for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):

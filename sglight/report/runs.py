@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from math import isfinite, nan
+from itertools import islice
+from math import nan
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from sglight import status
 from sglight.report.events import Curve, read_curves
+from sglight.report.reading import MOST_VALUES, cleaned, number, read_json, read_yaml, resolved
 
 # What `metrics.json` must have as numbers if the training did not diverge, in so far as it has them.
 LOSSES = ("test/loss", "val/loss")
@@ -26,7 +23,6 @@ FRESH_S = (
 )
 NAMES = ("dataset", "model", "strategy", "experiment")
 MODELS = {"euler": "resnet"}  # model=resnet has the dynamics euler; the others have the same names
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,8 @@ class Run:
     Attributes:
         folder: where it left its files.
         state: ``finished``; ``diverged`` (finished, but a loss is no number); ``running``; ``failed``; ``interrupted``;
-            ``stopped`` (its process has gone without a word); ``damaged`` (`metrics.json` or the config is unreadable).
+            ``stopped`` (its process has gone without a word); ``tried`` (``debug=fast``); ``damaged`` (`metrics.json`
+            or the config is unreadable).
         reason: why it failed, if known.
         config: its values by dotted key, and the names of the choices under the keys in `NAMES`.
         metrics: the numbers in `metrics.json`.
@@ -82,9 +79,17 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
 
 
 def read_run(folder: Path) -> Run:
-    """The run in ``folder``."""
-    config, written = read_config(folder), _read_json(folder / "metrics.json")
-    metrics = {k: float(v) for k, v in (written or {}).items() if isinstance(v, int | float) and isfinite(v)}
+    """The run in ``folder``; one that cannot be read, for whatever reason, is ``damaged``."""
+    try:
+        return _read(folder)
+    except Exception as error:  # of whatever class: the others are to be told of
+        return Run(folder, "damaged", cleaned(f"it cannot be read: {type(error).__name__}: {error}"[:200]))
+
+
+def _read(folder: Path) -> Run:
+    config, written = read_config(folder), read_json(folder / "metrics.json")
+    numbers = {cleaned(key): number(value) for key, value in (written or {}).items()}
+    metrics = {key: value for key, value in numbers.items() if value is not None}
     changed = max((p.stat().st_mtime for p in folder.rglob("*") if p.is_file()), default=0.0)
     state, reason = _state(folder, config, written, changed)
     curves = _shifted(read_curves(folder), config, metrics)
@@ -93,20 +98,21 @@ def read_run(folder: Path) -> Run:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The resolved config by dotted key, with the names of the choices; empty if it cannot be read."""
-    config = _read_yaml(folder / "config.yaml") or _resolved(folder / ".hydra" / "config.yaml")
+    config = read_yaml(folder / "config.yaml") or resolved(read_yaml(folder / ".hydra" / "config.yaml"))
     if not all(isinstance(config.get(group), dict) for group in ("dataset", "model", "strategy")):
         return {}
-    flat = dict(_flat(config))
-    hydra = _read_yaml(folder / ".hydra" / "hydra.yaml")
+    flat = dict(islice(_flat(cleaned(config)), MOST_VALUES))
+    hydra = read_yaml(folder / ".hydra" / "hydra.yaml")
     for key in ("hydra", "runtime", "choices"):
         below = hydra.get(key)
         hydra = below if isinstance(below, dict) else {}
     choices = hydra
+    dynamics = str(flat.get("model.dynamics"))
     names = {
         "dataset": flat.get("dataset.name"),
-        "model": MODELS.get(flat.get("model.dynamics", ""), flat.get("model.dynamics")),
+        "model": MODELS.get(dynamics, dynamics),
         "strategy": str(flat.get("strategy._target_")).rpartition(".")[2].lower(),
-        **{name: choices[name] for name in NAMES if choices.get(name)},
+        **{name: cleaned(choices[name]) for name in NAMES if isinstance(choices.get(name), str)},
     }
     return {**{k: str(v) for k, v in names.items() if v is not None}, **flat}
 
@@ -128,16 +134,18 @@ def _state(
     folder: Path, config: Mapping[str, Any], written: dict[str, Any] | None, changed: float
 ) -> tuple[str, str]:
     told, guess = status.read(folder), "running" if time.time() - changed < FRESH_S else "stopped"
-    state = told.get("status", guess if written is None else "finished")
+    state = cleaned(told.get("status", guess if written is None else "finished"))
     if not config:
         return ("running" if state == "running" else "damaged"), "its config cannot be read"
     if state != "finished":
-        return state, str(told.get("reason", ""))
+        return state, cleaned(str(told.get("reason", "")))
+    if written is None and config.get("trainer.fast_dev_run"):
+        return "tried", "a dev run leaves no results"
     if not written:
         return "damaged", "metrics.json cannot be read"
-    if any(key in written and not _is_finite(written[key]) for key in LOSSES):
+    if any(key in written and number(written[key]) is None for key in LOSSES):
         return "diverged", "the loss is not finite"
-    return str(written.get("run/status", "finished")), ""
+    return cleaned(str(written.get("run/status", "finished"))), ""
 
 
 def _shifted(
@@ -151,41 +159,9 @@ def _shifted(
     return {tag: c._replace(elapsed=c.elapsed + earlier) for tag, c in curves.items()}
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, empty if it is damaged, None if there is no such file."""
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        value = yaml.load(path.read_text(), _LOADER)
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _resolved(path: Path) -> dict[str, Any]:
-    """Hydra's own copy of the config: there from the very beginning, but not resolved."""
-    try:
-        value = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
-        return {}
-    return dict(value) if isinstance(value, dict) else {}  # type: ignore[arg-type]
-
-
 def _flat(config: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and isfinite(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Sequence
 from io import StringIO
 
@@ -15,9 +16,12 @@ from rich.table import Table
 from sglight.report import units
 from sglight.report.groups import Group, show
 from sglight.report.measures import TARGET, Comparison, Measure
+from sglight.report.reading import cleaned
 from sglight.report.runs import NAMES, Run
 
 RUNS = "runs"
+FORMULA = ("=", "+", "-", "@")
+_NUMBER = re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?")
 
 
 def print_tables(comparisons: Sequence[Comparison], runs: Sequence[Run], console: Console) -> None:
@@ -29,7 +33,12 @@ def print_tables(comparisons: Sequence[Comparison], runs: Sequence[Run], console
     for run in runs:
         if run.state not in ("finished", "running"):
             reason = f": {run.reason}" if run.reason else ""
-            console.print(f"{run.state}: {run.folder}{reason}", soft_wrap=True, highlight=False, markup=False)
+            console.print(
+                f"{run.state}: {cleaned(str(run.folder))}{reason}",
+                soft_wrap=True,
+                highlight=False,
+                markup=False,
+            )
 
 
 def markdown(comparisons: Sequence[Comparison]) -> str:
@@ -56,12 +65,19 @@ def to_csv(comparisons: Sequence[Comparison], runs: Sequence[Run]) -> str:
     label = {id(run): group.label for c in comparisons for group in c.task.groups for run in group.runs}
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["folder", "state", "reason", "setting", "seed", *names, *keys, *metrics])
+    writer.writerow(["folder", "state", "reason", "setting", "seed", *names, *map(_cell, [*keys, *metrics])])
     for run in runs:
         values = [show(run.config[key]) if key in run.config else "" for key in ("seed", *names, *keys)]
         numbers = [f"{run.metrics[key]:.16g}" if key in run.metrics else "" for key in metrics]
-        writer.writerow([str(run.folder), run.state, run.reason, label.get(id(run), ""), *values, *numbers])
+        texts = [str(run.folder), run.state, run.reason, label.get(id(run), ""), *values]
+        writer.writerow([*map(_cell, texts), *numbers])
     return text.getvalue()
+
+
+def _cell(text: str) -> str:
+    """A text that no spreadsheet takes for a formula; numbers as they are."""
+    text = cleaned(text)
+    return f"'{text}" if text.startswith(FORMULA) and not _NUMBER.fullmatch(text) else text
 
 
 def _fitting(comparison: Comparison, console: Console) -> list[Table]:

@@ -80,7 +80,7 @@ def test_before_the_config_is_written_hydras_copy_is_read(tmp_path):
     (folder / "config.yaml").unlink()
     (folder / ".hydra" / "config.yaml").write_text(settings)
     (run,) = find_runs([tmp_path])
-    assert run.state == "running" and run.config["data_dir"] == os.environ["HOME"]
+    assert run.state == "running" and run.config["data_dir"] == "${oc.env:HOME}"
 
 
 def test_the_names_are_those_of_the_command_line(tmp_path):
