@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ class Run:
             code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
         finally:
             sys.stdout.flush()
+            util._exit_function()  # what a process does that was not forked
             os._exit(code)
 
     def wait(self, seconds: float) -> bool:

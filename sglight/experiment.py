@@ -58,7 +58,8 @@ def run(plain: dict[str, Any], folder: Path) -> float:
         if rank == 0:
             name = run_hash(plain, record_of(plain["ckpt"]))
             plain = with_measured_cuts(plain)
-        return _run(*agree((plain, folder, name)), rank)
+        plain, folder, name = agree((plain, folder, name))
+        return _run(plain, folder, name, rank)
 
 
 def _run(plain: dict[str, Any], folder: Path, name: str, rank: int) -> float:
