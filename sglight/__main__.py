@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import signal
 import sys
 import traceback
 from math import nan
@@ -22,12 +21,11 @@ from sglight.checks import TORCHRUN
 from sglight.commandline import arranged
 from sglight.completed import Completed, find_completed
 from sglight.config import CONF, check, to_plain
-from sglight.errors import Diverged, Terminated, UserError
+from sglight.errors import Diverged, UserError, interruption
 from sglight.explain import explain
 from sglight.output import tolerate
 
 COMPOSITION = (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError)
-INTERRUPTED = 128 + signal.SIGINT
 
 
 # Only worker 0 of those that torchrun starts has a folder; it tells the others.
@@ -36,6 +34,8 @@ WITHOUT_FOLDER = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logg
 
 # Jobs of this sweep that have come to no result.
 _diverged: list[str] = []
+# Folders of the runs of this command, of which the last one goes on.
+_begun: list[str] = []
 
 
 class JobFailed(Exception):
@@ -45,6 +45,7 @@ class JobFailed(Exception):
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def launch(cfg: DictConfig) -> float:
     """One run, alone or as a job of a sweep; gives the monitored metric to the sweeper."""
+    _begun.append(to_absolute_path(HydraConfig.get().runtime.output_dir))
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         if TORCHRUN in os.environ:
             raise SystemExit(
@@ -62,6 +63,7 @@ def main() -> None:
     tolerate()
     handlers = signals.answer()
     _diverged.clear()
+    _begun.clear()
     if _torchrun_rank() > 0:
         sys.argv += WITHOUT_FOLDER
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
@@ -73,7 +75,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its exceptions on instead of printing them
     try:
         sys.argv[1:] = arranged(sys.argv[1:])
-        launch()
+        _launch()
         if _diverged:
             sys.exit(f"error: {', '.join(_diverged)} diverged; see the messages above")
     except JobFailed:
@@ -84,17 +86,19 @@ def main() -> None:
         if _came_from_a_run(error):
             raise
         sys.exit(f"error: {explain(error, CONF, sys.argv[1:])}")
-    except KeyboardInterrupt:
-        _interrupted(INTERRUPTED)
-    except Terminated as error:
-        _interrupted(128 + error.signum)
-    except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into exit(1)
-            _interrupted(INTERRUPTED)
-        raise
     finally:
         del os.environ["HYDRA_FULL_ERROR"]
         signals.restore(handlers)
+
+
+def _launch() -> None:
+    """`launch`; a signal ends the process, whatever else went wrong while it was answered."""
+    try:
+        launch()
+    except BaseException as error:  # Lightning turns Ctrl-C into exit(1)
+        if (signum := interruption(error)) is not None:
+            _interrupted(signum)
+        raise
 
 
 def _run(cfg: DictConfig) -> float:
@@ -150,9 +154,9 @@ def _torchrun_rank() -> int:
     return int(os.environ["RANK"]) if TORCHRUN in os.environ else 0
 
 
-def _interrupted(code: int) -> None:
+def _interrupted(signum: int) -> None:
     """Say where the run is and how to go on, and end."""
-    folder = to_absolute_path(HydraConfig.get().runtime.output_dir) if HydraConfig.initialized() else ""
+    folder = _begun[-1] if _begun else ""
     if not folder:
         told = "interrupted"
     elif (Path(folder) / "checkpoints" / "last.ckpt").is_file():
@@ -160,7 +164,7 @@ def _interrupted(code: int) -> None:
     else:
         told = f"interrupted in {folder}, before the first checkpoint; begin anew with the same command"
     print(told, file=sys.stderr)
-    sys.exit(code)
+    sys.exit(128 + signum)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """What went wrong, in one sentence; imports neither torch nor Hydra."""
 
+import signal
+
 
 class UserError(ValueError):
     """A mistake in the command, a file or a set-up.
@@ -28,6 +30,17 @@ class Terminated(BaseException):
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
         self.signum = signum
+
+
+def interruption(error: BaseException | None) -> int | None:
+    """The number of the signal that has brought an exception about, by itself or while it was answered."""
+    while error is not None:
+        if isinstance(error, Terminated):
+            return error.signum
+        if isinstance(error, KeyboardInterrupt):
+            return int(signal.SIGINT)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 class PeerLost(RuntimeError):

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sglight.errors import Diverged, RunFailed, Terminated, UserError
+from sglight.errors import Diverged, RunFailed, UserError, interruption
 from sglight.files import remove_temporaries, replacing
 
 FILE = "status.json"
@@ -42,10 +42,10 @@ def recorded(folder: Path, before: Contents | None = None) -> Iterator[None]:
             yield
         except BaseException as error:
             refused = isinstance(error, UserError) and not isinstance(error, RunFailed)
-            if refused and results and results == _signature(folder):
-                restore(before)
-            elif _interrupts(error):
+            if interruption(error) is not None:
                 _write(folder, {"status": "interrupted", **process})
+            elif refused and results and results == _signature(folder):
+                restore(before)
             else:
                 fail(folder, error, **process)
             raise
@@ -131,13 +131,6 @@ def started(pid: int) -> int | None:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except (OSError, ValueError, IndexError):
         return None
-
-
-def _interrupts(error: BaseException) -> bool:
-    # Lightning turns Ctrl-C into exit(1).
-    return isinstance(error, KeyboardInterrupt | Terminated) or isinstance(
-        error.__context__, KeyboardInterrupt
-    )
 
 
 def _alive(pid: Any, since: Any) -> bool:

@@ -177,7 +177,7 @@ REFUSED = {
     "split": (["dataset.validation_fraction=1.0"], r"dataset\.validation_fraction=1\.0 .* less than 1"),
     "no split": (["dataset.validation_fraction=0"], r"dataset\.validation_fraction=0\.0 .* greater than 0"),
     "no memory": (["dataset.memory_limit=0"], r"dataset\.memory_limit=0\.0 .* greater than 0"),
-    "loud": (["dataset=peaks", "dataset.noise=.inf"], r"dataset\.noise=inf .* at most"),
+    "loud": (["dataset=peaks", "dataset.noise=inf"], r"dataset\.noise=inf .* at most"),
     "few points": (
         ["dataset=peaks", "dataset.val_points=4"],
         r"dataset\.val_points=4 .* at least 5, a point of each",
