@@ -12,7 +12,8 @@ their classes in val/val_annotations.txt, and its test/images/* have none.
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
+from functools import lru_cache
+from posixpath import basename, splitext
 
 from sglight.data.pixels import suffixes
 from sglight.data.sources import Member, Source, printable
@@ -83,7 +84,7 @@ def lay_out(source: Source, members: Iterable[Member]) -> Layout:
     annotated: dict[str, str] = {}
     for member in members:
         found.append(member)
-        if PurePosixPath(member.name).name == ANNOTATIONS and member.read is not None:
+        if member.name.endswith(f"/{ANNOTATIONS}") and member.read is not None:
             annotated |= _annotations(source.read(member).decode(errors="replace"))
     return _Survey(source, found, annotated).layout()
 
@@ -97,7 +98,7 @@ def _annotations(text: str) -> dict[str, str]:
 class _Survey:
     def __init__(self, source: Source, members: list[Member], annotated: dict[str, str]) -> None:
         self.source, self.members, self.annotated = source, members, annotated
-        self.paths = [PurePosixPath(member.name) for member in members]
+        self.paths = [_parts(member.name) for member in members]
         # An archive may hold a name twice: the later file replaces the earlier one where it is unpacked.
         self.number = {path: number for number, path in enumerate(self.paths)}
         self.known = suffixes()
@@ -126,12 +127,12 @@ class _Survey:
         """The path of the highest folder that holds a training folder."""
         tops = set()
         for member, path in zip(self.members, self.paths, strict=True):
-            folders = path.parts if member.folder else path.parts[:-1]
+            folders = path if member.folder else path[:-1]
             for depth, part in enumerate(folders):
                 if _passed_over(part):
                     break
                 if SPLIT_OF.get(part.lower()) == "train":
-                    tops.add(path.parts[: depth + 1])
+                    tops.add(path[: depth + 1])
                     break
         if not tops:
             raise UserError(
@@ -147,8 +148,8 @@ class _Survey:
 
     def _picture(self, number: int, top: tuple[str, ...]) -> Picture | None:
         member, path = self.members[number], self.paths[number]
-        reason = next((reason for part in path.parts if (reason := _passed_over(part))), None)
-        inside = path.parts[len(top) :] if path.parts[: len(top)] == top else ()
+        reason = next((reason for part in path if (reason := _passed_over(part))), None)
+        inside = path[len(top) :] if path[: len(top)] == top else ()
         split = SPLIT_OF.get(inside[0].lower(), "") if inside else ""
         label = inside[1] if len(inside) > 2 or (member.folder and len(inside) == 2) else ""
         if reason is None and split and label:
@@ -158,15 +159,16 @@ class _Survey:
         reason = reason or member.lost
         source = number
         if reason is None and member.target is not None:
-            source = self.number.get(PurePosixPath(member.target), -1)
+            source = self.number.get(_parts(member.target), -1)
             if source < 0 or self.members[source].read is None:
                 reason = "links to what the archive does not hold (tar --dereference packs it)"
         if reason is None and self.number[path] != number:
             reason = "replaced by a later file of the same name"
         if reason is None and not split:
             reason = "outside train/, val/ and test/"
-        if reason is None and path.suffix.lower() not in self.known:
-            reason = f"of an unknown kind ({printable(path.suffix) or 'no extension'})"
+        suffix = splitext(member.name)[1]
+        if reason is None and suffix.lower() not in self.known:
+            reason = f"of an unknown kind ({printable(suffix) or 'no extension'})"
         if reason is None and not label:
             reason = "in no class folder"
         if reason is None:
@@ -186,7 +188,7 @@ class _Survey:
         for picture in pictures:
             label = picture.label
             if picture.split != "train" and label == WITHOUT_CLASS and label not in known:
-                name = PurePosixPath(picture.name).name
+                name = basename(picture.name)
                 if picture.split == "test" or name not in self.annotated:
                     self.ignored["without a class"] += 1
                     continue
@@ -222,6 +224,12 @@ class _Survey:
                 )
 
 
+def _parts(name: str) -> tuple[str, ...]:
+    """The folders that lead to a member, and its own name."""
+    return tuple(part for part in name.split("/") if part not in ("", "."))
+
+
+@lru_cache(4096)  # the folders' names come again and again
 def _passed_over(part: str) -> str | None:
     """Why nothing in a folder or of a file of that name counts."""
     if part.startswith(".") and part != "..":

@@ -18,10 +18,11 @@ from sglight.errors import UserError
 
 RULES = "orientation tags applied; transparency over white; 16 bits a channel scaled to 8"
 # Not all that Pillow knows: some of its readers start other programs, or find a size but no pixels.
-FORMATS = (
-    "AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP",
+FORMATS = (  # tried in this order
+    "JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000", "DIB", "PCX", "QOI", "SGI", "TGA",
 )  # fmt: skip
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
+ORIENTATION = 0x0112  # the tag's number
 LARGE = 4_000_000  # pixels: pictures above are decoded one at a time, each takes many times its size
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -87,7 +88,10 @@ class Decoder:
         return f"has {given}more than dataset.max_megapixels={self.max_megapixels:g}: raise it, or scale the picture"
 
     def _pixels(self, image: Image.Image) -> Pixels:
-        picture = ImageOps.exif_transpose(eight_bits(image))
+        image.load()  # of some formats the tags follow the pixels
+        picture = eight_bits(image)
+        if picture.getexif().get(ORIENTATION, 1) != 1:
+            picture = ImageOps.exif_transpose(picture)
         picture = over_white(picture).convert(self.mode)
         if self.size is not None:
             picture = ImageOps.fit(picture, (self.size, self.size))
