@@ -56,7 +56,7 @@ class Run:
 
     def __init__(self, folder: Path, *words: str) -> None:
         self.folder, self.mark = folder, f"{os.getpid()}-{time.monotonic_ns()}"
-        self.temporary = Path(tempfile.mkdtemp(prefix="e", dir="/tmp"))
+        self.temporary = Path(tempfile.mkdtemp(prefix="t", dir=folder.parent))
         self.log = folder.parent / f"{folder.name}.log"
         self.code: int | None = None
         self.pid = os.fork()
