@@ -134,6 +134,11 @@ def check_strategy(cfg: DictConfig) -> None:
         )
     check_loss(cfg)
     _check_cuts(cfg, total)
+    pieces, samples = _number(cfg, "strategy.microbatches"), _number(cfg, "dataset.batch_size")
+    if pieces is not None and samples is not None and pieces > samples:
+        raise UserError(
+            f"strategy.microbatches={pieces} is more than dataset.batch_size={samples}; use fewer, or leave it null"
+        )
     if "slack" in cfg.strategy and is_dataclass(OmegaConf.get_type(cfg.strategy)):
         _check_delayed(cfg)
     estimator = OmegaConf.select(cfg, "strategy.estimator")
@@ -184,10 +189,11 @@ def _check_delayed(cfg: DictConfig) -> None:
     modes = modes if isinstance(modes, ListConfig) else [modes]
     if "level" in cfg.strategy and "delayed" not in modes:
         return
-    if cfg.strategy.microbatches is not None and cfg.strategy.microbatches > cfg.dataset.batch_size:
+    exact = OmegaConf.select(cfg, "strategy.exact_epochs")
+    if exact and exact >= cfg.trainer.max_epochs and not cfg.trainer.fast_dev_run:
         raise UserError(
-            f"strategy.microbatches={cfg.strategy.microbatches} is more than dataset.batch_size="
-            f"{cfg.dataset.batch_size}; use fewer, or leave it null"
+            f"strategy.exact_epochs={exact:g} leaves no epoch of trainer.max_epochs={cfg.trainer.max_epochs} for late "
+            "gradients; use fewer, or strategy=backprop"
         )
     if cfg.strategy.backward != "rebuilt":
         return

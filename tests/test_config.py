@@ -140,6 +140,22 @@ REFUSED = {
     ),
     "precision": (["trainer.precision=8"], r"trainer\.precision=8 .* choose one of 32-true"),
     "devices": (["trainer.devices=3"], r"trainer\.devices=3 .*3 workers, .*2 stage.* raise strategy\.stages"),
+    "no late epoch": (
+        ("strategy=delayed", "strategy.exact_epochs=3", "trainer.max_epochs=3"),
+        r"strategy\.exact_epochs=3 leaves no epoch of trainer\.max_epochs=3 for late",
+    ),
+    "more pieces than samples": (
+        ("strategy=backprop", "strategy.microbatches=9", "dataset.batch_size=8"),
+        r"strategy\.microbatches=9 is more than dataset\.batch_size=8",
+    ),
+    "one piece on two workers": (
+        ("strategy=backprop", "strategy.stages=2", "strategy.microbatches=1", "trainer.devices=2"),
+        r"strategy\.microbatches=1 leaves all but one of 2 workers idle",
+    ),
+    "cuts of other stages": (
+        ("strategy=dni", "strategy.stages=2", "strategy.cuts=[1,2]"),
+        r"strategy\.cuts=\[1, 2\] makes 3 stages, but strategy\.stages=2",
+    ),
     "workers": (
         ["strategy=backprop", "trainer.devices=2"],
         r"trainer\.devices=2 .*1 stage.* raise strategy\.stages",
