@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from functools import partial
+from importlib.util import find_spec
 from math import inf
 from operator import le
 from os import environ
@@ -23,6 +24,9 @@ from sglight.strategies.levels import first_epochs, make_levels
 # Set in every process that torchrun starts.
 TORCHRUN = "TORCHELASTIC_RUN_ID"
 POINTS = "dataset.train_points dataset.val_points dataset.test_points"
+# Modes that use a trained network, and what formats of `mode=export` need besides.
+DEPLOYMENT = ("predict", "export")
+PACKAGES = {"safetensors": ("safetensors",), "onnx": ("onnx", "onnxscript")}
 PARTS = "trainer.limit_train_batches trainer.limit_val_batches trainer.limit_test_batches"
 
 
@@ -324,6 +328,31 @@ def check_files(cfg: DictConfig) -> None:
         raise UserError(f"ckpt={cfg.ckpt} is not a file; give the path of a checkpoint, or ckpt=last")
     if cfg.mode == "test" and cfg.ckpt is None:
         raise UserError("mode=test needs a checkpoint to evaluate; add ckpt=PATH or ckpt=last")
+    if cfg.mode in DEPLOYMENT:
+        _check_deployment(cfg)
+
+
+def _check_deployment(cfg: DictConfig) -> None:
+    """Refuse to predict or export without a checkpoint, an input, or the packages that it takes."""
+    if cfg.ckpt is None:
+        raise UserError(
+            f"mode={cfg.mode} needs a trained network; add ckpt=PATH, a run's folder or a checkpoint"
+        )
+    if cfg.trainer.devices * cfg.trainer.num_nodes > 1:
+        raise UserError(
+            f"mode={cfg.mode} runs in one process; leave trainer.devices and trainer.num_nodes at 1"
+        )
+    if cfg.mode == "predict" and (cfg.predict.input is None or not Path(cfg.predict.input).exists()):
+        raise UserError(
+            f"predict.input={cfg.predict.input or 'null'} is not there; give a picture, a folder of pictures, or "
+            "a .npy or HDF5 file"
+        )
+    needed = PACKAGES.get(cfg.export.format, ()) if cfg.mode == "export" else ()
+    if missing := [name for name in needed if find_spec(name) is None]:
+        raise UserError(
+            f"export.format={cfg.export.format} needs {' and '.join(missing)}; pip install 'sglight[export]', or "
+            "choose export.format=torch"
+        )
 
 
 def _each(cfg: DictConfig, keys: str, allowed: Callable[[Any], bool], rule: str) -> None:

@@ -38,7 +38,7 @@ CONF = next(
 # Keys whose values tell the jobs of a sweep apart, in the names of their folders.
 VARIED = ("dataset.", "model.", "strategy.", "trainer.devices", "trainer.precision")
 LONGEST_NAME = 100
-PATHS = ("data_dir", "dataset.raw_dir", "dataset.archive", "dataset.path")
+PATHS = ("data_dir", "predict.input", "dataset.raw_dir", "dataset.archive", "dataset.path")
 
 
 def register() -> None:
@@ -70,8 +70,9 @@ def check(cfg: DictConfig) -> DictConfig:
     cfg = deepcopy(cfg)
     _check_complete(cfg)
     _check_keys(cfg, "")
-    cfg.ckpt = resolve_ckpt(cfg.ckpt, cfg)
-    if cfg.ckpt is not None and Path(cfg.ckpt).is_file():
+    cfg.ckpt = resolve_ckpt(_best(cfg.ckpt) if cfg.mode in checks.DEPLOYMENT else cfg.ckpt, cfg)
+    deployed = cfg.mode in checks.DEPLOYMENT  # which asks nothing but the checkpoint
+    if cfg.ckpt is not None and Path(cfg.ckpt).is_file() and not deployed:
         cfg = with_record(cfg)
     for key in PATHS:
         if (value := OmegaConf.select(cfg, key)) is not None:
@@ -92,9 +93,15 @@ def check(cfg: DictConfig) -> DictConfig:
     checks.check_files(cfg)
     if cfg.ckpt is not None:
         check_whole(Path(cfg.ckpt), f"ckpt={cfg.ckpt}")
-        if record := read_record(Path(cfg.ckpt), f"ckpt={cfg.ckpt}"):
+        if not deployed and (record := read_record(Path(cfg.ckpt), f"ckpt={cfg.ckpt}")):
             check_same(record["config"], to_plain(cfg), f"ckpt={cfg.ckpt}")
     return cfg
+
+
+def _best(ckpt: str | None) -> str | None:
+    """The best checkpoint of a run's folder; anything else stays what it is."""
+    best = None if ckpt is None else Path(absolute("ckpt", ckpt), "checkpoints", "best.ckpt")
+    return str(best) if best is not None and best.is_file() else ckpt
 
 
 def check_settings(given: Mapping[str, Any], schema: type) -> None:

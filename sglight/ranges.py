@@ -133,6 +133,7 @@ RANGES: Mapping[str, Range] = {
     "callbacks.progress.refresh_rate": COUNT,
     "callbacks.timeline.batches": COUNT,
     "callbacks.stability.every_n_epochs": COUNT,
+    "predict.batch_size": COUNT,
     "callbacks.stability.samples": SIZE,
     "callbacks.stability.exact_up_to": _whole(0, 2**16),
     "callbacks.stability.iterations": _whole(1, 10**4),

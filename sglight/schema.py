@@ -10,7 +10,8 @@ from typing import Any
 
 from omegaconf import II, MISSING
 
-Mode = StrEnum("Mode", ["fit", "test"])
+Mode = StrEnum("Mode", ["fit", "test", "predict", "export"])
+ExportFormat = StrEnum("ExportFormat", ["torch", "safetensors", "onnx"])
 Dynamics = StrEnum("Dynamics", ["euler", "antisymmetric", "hamiltonian", "leapfrog"])
 Kernel = StrEnum("Kernel", ["dense", "conv"])
 Activation = StrEnum("Activation", ["tanh", "relu"])
@@ -343,6 +344,21 @@ class LoggerConfig:
 
 
 @dataclass
+class PredictConfig:
+    """What `mode=predict` classifies."""
+
+    input: str | None = None
+    batch_size: int = 256
+
+
+@dataclass
+class ExportConfig:
+    """What `mode=export` writes."""
+
+    format: ExportFormat = ExportFormat.torch
+
+
+@dataclass
 class Config:
     """One run; `dataset` and `strategy` have a schema per choice, or the user's own without one."""
 
@@ -357,6 +373,8 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    predict: PredictConfig = field(default_factory=PredictConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
 
 
 STRATEGIES: dict[str, type[StrategyConfig]] = {

@@ -11,7 +11,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from sglight.checks import TORCHRUN
+from sglight.checks import DEPLOYMENT, TORCHRUN
 from sglight.completed import config_hash
 from sglight.config import EARLIER, to_plain
 from sglight.errors import Diverged
@@ -71,6 +71,10 @@ def _tell_diverged(plain: dict[str, Any], folder: Path) -> None:
 
 
 def _start(plain: dict[str, Any], folder: Path) -> float:
+    if plain["mode"] in DEPLOYMENT:
+        from sglight import deployment
+
+        return float(deployment.run(plain, folder))
     workers = plain["trainer"]["devices"]
     if workers == 1 or TORCHRUN in os.environ:
         return _run(plain, folder)

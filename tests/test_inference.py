@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 
 import sglight
+from sglight import start
+from sglight.config import check
 from sglight.data.arrays import HDF5Data
 from sglight.deployment import predict
 from sglight.errors import UserError
@@ -207,3 +209,30 @@ def test_onnx(run: Path, raw: np.ndarray, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = predictor(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(session.run(None, {"samples": x})[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["mode=predict"], "mode=predict needs a trained network"),
+        (["mode=export", "ckpt={run}", "trainer.devices=2"], "runs in one process"),
+        (["mode=predict", "ckpt={run}"], "predict.input=null"),
+        (["mode=predict", "ckpt={run}", "predict.input=/none"], "predict.input=/none is not there"),
+    ],
+)
+def test_the_command_refuses(compose_config: Any, run: Path, overrides: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        check(compose_config(*(o.format(run=run) for o in overrides)))
+
+
+def test_the_command_uses_the_best_checkpoint(
+    compose_config: Any, run: Path, raw: np.ndarray, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "x.npy", raw)
+    (run / "checkpoints/last.ckpt").write_bytes(b"the last one, torn")
+    own = [f"ckpt={run}", "trainer.accelerator=cpu", "callbacks.progress.enabled=false"]
+    cfg = check(compose_config("mode=predict", f"predict.input={tmp_path / 'x.npy'}", *own))
+    assert start.run(cfg, tmp_path) == 7
+    assert len(rows(tmp_path / "predictions.csv")) == 8
+    assert start.run(check(compose_config("mode=export", *own)), tmp_path) == 2
+    assert (tmp_path / "network.pt2").is_file()

@@ -21,6 +21,7 @@ LOSSES = ("test/loss", "val/loss")
 FRESH_S = (
     600.0  # a folder without `status.json` in which something changed since then is taken for a running one
 )
+NO_RUNS = ("predict", "export")  # modes that use a network: they leave nothing to compare
 NAMES = ("dataset", "model", "strategy", "experiment")
 MODELS = {"euler": "resnet"}  # model=resnet has the dynamics euler; the others have the same names
 
@@ -75,7 +76,8 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
             if _is_run(Path(here), files):
                 folders[Path(here).resolve()] = None
                 below.clear()
-    return [read_run(folder) for folder in folders]
+    runs = [read_run(folder) for folder in folders]
+    return [run for run in runs if run.config.get("mode") not in NO_RUNS]
 
 
 def read_run(folder: Path) -> Run:
