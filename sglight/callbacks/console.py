@@ -208,7 +208,7 @@ _RESULTS = {
     "time/fit_s": ("training", seconds),
     "time/epoch_s": ("an epoch", seconds),
     "throughput/samples_per_s": ("samples a second", count),
-    "speedup/theoretical": ("theoretical speed-up in parallel", "{:.2f}".format),
+    "speedup/theoretical": ("ideal speed-up over itself on one worker", "{:.2f}".format),
     "memory/peak_bytes": ("peak memory", lambda value: decimal(int(value))),
     "model/parameters": ("parameters", count),
 }

@@ -48,7 +48,7 @@ LAYOUT = {
         "an epoch [s]": [r"^time/epoch_s$"],
         "validation and overhead [s an epoch]": [r"^time/(validation|overhead)_s$"],
         "phases [s a batch]": [r"^time/(stage|processor)_\d+/"],
-        "theoretical speed-up": [r"^speedup/theoretical$"],
+        "ideal speed-up over itself on one worker": [r"^speedup/theoretical$"],
     },
     "stability": {
         "largest singular value of each step": [r"^stability/step_\d+/sigma_max$"],

@@ -97,7 +97,7 @@ MEASURES = (
         "of the config that differs least)",
     ),
     Measure(
-        "speedup/theoretical", "theoretical speed-up", units.ratio, max,
+        "speedup/theoretical", "ideal speed-up over itself", units.ratio, None,
         "what a worker for each stage would gain by the measured times of its phases",
     ),
     Measure(
@@ -138,8 +138,10 @@ class Comparison:
         return measure.best(means) if measure.best is not None and len(set(means)) > 1 else None
 
     def is_best(self, i: int, measure: Measure) -> bool:
-        """Whether group i of the task has the best mean of a measure."""
+        """Whether group i of the task has the best mean of a measure; a speed-up below 1 is none."""
         statistic = self.rows[i].get(measure.key)
+        if statistic is not None and measure.key.startswith("speedup/") and statistic.mean < 1:
+            return False
         return statistic is not None and statistic.mean == self.best(measure)
 
 

@@ -6,8 +6,19 @@ import numpy as np
 import pytest
 
 from sglight.report.events import Curve
-from sglight.report.groups import tasks
-from sglight.report.measures import ALONE, BACKPROP, MEASURES, SAVED, TARGET, compare, default_target, time_to
+from sglight.report.groups import Task, tasks
+from sglight.report.measures import (
+    ALONE,
+    BACKPROP,
+    MEASURES,
+    SAVED,
+    TARGET,
+    Comparison,
+    Statistic,
+    compare,
+    default_target,
+    time_to,
+)
 from sglight.report.runs import Run
 from tests.report.test_groups import run as configured
 
@@ -136,3 +147,11 @@ def test_the_best_of_a_measure():
     assert best["time/fit_s"] == [True, False, False]
     assert best["model/parameters"] == [False] * 3
     assert only(runs[:1]).best(BY_KEY["test/acc"]) is None
+
+
+def test_no_speed_up_below_one_is_marked_as_the_best() -> None:
+    measure = next(m for m in MEASURES if m.key == "speedup/backprop")
+    for factors, best in (((0.5, 0.7), [False, False]), ((0.5, 1.2), [False, True])):
+        rows = [{measure.key: Statistic(factor, None, 1, 1)} for factor in factors]
+        comparison = Comparison(Task("digits", []), None, rows)
+        assert [comparison.is_best(i, measure) for i in range(2)] == best
