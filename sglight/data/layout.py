@@ -83,7 +83,9 @@ def lay_out(source: Source, members: Iterable[Member]) -> Layout:
     found: list[Member] = []
     annotated: dict[str, str] = {}
     for member in members:
-        found.append(member)
+        found.append(
+            replace(member, read=None if member.read is None else bytes)
+        )  # readers hold the headers of a tar
         if member.name.endswith(f"/{ANNOTATIONS}") and member.read is not None:
             annotated |= _annotations(source.read(member).decode(errors="replace"))
     return _Survey(source, found, annotated).layout()
