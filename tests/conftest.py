@@ -16,8 +16,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests first: so two processes end at about the same time."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Slow tests and whole commands first: so two processes end at about the same time."""
+    items.sort(
+        key=lambda item: item.path.name != "test_workers.py" and item.get_closest_marker("slow") is None
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)

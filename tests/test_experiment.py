@@ -319,7 +319,10 @@ def test_every_preset_takes_a_step(
     compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str, choice: str
 ) -> None:
     shapes = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
-    epochs = 2 if "multilevel" in (choice or preset) else 1  # one a level
+    levels = "multilevel" in choice or (
+        not choice and preset in ("warm_start", "multilevel_dni", "multilevel_mnist")
+    )
+    epochs = 2 if levels else 1  # one a level
     cfg = compose_config(
         f"experiment={preset}", *filter(None, [choice]), f"trainer.max_epochs={epochs}",
         "trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1",

@@ -191,7 +191,7 @@ PARTIAL = {
     "optimizer: {betas: [0.9, x]}": r"strategy\.optimizer\.betas\[1\]=x is not allowed",
     "scheduler: {warmup: 1}": r"strategy\.scheduler\.warmup is unknown; did you mean .*warmup_epochs",
     "regularisation: {smothness: 1}": r"strategy\.regularisation\.smothness is unknown; did you mean",
-    "loss: {label_smoothing: 2}": r"strategy\.loss\.label_smoothing=2\.0 is not allowed",
+    "loss: {label_smoothing: 2}": r"strategy\.loss\.label_smoothing=2(\.0)? is not allowed",
     "estimator: {name: conv}": r"strategy\.estimator\.name=conv works on images",
     "estimator: {hidden: 5}": r"strategy\.estimator\.hidden=5 is not allowed; it must be a list",
     "stages: two": r"strategy\.stages=two is not allowed; it must be a whole number",

@@ -96,7 +96,7 @@ def test_the_config_prints_from_any_directory(tmp_path):
 MISTAKES = {
     "model.stpes=3": "model.stpes is unknown; did you mean model.steps?",
     "modle=resnet": "modle is unknown; did you mean model?",
-    "experment=x": "experment is unknown; did you mean experiment?",
+    "experment=x": "experment is unknown; did you mean experiment or export?",
     "model=resent": "model=resent is unknown; did you mean resnet? (one of antisymmetric,",
     "experiment=mnist_dens": "experiment=mnist_dens is unknown; did you mean mnist_dense?",
     "experiment=sweep/dept": "experiment=sweep/dept is unknown; did you mean sweep/depth? (one of sweep/depth,",

@@ -134,20 +134,20 @@ def test_a_sweep_over_placements_gives_the_same_everywhere(
     sglight: Callable[..., Command], tmp_path: Path
 ) -> None:
     command = sglight(
-        "-m", "trainer.devices=2,1,3", "trainer.max_epochs=3", "callbacks.stability.enabled=true",
+        "-m", "trainer.devices=2,1", "trainer.max_epochs=3", "callbacks.stability.enabled=true",
         f"hydra.sweep.dir={tmp_path}/sweep",
     )  # fmt: skip
     out = succeeds(command)
-    folders = sorted((tmp_path / "sweep").glob("[012]-*"))
-    assert len(folders) == 3
-    for folder, workers in zip(folders, (2, 1, 3), strict=True):
+    folders = sorted((tmp_path / "sweep").glob("[01]-*"))
+    assert len(folders) == 2
+    for folder, workers in zip(folders, (2, 1), strict=True):
         assert json.loads((folder / "metrics.json").read_text())["run/workers"] == workers
         assert_same(folder, folders[0])
         assert {p.name for p in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
         assert json.loads((folder / "timeline.json").read_text())["traceEvents"]
         for figure in ("timeline", "stability", "gradient_quality"):
             assert (folder / f"figures/{figure}.png").stat().st_size > 1000
-    assert out.count("test accuracy") == 3  # printed by the first worker of each only
+    assert out.count("test accuracy") == 2  # printed by the first worker of each only
     both = json.loads((folders[0] / "metrics.json").read_text())
     assert {
         f"worker_{r}/{kind}_s" for r in (0, 1) for kind in ("busy", "waiting", "communicating")
@@ -155,7 +155,7 @@ def test_a_sweep_over_placements_gives_the_same_everywhere(
     assert both["stability/flow_sigma_max"] > 0  # the same everywhere, as `assert_same` says
     assert both["memory/peak_bytes"] == max(both[f"memory/worker_{r}_peak_bytes"] for r in (0, 1))
     assert command.no_process_is_left()
-    best = folders[2] / "checkpoints/best.ckpt"
+    best = folders[1] / "checkpoints/best.ckpt"
     succeeds(sglight("mode=test", f"ckpt={best}", "trainer.devices=2", f"hydra.run.dir={tmp_path}/test"))
     assert metrics(tmp_path / "test")["test/acc"] == metrics(folders[0])["test/acc"]
 

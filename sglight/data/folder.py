@@ -124,12 +124,15 @@ class ImageFolderData(StoreData):
             for places, data in self._files(pictures):
                 waiting.append((places, len(data), pool.submit(self._decode, places[0], data)))
                 held += len(data)
-                while waiting and (
+                if not (
                     not each
                     or len(waiting) > AT_ONCE
                     or held > BYTES_AT_ONCE
                     or len(waiting) * each > BYTES_AT_ONCE
                 ):
+                    continue
+                # Half of them at once: to be woken for each picture in turn takes a sixth more CPU time (CIFAR-10).
+                for _ in range(-(-len(waiting) // 2)):
                     places, size, future = waiting.popleft()
                     held, each = held - size, future.result().nbytes
                     yield places, future.result()

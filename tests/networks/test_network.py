@@ -109,7 +109,7 @@ def test_split_is_whole_whatever_the_network_and_the_cut(case, alone: bool) -> N
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(case=networks(), alone=st.booleans(), threads=st.sampled_from([1, 2]))
 def test_split_is_whole_at_length(case, alone: bool, threads: int) -> None:
     before = torch.get_num_threads()
