@@ -20,6 +20,7 @@ from sglight.ranges import check_ranges
 from sglight.schema import BackpropConfig, Dynamics, EstimatorConfig, EstimatorName, LossConfig, PVDConfig
 from sglight.strategies.cuts import given_cuts
 from sglight.strategies.levels import first_epochs, make_levels
+from sglight.strategies.pieces import check_shared
 
 # Set in every process that torchrun starts.
 TORCHRUN = "TORCHELASTIC_RUN_ID"
@@ -159,19 +160,11 @@ def check_strategy(cfg: DictConfig) -> None:
 
 
 def check_loss(cfg: DictConfig) -> None:
-    """Refuse a loss that does not exist, and settings that are another one's."""
+    """Refuse a loss that does not exist."""
     loss = OmegaConf.select(cfg, "strategy.loss")
     if loss is None or OmegaConf.get_type(loss) is not LossConfig:
         return
     _known_or_dotted("strategy.loss.name", loss.name, ["cross_entropy", "mse"])
-    if not 0 <= loss.label_smoothing < 1:
-        raise UserError(
-            f"strategy.loss.label_smoothing={loss.label_smoothing} is not allowed; it must be from 0 to less than 1"
-        )
-    if loss.class_weights is not None and not all(0 < weight < inf for weight in loss.class_weights):
-        raise UserError(
-            f"strategy.loss.class_weights={loss.class_weights} is not allowed; each weight must be greater than 0"
-        )
 
 
 def _check_cuts(cfg: DictConfig, steps: int) -> None:
@@ -186,9 +179,7 @@ def _check_cuts(cfg: DictConfig, steps: int) -> None:
 
 
 def _check_delayed(cfg: DictConfig) -> None:
-    """Refuse a slack that there is not, and rebuilding what has no inverse."""
-    if cfg.strategy.slack not in (0, 1):
-        raise UserError(f"strategy.slack={cfg.strategy.slack} is not allowed; it must be 0 or 1")
+    """Refuse late gradients that never come, and rebuilding what has no inverse."""
     modes = OmegaConf.select(cfg, "strategy.level.mode")
     modes = modes if isinstance(modes, ListConfig) else [modes]
     if "level" in cfg.strategy and "delayed" not in modes:
@@ -267,11 +258,11 @@ def check_workers(cfg: DictConfig) -> None:
     """Refuse more workers than stages, machines without torchrun, and workers that torchrun has not started."""
     devices, nodes = cfg.trainer.devices, cfg.trainer.num_nodes
     workers = devices * nodes
-    if workers > 1 and OmegaConf.get_type(cfg.strategy) is BackpropConfig and cfg.strategy.microbatches == 1:
-        raise UserError(
-            f"strategy.microbatches=1 leaves all but one of {workers} workers idle all the time; use more, as "
-            f"strategy.microbatches={4 * (workers - 1)}, or leave it null"
-        )
+    if OmegaConf.get_type(cfg.strategy) is BackpropConfig:
+        try:
+            check_shared(cfg.strategy.microbatches, workers)
+        except ValueError as error:
+            raise UserError(str(error)) from error
     key = "processors" if "processors" in cfg.strategy else "stages"
     parts = _number(cfg, f"strategy.{key}")
     if parts is None and is_dataclass(OmegaConf.get_type(cfg.strategy)):

@@ -16,6 +16,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from sglight.archive import read_plain
 from sglight.callbacks.checkpoint import BestCheckpoint
 from sglight.callbacks.console import Summary, print_results
 from sglight.callbacks.memory import PeakMemory, forget_peak
@@ -55,16 +56,17 @@ def run(plain: dict[str, Any], folder: Path) -> float:
     """The run that a plain config describes, in this process, or this worker's part of it; see `sglight.start.run`."""
     with _explained(folder):
         rank, name = 0 if (place := environment()) is None else place.global_rank(), ""
+        before: dict[str, Any] = {}
         if rank == 0:
-            name = run_hash(plain, record_of(plain["ckpt"]))
+            before = record_of(plain["ckpt"])
+            name = run_hash(plain, before)
             plain = with_measured_cuts(plain)
-        plain, folder, name = agree((plain, folder, name))
-        return _run(plain, folder, name, rank)
+        plain, folder, name, before = agree((plain, folder, name, before))
+        return _run(plain, folder, name, before, rank)
 
 
-def _run(plain: dict[str, Any], folder: Path, name: str, rank: int) -> float:
+def _run(plain: dict[str, Any], folder: Path, name: str, before: Mapping[str, Any], rank: int) -> float:
     ckpt, testing = plain["ckpt"], plain["mode"] == "test"
-    before = record_of(ckpt)
     set_up(plain, rank)
     forget_peak()
     datamodule = build_datamodule(plain, inputs=rank == 0 or _strategy(plain).inputs_everywhere)
@@ -161,8 +163,9 @@ def with_measured_cuts(plain: dict[str, Any]) -> dict[str, Any]:
     if strategy.get("balance") != "measured" or strategy.get("cuts") is not None or strategy["stages"] == 1:
         return plain
     if plain["ckpt"] is not None:
-        checkpoint = torch.load(plain["ckpt"], map_location="cpu", weights_only=True, mmap=True)
-        strategy["cuts"] = checkpoint["sglight"]["strategy.cuts"]
+        strategy["cuts"] = read_plain(Path(plain["ckpt"]), f"ckpt={plain['ckpt']}")["sglight"][
+            "strategy.cuts"
+        ]
     else:
         here, trainer = plain["trainer"]["devices"], plain["trainer"]
         set_up(plain)

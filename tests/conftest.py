@@ -51,3 +51,16 @@ def compose_config() -> Callable[..., DictConfig]:
             return compose("config", overrides=list(overrides), return_hydra_config=hydra)
 
     return composed
+
+
+@pytest.fixture
+def start(compose_config: Callable[..., DictConfig]) -> Callable[..., float]:
+    """``start(folder, *overrides)`` does a small run by backpropagation."""
+    from sglight import start as start_module  # loads torch, which few tests need
+    from sglight.config import check
+    from tests.test_experiment import SMALL
+
+    def run(folder: Path, *overrides: str) -> float:
+        return start_module.run(check(compose_config(*SMALL, "strategy=backprop", *overrides)), folder)
+
+    return run

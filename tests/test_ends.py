@@ -15,22 +15,10 @@ import pytest
 import torch
 
 from sglight import signals, status
-from sglight import start as start_module
-from sglight.config import check
 from sglight.errors import Diverged, Terminated, UserError
 from sglight.output import Tolerant
 from sglight.strategies.training import StagedTraining
-from tests.test_experiment import SMALL, metrics, weights
-
-
-@pytest.fixture
-def start(compose_config):
-    """``start(folder, *overrides)`` does a small run by backpropagation."""
-
-    def run(folder: Path, *overrides: str) -> float:
-        return start_module.run(check(compose_config(*SMALL, "strategy=backprop", *overrides)), folder)
-
-    return run
+from tests.test_experiment import metrics, weights
 
 
 def state(folder: Path) -> str:

@@ -19,16 +19,6 @@ from sglight.errors import UserError
 from tests.test_experiment import SMALL, metrics, weights
 
 
-@pytest.fixture
-def start(compose_config):
-    """``start(folder, *overrides)`` does a small run by backpropagation."""
-
-    def run(folder: Path, *overrides: str) -> float:
-        return start_module.run(check(compose_config(*SMALL, "strategy=backprop", *overrides)), folder)
-
-    return run
-
-
 def last(folder: Path) -> str:
     return f"ckpt={folder / 'checkpoints/last.ckpt'}"
 

@@ -9,8 +9,7 @@ from typing import Any, Unpack
 from typing_extensions import override
 
 from sglight.compat.lightning import batch_size
-from sglight.strategies.pieces import check_microbatches, settled
-from sglight.strategies.schedule import Locked, Pipelined
+from sglight.strategies.pieces import check_shared, exact_schedule, settled
 from sglight.strategies.staged import InStages, StagedModule
 
 
@@ -37,22 +36,16 @@ class Backprop(StagedModule):
         diagnose_every_n_batches: int = 0,
         **shared: Unpack[InStages],
     ) -> None:
-        check_microbatches(microbatches)
         self.microbatches = microbatches
-        whole = microbatches == 1 or (microbatches is None and stages == 1)
         super().__init__(
             network, optimizer, **shared, stages=stages, diagnose_every_n_batches=diagnose_every_n_batches,
-            schedule=Locked() if whole else Pipelined(microbatches or 1, flushes=True),
+            schedule=exact_schedule(microbatches, stages),
         )  # fmt: skip
 
     @override
     def groups(self, workers: int) -> list[range]:
         groups = super().groups(workers)
-        if workers > 1 and self.microbatches == 1:
-            raise ValueError(
-                f"strategy.microbatches=1 leaves all but one of {workers} workers idle all the time; use more, as "
-                f"strategy.microbatches={4 * (workers - 1)}, or leave it null"
-            )
+        check_shared(self.microbatches, workers)
         return groups
 
     @override

@@ -20,7 +20,7 @@ from sglight.compat.lightning import batch_size
 from sglight.gradients.delayed import BACKWARDS, check_backward
 from sglight.networks import NetworkSpec
 from sglight.strategies.optim import betas
-from sglight.strategies.pieces import check_microbatches, settled
+from sglight.strategies.pieces import late_schedule, settled
 from sglight.strategies.schedule import Pipelined
 from sglight.strategies.simulation import in_flight
 from sglight.strategies.staged import Batch, InStages, StagedModule
@@ -64,13 +64,12 @@ class Delayed(StagedModule):
             raise ValueError(f"strategy.slack={slack} is not allowed; it must be 0 or 1")
         if moments not in ("reset", "keep"):
             raise ValueError(f"strategy.moments={moments} is unknown; choose reset or keep")
-        check_microbatches(microbatches)
         if not 0 <= exact_epochs < math.inf:
             raise ValueError(f"strategy.exact_epochs={exact_epochs} must be 0 or more")
         self.microbatches, self.passes = microbatches, backward
         super().__init__(
             network, optimizer, **shared, stages=stages,
-            schedule=settled(Pipelined(microbatches or 1, slack), microbatches, None, stages - 1),
+            schedule=late_schedule(microbatches, slack, stages),
             source=BACKWARDS[backward](), diagnose_every_n_batches=diagnose_every_n_batches,
         )  # fmt: skip
         self.exact_epochs, self.moments = exact_epochs, moments

@@ -9,8 +9,8 @@ from sglight.gradients.delayed import BACKWARDS
 from sglight.gradients.synthetic import Restepped
 from sglight.networks.dynamics import Dynamics
 from sglight.strategies.levels import Level
-from sglight.strategies.pieces import check_microbatches, settled
-from sglight.strategies.schedule import Decoupled, Locked, Pipelined, Schedule
+from sglight.strategies.pieces import exact_schedule, late_schedule
+from sglight.strategies.schedule import Decoupled, Locked, Schedule
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,11 @@ class Modes:
         Args:
             rule: of the network. finer: by how much the level's steps are smaller than the coarsest's.
         """
-        pieces, last = self.pieces(level), self.stages - 1
-        check_microbatches(pieces)
+        pieces = self.pieces(level)
         if level.mode == "delayed":
-            late = Pipelined(pieces or 1, self.slack)
-            return settled(late, pieces, None, last), BACKWARDS[self.backward]()
+            return late_schedule(pieces, self.slack, self.stages), BACKWARDS[self.backward]()
         if self.synthetic is None:
-            whole = pieces == 1 or (pieces is None and last == 0)
-            flushed = Pipelined(pieces or 1, flushes=True)
-            return Locked() if whole else settled(flushed, pieces, None, last), TrueGradient()
+            return exact_schedule(pieces, self.stages), TrueGradient()
         source = replace(self.synthetic, restepped=Restepped(rule, finer))
         if level.estimator_lr is not None:
             source = replace(source, optimizer={**source.optimizer, "lr": level.estimator_lr})

@@ -91,8 +91,6 @@ class Runtime:
     def begin(self, batch: int, round_: int = 0) -> None:
         """Be at that batch of a training, with so many pieces since the pipeline was last empty."""
         self.batch, self.round = batch, round_
-        # Of the rounds since the pipeline was last empty, so many are over; more than pieces while it is drained.
-        self._over = round_
         # By stage, oldest first: what is between its forward pass and its last action.
         self.window: dict[int, deque[Passage]] = {i: deque() for i in range(self.plan.last + 1)}
         # By stage: what the gradients that its parameters have are to be divided by.
@@ -128,7 +126,6 @@ class Runtime:
         self._normaliser = self.plan.loss.normaliser(labels)
         for piece in zip(_cut(x, schedule.pieces), labels.tensor_split(schedule.pieces), strict=True):
             self._carry_out(self.round, schedule.actions(self.round, own, last), *piece)
-            self.round += 1
         self.batch += 1
 
     def drain(self) -> None:
@@ -136,7 +133,7 @@ class Runtime:
         rest = self.plan.schedule.rest(self.round, self.placement.own, self.plan.last)
         for n, actions in enumerate(rest, self.round):
             self._carry_out(n, actions, None, None)
-        self.round = self._over = 0
+        self.round = 0
 
     def _carry_out(self, n: int, actions: Iterable[Action], x: Tensor | None, labels: Tensor | None) -> None:
         self.observer.before_round(self, n)
@@ -151,7 +148,7 @@ class Runtime:
                     self._learn(action)
                 case "update":
                     self._update(action, n)
-        self._over = n + 1
+        self.round = n + 1
         self.observer.after_round(n)
 
     def _forward(self, action: Action, x: Tensor | None, labels: Tensor) -> None:
@@ -307,7 +304,7 @@ class Runtime:
         schedule, last = self.plan.schedule, self.plan.last
         for i in self.boundaries:
             behind = range(i + 1, i + 2)
-            recent = range(max(self._over - schedule.latency(last) - 1, 0), self._over)
+            recent = range(max(self.round - schedule.latency(last) - 1, 0), self.round)
             sent = {
                 a.piece for n in recent for a in schedule.actions(n, behind, last) if a.kind == "backward"
             }

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from sglight.networks import StableNet
@@ -60,3 +63,24 @@ def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     assert a.keys() == b.keys()
     for name, value in a.items():
         assert torch.equal(value, b[name]), name
+
+
+def exact_step(
+    stages: Sequence[nn.Module], optimizers: Sequence[Optimizer], x: Tensor, labels: Tensor, pieces: int = 1
+) -> None:
+    """One update by plain autograd through all stages, with the mean over a batch that is cut into pieces."""
+    for h, y in zip(x.tensor_split(pieces), labels.tensor_split(pieces), strict=True):
+        for stage in stages:
+            h = stage(h)
+        F.cross_entropy(h, y, reduction="sum").backward()
+    step_by_mean(stages, optimizers, len(labels))
+
+
+def step_by_mean(stages: Sequence[nn.Module], optimizers: Sequence[Optimizer], samples: int) -> None:
+    """Step with the gradients of a sum over so many samples, made a mean."""
+    for stage, optimizer in zip(stages, optimizers, strict=True):
+        for p in stage.parameters():
+            assert p.grad is not None
+            p.grad *= 1 / samples
+        optimizer.step()
+        optimizer.zero_grad()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from sglight.networks import NetworkSpec, StableNet, Stage
 from sglight.networks.regularisers import penalty
 from sglight.strategies.backprop import Backprop
-from tests.strategies.common import ADAM, IMAGES, NETWORK, assert_equal, batches, fit, whole
+from tests.strategies.common import ADAM, IMAGES, NETWORK, assert_equal, batches, exact_step, fit, whole
 
 SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9}
 
@@ -129,16 +129,7 @@ def test_pieces_of_a_batch_make_one_gradient(stages: int, m: int) -> None:
     parts = [Stage(NetworkSpec(**NETWORK), a, b) for a, b in pairwise(module.cuts)]
     adams = [torch.optim.Adam(part.parameters(), lr=ADAM["lr"]) for part in parts]
     for x, y in data:
-        for piece, labels in zip(x.tensor_split(m), y.tensor_split(m), strict=True):
-            for part in parts:
-                piece = part(piece)
-            F.cross_entropy(piece, labels, reduction="sum").backward()
-        for part, adam in zip(parts, adams, strict=True):
-            for p in part.parameters():
-                assert p.grad is not None
-                p.grad *= 1 / len(y)
-            adam.step()
-            adam.zero_grad()
+        exact_step(parts, adams, x, y, m)
     fit(module, data)
     for i, part in enumerate(parts):
         assert_equal(module.stage(i).state_dict(), part.state_dict())

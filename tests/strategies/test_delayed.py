@@ -23,7 +23,7 @@ from sglight.strategies.delayed import Delayed
 from sglight.strategies.pieces import divisor
 from sglight.strategies.schedule import Pipelined
 from tests.parallel.training import Resumable
-from tests.strategies.common import ADAM, IMAGES, NETWORK, assert_equal, batches, fit, whole
+from tests.strategies.common import ADAM, IMAGES, NETWORK, assert_equal, batches, exact_step, fit, whole
 
 DYNAMICS = ("euler", "antisymmetric", "hamiltonian", "leapfrog")
 SEGMENTS = {**IMAGES, "shape": (1, 8, 8), "channels": [4, 6], "steps": [3, 3], "opening": "conv"}
@@ -267,17 +267,7 @@ def test_a_warm_start_is_backprop_and_then_late(m: int, moments: str) -> None:
     plain = parts(NETWORK, module.cuts)
     adam = [torch.optim.Adam(s.parameters(), lr=1e-2) for s in plain]
     for x, y in data[:3]:
-        for px, py in zip(x.tensor_split(m), y.tensor_split(m), strict=True):
-            h = px
-            for stage in plain:
-                h = stage(h)
-            F.cross_entropy(h, py, reduction="sum").backward()
-        for stage, optimizer in zip(plain, adam, strict=True):
-            for p in stage.parameters():
-                assert p.grad is not None
-                p.grad *= 1 / len(y)
-            optimizer.step()
-            optimizer.zero_grad()
+        exact_step(plain, adam, x, y, m)
     reference(plain, data[3:], m, 0, "stashed", adam=adam if moments == "keep" else None)
     fit(module, data)
     for i, stage in enumerate(plain):

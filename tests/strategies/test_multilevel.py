@@ -21,7 +21,7 @@ from sglight.strategies.delayed import Delayed
 from sglight.strategies.dni import DNI
 from sglight.strategies.multilevel import Multilevel
 from tests.parallel.training import Resumable
-from tests.strategies.common import ADAM, IMAGES, NETWORK, assert_equal, batches, fit, whole
+from tests.strategies.common import ADAM, IMAGES, NETWORK, assert_equal, batches, fit, step_by_mean, whole
 
 ESTIMATOR = {"name": "mlp", "hidden": [9], "optimizer": {"name": "adam", "lr": 3e-3}}
 DEEP = {**NETWORK, "steps": 8}
@@ -80,12 +80,7 @@ def test_in_an_exact_level_estimators_learn_from_true_gradients() -> None:
             states.append(stage(states[-1]))
             states[-1].retain_grad()
         F.cross_entropy(states[-1], y, reduction="sum").backward()
-        for stage, adam in zip(stages, stage_adam, strict=True):
-            for p in stage.parameters():
-                assert p.grad is not None
-                p.grad *= 1 / len(y)
-            adam.step()
-            adam.zero_grad()
+        step_by_mean(stages, stage_adam, len(y))
         for sg, adam, h in zip(estimators, sg_adam, states[1:], strict=False):
             assert h.grad is not None
             adam.zero_grad()
