@@ -14,9 +14,14 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from machine import set_threads
 
-from sglight import experiment, process
+from sglight import experiment
 from sglight.callbacks.timing import EpochTimer
 from sglight.config import CONF, check, to_plain
+
+try:
+    from sglight.process import set_up
+except ImportError:  # a source tree before commit 858c93b
+    from sglight.experiment import set_up
 
 
 def measure(kind: str, overrides: Sequence[str], threads: int) -> tuple[float, float, float]:
@@ -33,7 +38,7 @@ def prepared(overrides: tuple[str, ...], threads: int) -> dict[str, Any]:
     """The plain config of a command line; seeds and threads are set on the way, once."""
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="sglight"):
         plain = to_plain(check(compose("config", list(overrides))))
-    process.set_up(plain)
+    set_up(plain)
     set_threads(threads)
     return plain
 
