@@ -16,7 +16,7 @@ from machine import set_threads
 
 from sglight import experiment
 from sglight.callbacks.timing import EpochTimer
-from sglight.config import CONF, check, to_plain
+from sglight.config.composing import CONF, check, to_plain
 
 try:
     from sglight.process import set_up

@@ -25,7 +25,7 @@ from hydra import compose, initialize_config_dir
 
 from sglight import experiment, process
 from sglight.callbacks.timing import EpochTimer
-from sglight.config import CONF, check, to_plain
+from sglight.config.composing import CONF, check, to_plain
 from sglight.parallel.launcher import launch
 
 PRESETS = ("ellipse", "swiss_roll", "digits")

@@ -53,7 +53,7 @@ def compose(preset: str, overrides: list[str]) -> dict[str, Any]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
-    from sglight.config import CONF, to_plain
+    from sglight.config.composing import CONF, to_plain
 
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="sglight"):
         return to_plain(hydra_compose("config", overrides=[f"experiment={preset}", *overrides]))

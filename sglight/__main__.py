@@ -17,12 +17,12 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from sglight import signals, start, status
-from sglight.checks import TORCHRUN
 from sglight.commandline import arranged
-from sglight.completed import Completed, find_completed
-from sglight.config import CONF, check, to_plain
+from sglight.config.checks import TORCHRUN
+from sglight.config.completed import Completed, find_completed
+from sglight.config.composing import CONF, check, to_plain
+from sglight.config.explanations import explain
 from sglight.errors import Diverged, UserError, interruption
-from sglight.explain import explain
 from sglight.output import tolerate
 
 COMPOSITION = (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError)

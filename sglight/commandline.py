@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from sglight.config.explanations import did_you_mean
 from sglight.errors import UserError
-from sglight.explain import did_you_mean
 
 # Hydra's flags, and whether a value follows.
 FLAGS = {

@@ -24,15 +24,15 @@ from sglight.callbacks.record import Record, describe_data
 from sglight.callbacks.stability import StabilityMonitor
 from sglight.callbacks.tensorboard import add_hyperparameters, add_layout
 from sglight.callbacks.timing import EpochTimer
-from sglight.config import check_settings
+from sglight.config.composing import check_settings
+from sglight.config.extension import check_arguments, load_class
+from sglight.config.resumption import record_of, run_hash
+from sglight.config.schema import STRATEGIES, StrategyConfig
 from sglight.errors import Diverged, RunFailed, UserError
-from sglight.extension import check_arguments, load_class
 from sglight.files import replacing
 from sglight.origin import Origin
 from sglight.parallel.environment import agree, environment
 from sglight.process import set_up, useful_threads
-from sglight.resumption import record_of, run_hash
-from sglight.schema import STRATEGIES, StrategyConfig
 from sglight.strategies.balance import measured_cuts
 from sglight.strategies.staged import StagedModule, limited
 from sglight.trainer import build_callbacks, build_trainer, uses_gpu

@@ -13,8 +13,8 @@ import torch
 
 from sglight.archive import check_whole, damaged
 from sglight.callbacks.record import differing_data
+from sglight.config.resumption import check_same
 from sglight.errors import UserError
-from sglight.resumption import check_same
 from sglight.strategies import naming
 from sglight.strategies.staged import StagedModule
 

@@ -11,9 +11,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from sglight.checks import DEPLOYMENT, TORCHRUN
-from sglight.completed import config_hash
-from sglight.config import EARLIER, to_plain
+from sglight.config.checks import DEPLOYMENT, TORCHRUN
+from sglight.config.completed import config_hash
+from sglight.config.composing import EARLIER, to_plain
 from sglight.errors import Diverged
 from sglight.files import replacing
 from sglight.parallel import launcher

@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from sglight.config import CONF
+from sglight.config.composing import CONF
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,7 +57,7 @@ def compose_config() -> Callable[..., DictConfig]:
 def start(compose_config: Callable[..., DictConfig]) -> Callable[..., float]:
     """``start(folder, *overrides)`` does a small run by backpropagation."""
     from sglight import start as start_module  # loads torch, which few tests need
-    from sglight.config import check
+    from sglight.config.composing import check
     from tests.test_experiment import SMALL
 
     def run(folder: Path, *overrides: str) -> float:

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
-from sglight.ranges import RANGES
+from sglight.config.ranges import RANGES
 
 NONSENSE = (
     "nan", "inf", "-inf", "-1", "0", "1e300", "1e-300", "4294967296", "1000000000", "100000", "-0.0", "0.5", "1.5",

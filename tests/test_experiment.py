@@ -16,8 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sglight import experiment, process
 from sglight import start as start_module
-from sglight.completed import config_hash, find_completed
-from sglight.config import CONF, check, to_plain
+from sglight.config.completed import config_hash, find_completed
+from sglight.config.composing import CONF, check, to_plain
 from sglight.data.arrays import HDF5Data
 from sglight.errors import UserError
 from sglight.strategies.dni import DNI

@@ -18,13 +18,13 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from sglight import start as start_module
-from sglight.config import CONF, check, to_plain
+from sglight.config.composing import CONF, check, to_plain
+from sglight.config.schema import OptimizerConfig, SchedulerConfig
 from sglight.errors import UserError
 from sglight.experiment import build_datamodule, build_module
 from sglight.gradients import prediction_cost, synthetic_gradient
 from sglight.networks import NetworkSpec, StableNet
 from sglight.networks.segment import Segment
-from sglight.schema import OptimizerConfig, SchedulerConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = (

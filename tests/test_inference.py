@@ -16,7 +16,7 @@ from PIL import Image
 
 import sglight
 from sglight import start
-from sglight.config import check
+from sglight.config.composing import check
 from sglight.data.arrays import HDF5Data
 from sglight.deployment import predict
 from sglight.errors import UserError

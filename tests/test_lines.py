@@ -14,13 +14,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sglight.commandline import arranged
-from sglight.config import CONF, check
-from sglight.data.schema import SCHEMAS as DATASETS
-from sglight.effects import check_effects
+from sglight.config.composing import CONF, check
+from sglight.config.datasets import SCHEMAS as DATASETS
+from sglight.config.effects import check_effects
+from sglight.config.explanations import explain
+from sglight.config.ranges import RANGES
+from sglight.config.schema import STRATEGIES, Config, ModelConfig
 from sglight.errors import UserError
-from sglight.explain import explain
-from sglight.ranges import RANGES
-from sglight.schema import STRATEGIES, Config, ModelConfig
 from tests.lines import lines, numeric_keys
 
 CHOICES = (

@@ -16,8 +16,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 import sglight.__main__ as command
-from sglight.completed import config_hash
-from sglight.config import to_plain
+from sglight.config.completed import config_hash
+from sglight.config.composing import to_plain
 from sglight.errors import Diverged, Terminated, UserError
 from sglight.report.runs import find_runs
 

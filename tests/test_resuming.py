@@ -14,7 +14,7 @@ import torch
 
 from sglight import start as start_module
 from sglight.archive import read_record
-from sglight.config import check
+from sglight.config.composing import check
 from sglight.errors import UserError
 from tests.test_experiment import SMALL, metrics, weights
 

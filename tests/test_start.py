@@ -3,7 +3,7 @@
 import pytest
 
 from sglight import start, status
-from sglight.checks import TORCHRUN
+from sglight.config.checks import TORCHRUN
 
 
 def test_a_run_records_its_end(tmp_path, monkeypatch, compose_config):

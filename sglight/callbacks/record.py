@@ -16,8 +16,8 @@ from typing_extensions import override
 
 from sglight.archive import RECORD
 from sglight.callbacks.limits import TimeLimit
-from sglight.finding import CHOICES
-from sglight.resumption import flat
+from sglight.config.finding import CHOICES
+from sglight.config.resumption import flat
 from sglight.strategies.optim import make_scheduler
 from sglight.strategies.staged import StagedModule
 from sglight.strategies.training import training_length
@@ -29,7 +29,7 @@ class Record(Callback):
     """Writes a run's config, name and data into its checkpoints; on resumption the config's rates win.
 
     Args:
-        plain: the config. name: see `sglight.resumption.run_hash`. data: see `describe_data`.
+        plain: the config. name: see `sglight.config.resumption.run_hash`. data: see `describe_data`.
         before: the record of the checkpoint that the training goes on from; empty for none.
     """
 

@@ -8,11 +8,11 @@ from typing import Any
 import h5py
 import numpy as np
 
+from sglight.config.datasets import fraction
 from sglight.data.images import SampleData, short_hash
 from sglight.data.module import Contents, Part, stratified
 from sglight.data.probe import Unreadable, in_one_file, load_filters, missing_filters, probe
 from sglight.data.record import Record
-from sglight.data.schema import fraction
 from sglight.data.seal import has_signature
 from sglight.data.standardised import Standardised
 from sglight.data.statistics import statistics

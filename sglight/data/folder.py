@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from sglight.config.datasets import at_least
 from sglight.data.images import StoreData, short_hash
 from sglight.data.layout import Layout, Picture, lay_out
 from sglight.data.making import ensure
 from sglight.data.pixels import RULES, Decoder, Pixels, pillow_limit
-from sglight.data.schema import at_least
 from sglight.data.sources import Source, printable
 from sglight.data.store import Writer
 from sglight.errors import UserError

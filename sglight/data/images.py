@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from sglight.config.datasets import at_least, fraction
 from sglight.data.augment import Augmentation
 from sglight.data.making import ensure
 from sglight.data.module import Contents, DataModule, Part, stratified
-from sglight.data.schema import at_least, fraction
 from sglight.data.sources import Source
 from sglight.data.statistics import statistics
 from sglight.data.store import Store, Writer

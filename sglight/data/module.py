@@ -9,10 +9,10 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
+from sglight.config.datasets import at_least
+from sglight.config.datasets import fraction as check_fraction
 from sglight.data.augment import Augmentation
 from sglight.data.loader import Array, Batch, BatchLoader, Resident, Samples, Streamed
-from sglight.data.schema import at_least
-from sglight.data.schema import fraction as check_fraction
 from sglight.data.statistics import slabs
 from sglight.errors import UserError
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sglight.config.datasets import CLOUD_CLASSES, MOST_NOISE, MOST_POINTS, at_least, at_most
 from sglight.data.module import Contents, DataModule, Part
-from sglight.data.schema import CLOUD_CLASSES, MOST_NOISE, MOST_POINTS, at_least, at_most
 from sglight.errors import UserError
 
 Points = np.ndarray[Any, np.dtype[np.float64]]

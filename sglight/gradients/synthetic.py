@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from sglight.config.schema import OptimizerConfig
+from sglight.config.settings import settings
 from sglight.gradients.base import Boundary, GradientSource, Passage
 from sglight.gradients.estimators import Estimator, prediction_cost, prediction_values, synthetic_gradient
 from sglight.networks import NetworkSpec
 from sglight.networks.dynamics import Dynamics
 from sglight.networks.network import ELEMENTWISE, ExtraCost
 from sglight.networks.parts import Shape
-from sglight.schema import OptimizerConfig
-from sglight.settings import settings
 
 # The key of the estimators' optimiser.
 OPTIMIZER = "strategy.estimator.optimizer"

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sglight.extension import load_class
+from sglight.config.extension import load_class
 
 State = tuple[Tensor, ...]
 

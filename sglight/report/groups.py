@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import count
 from typing import Any, TypeVar
 
-from sglight import completed
+from sglight.config import completed
 from sglight.errors import UserError
 from sglight.report.runs import NAMES, Run
 

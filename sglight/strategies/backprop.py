@@ -9,7 +9,8 @@ from typing import Any, Unpack
 from typing_extensions import override
 
 from sglight.compat.lightning import batch_size
-from sglight.strategies.pieces import check_shared, exact_schedule, settled
+from sglight.config.pieces import check_shared
+from sglight.strategies.pieces import exact_schedule, settled
 from sglight.strategies.staged import InStages, StagedModule
 
 

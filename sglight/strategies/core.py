@@ -9,12 +9,12 @@ import pytorch_lightning as pl
 from torch import Tensor, nn
 from typing_extensions import override
 
+from sglight.config.cuts import given_cuts
 from sglight.gradients import GradientSource, TrueGradient
 from sglight.link import Placement
 from sglight.networks import NetworkSpec, Stage
 from sglight.strategies import agreement, contents, descent
 from sglight.strategies.curves import Curves
-from sglight.strategies.cuts import given_cuts
 from sglight.strategies.diagnosis import Diagnosis
 from sglight.strategies.evaluation import Evaluation
 from sglight.strategies.loss import Loss

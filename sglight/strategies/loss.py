@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sglight.extension import load_class
+from sglight.config.extension import load_class
 
 
 class Loss:

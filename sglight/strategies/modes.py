@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from sglight.config.levels import Level
 from sglight.gradients import GradientSource, Synthetic, Taught, TrueGradient
 from sglight.gradients.delayed import BACKWARDS
 from sglight.gradients.synthetic import Restepped
 from sglight.networks.dynamics import Dynamics
-from sglight.strategies.levels import Level
 from sglight.strategies.pieces import exact_schedule, late_schedule
 from sglight.strategies.schedule import Decoupled, Locked, Schedule
 

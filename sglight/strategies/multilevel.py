@@ -22,12 +22,12 @@ from torch import nn
 from typing_extensions import override
 
 from sglight.compat.lightning import batch_size
+from sglight.config.levels import Course, Level, make_levels
 from sglight.gradients import Synthetic
 from sglight.gradients.delayed import check_backward
 from sglight.networks import NetworkSpec, Stage
 from sglight.networks.segment import Rule
 from sglight.strategies import descent, naming, refinement
-from sglight.strategies.levels import Course, Level, make_levels
 from sglight.strategies.modes import Modes
 from sglight.strategies.optim import go_on
 from sglight.strategies.pieces import settled
@@ -44,7 +44,7 @@ class Multilevel(StagedModule):
         microbatches, slack, backward: of levels with late gradients, as in `Delayed`; microbatches of exact ones too,
             which several workers share as in `Backprop` where no estimator learns.
         levels: how many depths; each has twice the steps of the one before it.
-        level: ``epochs, mode, lr, estimator_lr, microbatches``: see `sglight.strategies.levels.Level`.
+        level: ``epochs, mode, lr, estimator_lr, microbatches``: see `sglight.config.levels.Level`.
         prolongation: ``linear`` or ``constant``.
         moments: ``prolong`` them in a refinement, or ``reset`` those of the stages (estimators keep theirs); None for
             ``reset`` where late gradients begin, and ``prolong`` elsewhere.

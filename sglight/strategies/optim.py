@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
-from sglight.schema import OptimizerConfig, SchedulerConfig
-from sglight.settings import settings
+from sglight.config.schema import OptimizerConfig, SchedulerConfig
+from sglight.config.settings import settings
 
 
 def optimizer_settings(config: Mapping[str, Any], key: str = "strategy.optimizer") -> dict[str, Any]:

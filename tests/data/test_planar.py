@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from sglight.config.datasets import CLOUD_CLASSES
 from sglight.data.planar import CLOUDS, PEAKS_RANGE, PlanarData, cloud, peaks_height
-from sglight.data.schema import CLOUD_CLASSES
 from sglight.errors import UserError
 
 

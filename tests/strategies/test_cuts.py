@@ -7,10 +7,10 @@ from itertools import pairwise
 
 import pytest
 
+from sglight.config.cuts import given_cuts
 from sglight.strategies import balance
 from sglight.strategies.backprop import Backprop
 from sglight.strategies.balance import measured_cuts
-from sglight.strategies.cuts import given_cuts
 from sglight.strategies.delayed import Delayed
 from sglight.strategies.dni import DNI
 from sglight.strategies.multilevel import Multilevel

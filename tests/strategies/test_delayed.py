@@ -16,11 +16,11 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from sglight.config.pieces import divisor
 from sglight.networks import NetworkSpec, StableNet, Stage
 from sglight.networks.segment import Segment
 from sglight.strategies.backprop import Backprop
 from sglight.strategies.delayed import Delayed
-from sglight.strategies.pieces import divisor
 from sglight.strategies.schedule import Pipelined
 from tests.parallel.training import Resumable
 from tests.strategies.common import ADAM, IMAGES, NETWORK, assert_equal, batches, exact_step, fit, whole

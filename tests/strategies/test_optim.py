@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import override
 
-from sglight.schema import OptimizerConfig, SchedulerConfig
+from sglight.config.schema import OptimizerConfig, SchedulerConfig
 from sglight.strategies.backprop import Backprop
 from sglight.strategies.delayed import Delayed
 from sglight.strategies.dni import DNI

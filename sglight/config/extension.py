@@ -7,8 +7,8 @@ from importlib import import_module
 from inspect import signature
 from typing import Any, TypeVar
 
+from sglight.config.explanations import did_you_mean
 from sglight.errors import UserError
-from sglight.explain import did_you_mean
 
 T = TypeVar("T")
 

@@ -13,14 +13,21 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from sglight.data.schema import CLOUD_CLASSES
+from sglight.config.cuts import given_cuts
+from sglight.config.datasets import CLOUD_CLASSES
+from sglight.config.explanations import did_you_mean
+from sglight.config.levels import first_epochs, make_levels
+from sglight.config.pieces import check_shared
+from sglight.config.ranges import check_ranges
+from sglight.config.schema import (
+    BackpropConfig,
+    Dynamics,
+    EstimatorConfig,
+    EstimatorName,
+    LossConfig,
+    PVDConfig,
+)
 from sglight.errors import UserError
-from sglight.explain import did_you_mean
-from sglight.ranges import check_ranges
-from sglight.schema import BackpropConfig, Dynamics, EstimatorConfig, EstimatorName, LossConfig, PVDConfig
-from sglight.strategies.cuts import given_cuts
-from sglight.strategies.levels import first_epochs, make_levels
-from sglight.strategies.pieces import check_shared
 
 # Set in every process that torchrun starts.
 TORCHRUN = "TORCHELASTIC_RUN_ID"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sglight.archive import read_record
-from sglight.completed import config_hash
+from sglight.config.completed import config_hash
 from sglight.errors import UserError
 
 # What may change between a checkpoint and the training that goes on from it: keys, and sections as a whole.

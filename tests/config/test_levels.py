@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglight.strategies.levels import Course, Level, first_epochs, make_levels
+from sglight.config.levels import Course, Level, first_epochs, make_levels
 
 
 def test_the_default_is_the_classic_warm_start() -> None:

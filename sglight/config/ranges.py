@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from sglight.data.schema import MOST_NOISE, MOST_POINTS
+from sglight.config.datasets import MOST_NOISE, MOST_POINTS
 from sglight.errors import UserError
 
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
-from sglight.explain import did_you_mean
+from sglight.config.explanations import did_you_mean
 
 
 def settings(schema: type, given: Mapping[str, Any] | None, key: str) -> dict[str, Any]:
     """All keys of a section, in plain values.
 
     Args:
-        schema: a dataclass of `sglight.schema`. given: some of its keys. key: of the section, for errors.
+        schema: a dataclass of `sglight.config.schema`. given: some of its keys. key: of the section, for errors.
 
     Raises:
         ValueError: for a key that the schema does not have, or a name that is none of its choices.

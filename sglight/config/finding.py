@@ -13,10 +13,10 @@ from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sglight.archive import check_whole, read_record
-from sglight.data.schema import SCHEMAS as DATASETS
+from sglight.config.datasets import SCHEMAS as DATASETS
+from sglight.config.resumption import conflicts, inherited, is_in
+from sglight.config.schema import STRATEGIES
 from sglight.errors import UserError
-from sglight.resumption import conflicts, inherited, is_in
-from sglight.schema import STRATEGIES
 
 CHOICES = ("dataset", "model", "strategy")
 

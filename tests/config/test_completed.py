@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from sglight.completed import config_hash, find_completed
-from sglight.config import check, to_plain
+from sglight.config.completed import config_hash, find_completed
+from sglight.config.composing import check, to_plain
 
 
 @pytest.fixture

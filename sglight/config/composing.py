@@ -18,19 +18,19 @@ from hydra.experimental.callback import Callback
 from omegaconf import Container, DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from sglight import checks
 from sglight.archive import check_whole, read_record
-from sglight.data.schema import SCHEMAS as DATASETS
-from sglight.effects import check_effects, check_monitors
+from sglight.config import checks
+from sglight.config.datasets import SCHEMAS as DATASETS
+from sglight.config.effects import check_effects, check_monitors
+from sglight.config.explanations import explain, unknown_key
+from sglight.config.finding import absolute, resolve_ckpt, with_record
+from sglight.config.resumption import check_same
+from sglight.config.room import check_room
+from sglight.config.schema import STRATEGIES, Config
 from sglight.errors import UserError
-from sglight.explain import explain, unknown_key
-from sglight.finding import absolute, resolve_ckpt, with_record
-from sglight.resumption import check_same
-from sglight.room import check_room
-from sglight.schema import STRATEGIES, Config
 from sglight.status import Contents, beside, locked
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parent.parent
 CONF = next(
     (d for d in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (d / "config.yaml").is_file()),
     _PACKAGE / "conf",

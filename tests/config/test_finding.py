@@ -10,7 +10,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 import sglight.__main__ as command
-from sglight.config import check, to_plain
+from sglight.config.composing import check, to_plain
 
 
 @pytest.fixture

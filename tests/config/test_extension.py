@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from sglight.config.extension import check_arguments
 from sglight.errors import UserError
-from sglight.extension import check_arguments
 
 
 class Base:

@@ -10,9 +10,9 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from sglight.config import CONF, check, to_plain
+from sglight.config.composing import CONF, check, to_plain
+from sglight.config.finding import resolve_ckpt
 from sglight.errors import UserError
-from sglight.finding import resolve_ckpt
 
 GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name not in ("hydra", "dataset"))
 CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from sglight.completed import config_hash
-from sglight.config import check, to_plain
+from sglight.config.completed import config_hash
+from sglight.config.composing import check, to_plain
+from sglight.config.resumption import check_same, inherited, run_hash
 from sglight.errors import UserError
-from sglight.resumption import check_same, inherited, run_hash
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from sglight.data.schema import SCHEMAS
+from sglight.config.datasets import SCHEMAS
 
 CONF = Path(__file__).parents[2] / "conf" / "dataset"
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
@@ -48,5 +48,5 @@ def test_the_defaults_of_python_and_yaml_agree_in_type(name):
 
 
 def test_no_heavy_import():
-    heavy = "import sys, sglight.data.schema; assert not {'torch', 'h5py', 'sklearn'} & set(sys.modules)"
+    heavy = "import sys, sglight.config.datasets; assert not {'torch', 'h5py', 'sklearn'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", heavy], check=True)
