@@ -13,6 +13,7 @@ import torch
 
 from sglight.archive import check_whole, damaged
 from sglight.callbacks.record import differing_data
+from sglight.compat.lightning import epochs_done
 from sglight.config.resumption import check_same
 from sglight.errors import UserError
 from sglight.strategies import naming
@@ -61,7 +62,7 @@ class Origin:
         )
         if testing:
             return cls()
-        epochs = _epochs(checkpoint)
+        epochs = epochs_done(checkpoint)
         is_over = epochs >= plain["trainer"]["max_epochs"] or _ended(plain, before)
         if is_over and _has_told(Path(ckpt).parent.parent, epochs):
             raise UserError(
@@ -69,13 +70,6 @@ class Origin:
                 "mode=test to evaluate it"
             )
         return cls(epochs, checkpoint["global_step"], is_over, ckpt, before.get("metrics", {}))
-
-
-def _epochs(checkpoint: Mapping[str, Any]) -> int:
-    """How many epochs a checkpoint has behind it, those of which only the last batch is done included."""
-    loop = checkpoint["loops"]["fit_loop"]
-    is_whole = loop["epoch_loop.batch_progress"]["is_last_batch"]
-    return int(checkpoint["epoch"]) + bool(is_whole)
 
 
 def _has_told(folder: Path, epochs: int) -> bool:

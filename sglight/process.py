@@ -12,8 +12,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_only
 
+from sglight.compat.lightning import set_rank
 from sglight.networks import NetworkSpec
 from sglight.parallel.launcher import cores
 
@@ -44,7 +44,7 @@ def set_up(plain: Mapping[str, Any], rank: int = 0) -> None:
     for message in NOISE:
         warnings.filterwarnings("ignore", message=message)
     keep_freed_memory()
-    rank_zero_only.rank = rank  # type: ignore[attr-defined]  # whatever variables a scheduler has left
+    set_rank(rank)  # whatever variables a scheduler has left
     if not torch.cuda.is_available():
         # Otherwise every step of an optimiser looks for the driver again, at a fifth of a millisecond each.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

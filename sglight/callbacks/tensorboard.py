@@ -9,6 +9,8 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
+from sglight.compat.tensorboard import add_summary
+
 # By category and chart, regular expressions of tags. A chart without data stays empty.
 LAYOUT = {
     "accuracy": {
@@ -81,4 +83,4 @@ def add_hyperparameters(logger: Logger, values: Mapping[str, Any], columns: Sequ
     logger.log_hyperparams(dict(values))
     if isinstance(logger, TensorBoardLogger):
         for summary in hparams(dict(values), dict.fromkeys(columns, 0.0)):
-            logger.experiment._get_file_writer().add_summary(summary)
+            add_summary(logger.experiment, summary)

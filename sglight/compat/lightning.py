@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.data import sized_len
+from pytorch_lightning.utilities import rank_zero_only
 
 
 def leave_signals(trainer: pl.Trainer) -> None:
@@ -40,3 +42,20 @@ def batch_size(trainer: pl.Trainer) -> int | None:
     source: Any = getattr(trainer, "datamodule", None) or trainer.fit_loop._data_source.instance
     size = getattr(source, "batch_size", None)
     return size if isinstance(size, int) else None
+
+
+def batches_processed(trainer: pl.Trainer) -> int:
+    """How many batches of this epoch are trained; more may have been taken from the loader."""
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    return int(progress.processed)
+
+
+def epochs_done(checkpoint: Mapping[str, Any]) -> int:
+    """How many epochs a checkpoint has behind it, those of which only the last batch is done included."""
+    loop = checkpoint["loops"]["fit_loop"]
+    return int(checkpoint["epoch"]) + bool(loop["epoch_loop.batch_progress"]["is_last_batch"])
+
+
+def set_rank(rank: int) -> None:
+    """Give this process its number for `rank_zero_only`, which otherwise guesses it from the environment."""
+    rank_zero_only.rank = rank  # type: ignore[attr-defined]

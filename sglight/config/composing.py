@@ -13,12 +13,12 @@ from typing import Any, cast, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.object_type import ObjectType
 from hydra.experimental.callback import Callback
 from omegaconf import Container, DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from sglight.archive import check_whole, read_record
+from sglight.compat.hydra import config_groups, set_hydra_config
 from sglight.config import checks
 from sglight.config.datasets import SCHEMAS as DATASETS
 from sglight.config.effects import check_effects, check_monitors
@@ -151,10 +151,10 @@ class CheckFirst(Callback):
         for node in (cfg, cfg.hydra):
             OmegaConf.set_struct(node, False)
             OmegaConf.set_readonly(node, False)
-        HydraConfig.instance().set_config(cfg)  # parts of the folder's name come from there
+        set_hydra_config(cfg)  # parts of the folder's name come from there
         with read_write(cfg.hydra):
             cfg.hydra.runtime.output_dir = cfg.hydra.run.dir
-        HydraConfig.instance().set_config(cfg)
+        set_hydra_config(cfg)
         run = cfg.pop("hydra").run
         try:
             self._check(config, cfg, Path(absolute("hydra.run.dir", run.dir)))
@@ -243,16 +243,10 @@ def _varied() -> str:
 
 def _list_groups() -> str:
     """Groups and their choices in all config folders, for the help text; Hydra asks for it whenever it composes."""
-    from hydra.core.global_hydra import GlobalHydra
-
-    choices: dict[str, set[str]] = {}
-    for source in GlobalHydra.instance().config_loader().get_sources():
-        if source.provider == "hydra" or source.scheme() == "structured":
-            continue
-        for group in source.list("", ObjectType.GROUP):
-            choices.setdefault(group, set()).update(source.list(group, ObjectType.CONFIG))
     return "\n".join(
-        f"  {group:<12}{', '.join(sorted(names))}" for group, names in sorted(choices.items()) if names
+        f"  {group:<12}{', '.join(sorted(names))}"
+        for group, names in sorted(config_groups().items())
+        if names
     )
 
 

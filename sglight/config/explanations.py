@@ -14,6 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 from yaml import MarkedYAMLError
 
+from sglight.compat.omegaconf import root
+
 ELSEWHERE = {
     "trainer.accumulate_grad_batches": "raise dataset.batch_size instead; strategies step their own optimisers",
     "trainer.callbacks": "choose them by the keys of the group callbacks",
@@ -70,7 +72,7 @@ def unknown_key(key: str, parent: Any, conf: Path, known: Iterable[str] | None =
     if owners := _owners(key, conf):
         return f"{key} is a key of {owners}, not of the chosen one; choose that, or leave the key out"
     if not close and isinstance(parent, DictConfig):
-        close = [path for path in _paths(parent._get_root()) if path.endswith(f".{name}") and path != key]
+        close = [path for path in _paths(root(parent)) if path.endswith(f".{name}") and path != key]
     if close:
         return f"{key} is unknown; did you mean {_either(close)}?"
     if not siblings:
@@ -210,19 +212,16 @@ def _owners(key: str, conf: Path) -> str:
 
 
 def _has(cfg: Any, path: str) -> bool:
-    name, _, rest = path.partition(".")
-    return isinstance(cfg, DictConfig) and name in cfg and (not rest or _has(cfg._get_node(name), rest))
+    return path in _paths(cfg)
 
 
 def _paths(cfg: Any, prefix: str = "") -> Iterator[str]:
     """The dotted names of all keys of `cfg` except Hydra's own."""
-    for key in cfg:
-        if not prefix and key == "hydra":
-            continue
-        yield f"{prefix}{key}"
-        node = cfg._get_node(key)
-        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
-            yield from _paths(node, f"{prefix}{key}.")
+    plain: Any = OmegaConf.to_container(cfg) if OmegaConf.is_config(cfg) else cfg
+    for key, value in plain.items() if isinstance(plain, dict) else ():
+        if prefix or key != "hydra":
+            yield f"{prefix}{key}"
+            yield from _paths(value, f"{prefix}{key}.")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
+from sglight.compat.lightning import batches_processed
 from sglight.config.datasets import at_least
 from sglight.config.datasets import fraction as check_fraction
 from sglight.data.augment import Augmentation
@@ -234,8 +235,7 @@ class DataModule(LightningDataModule):
     def _position(self) -> int:
         # what was worked off, not what was served: a checkpoint written after an error repeats that batch
         assert self.trainer is not None
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return int(progress.processed)
+        return batches_processed(self.trainer)
 
 
 def affine(

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sglight.compat.torch import relu_backward, tanh_backward
+
 
 @dataclass(frozen=True)
 class Activation:
@@ -36,16 +38,8 @@ def _tanh_into(p: Tensor) -> Tensor:
     return p.tanh_()
 
 
-def _tanh_backward(g: Tensor, a: Tensor) -> Tensor:
-    return torch.ops.aten.tanh_backward(g, a)
-
-
-def _relu_backward(g: Tensor, a: Tensor) -> Tensor:
-    return torch.ops.aten.threshold_backward(g, a, 0)
-
-
 # Of functions with names, not torch's operators, which do not pickle.
 ACTIVATIONS: dict[str, Activation] = {
-    "tanh": Activation(torch.tanh, _tanh_into, _tanh_backward, 1.0),
-    "relu": Activation(torch.relu, torch.relu_, _relu_backward, 2**0.5),
+    "tanh": Activation(torch.tanh, _tanh_into, tanh_backward, 1.0),
+    "relu": Activation(torch.relu, torch.relu_, relu_backward, 2**0.5),
 }

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sglight.compat.torch import is_transformed
+from sglight.compat.torch import conv2d_backward, is_transformed
 
 Record = tuple[Tensor, Tensor]
 
@@ -273,19 +273,7 @@ class Conv:
         self, into: Tensor | None, scale: float, grad: Tensor, x: Tensor, weight: Tensor
     ) -> tuple[Tensor, Record]:
         pad = weight.shape[-1] // 2
-        grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-            grad,
-            x.to(weight.dtype),
-            weight,
-            [weight.shape[0]],
-            [1, 1],
-            [pad, pad],
-            [1, 1],
-            False,
-            [0, 0],
-            1,
-            [True, True, True],
-        )
+        grad_x, grad_weight, grad_bias = conv2d_backward(grad, x.to(weight.dtype), weight, pad)
         out = grad_x if into is None else into.add_(grad_x, alpha=scale)
         return out, (grad_weight, grad_bias)
 

@@ -20,15 +20,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import FileStore, PrefixStore, Store, Work, rendezvous  # type: ignore[attr-defined]
 
+from sglight.compat.torch import Group, loopback_gloo
+from sglight.compat.torch import nccl as make_nccl
 from sglight.errors import PeerLost
 from sglight.link import Peers, Pending, Receiver, Sender, Waiting
 from sglight.parallel.staging import Line, StagedReceiver, StagedSender
 
-Group = Any  # a torch.distributed.Backend, whose stubs lack what it can do
-
 MEET_S = 120.0  # for all workers to come
 # For a transfer to be answered: who has gone is noticed at once, and who is busy is waited for.
-ANSWER_S = 24 * 3600.0
+ANSWER = timedelta(days=1)
 
 
 def rendezvous_file(folder: Path, rank: int, size: int) -> Store:
@@ -54,20 +54,10 @@ def gloo(store: Store, rank: int, size: int, name: str, local: bool) -> Group:
     store = PrefixStore(name, store)
     _meet(store, size)
     with noticing():
-        return (_loopback if local else _anywhere)(store, rank, size)
-
-
-def _anywhere(store: Store, rank: int, size: int) -> Group:
-    """On the interface of the host's name, or those of GLOO_SOCKET_IFNAME."""
-    return dist.ProcessGroupGloo(store, rank, size, timeout=timedelta(seconds=ANSWER_S))
-
-
-def _loopback(store: Store, rank: int, size: int) -> Group:
-    backend: Any = dist.ProcessGroupGloo
-    options = backend._Options()
-    options._timeout = timedelta(seconds=ANSWER_S)
-    options._devices = [backend.create_device(hostname="127.0.0.1")]
-    return backend(store, rank, size, options)
+        if local:
+            return loopback_gloo(store, rank, size, ANSWER)
+        # On the interface of the host's name, or those of GLOO_SOCKET_IFNAME.
+        return dist.ProcessGroupGloo(store, rank, size, timeout=ANSWER)
 
 
 def _meet(store: Store, size: int) -> None:
@@ -258,10 +248,7 @@ def nccl(store: Store, rank: int, name: str) -> Group:
     """A group of two processes with a GPU each, for one direction of a boundary."""
     store = PrefixStore(name, store)
     _meet(store, 2)
-    backend: Any = dist.ProcessGroupNCCL
-    options = backend.Options()
-    options._timeout = timedelta(seconds=ANSWER_S)
-    return backend(store, rank, 2, options)
+    return make_nccl(store, rank, 2, ANSWER)
 
 
 def flat(tensor: Tensor) -> Tensor:

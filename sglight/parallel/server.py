@@ -8,6 +8,8 @@ import signal
 from multiprocessing import resource_tracker
 from typing import Any
 
+from sglight.compat.multiprocessing import forkserver_pid
+
 PRELOAD = ["torch", "pytorch_lightning", "sglight.experiment"]
 
 Context = Any  # of multiprocessing
@@ -45,7 +47,5 @@ def _start_server() -> None:
 
 def stop_server() -> None:
     """End the server: while it imports things it would not notice that nobody needs it."""
-    from multiprocessing.forkserver import _forkserver
-
-    if pid := getattr(_forkserver, "_forkserver_pid", None):
+    if pid := forkserver_pid():
         os.kill(pid, signal.SIGTERM)

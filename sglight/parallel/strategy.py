@@ -15,10 +15,10 @@ from lightning_fabric.utilities.seed import reset_seed
 from pytorch_lightning.strategies import ParallelStrategy
 from pytorch_lightning.strategies.launchers.launcher import _Launcher
 from pytorch_lightning.trainer.states import TrainerFn, TrainerState
-from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from typing_extensions import override
 
+from sglight.compat.lightning import set_rank
 from sglight.errors import UserError
 from sglight.link import Alone, Peers
 from sglight.parallel.environment import environment
@@ -104,7 +104,7 @@ class StageStrategy(ParallelStrategy):
 
     def set_world_ranks(self) -> None:
         """Tell Lightning which worker this is."""
-        rank_zero_only.rank = self.global_rank  # type: ignore[attr-defined]
+        set_rank(self.global_rank)
 
     @override
     def setup_environment(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sglight.compat.torch import scale_
 from sglight.link import Placement
 from sglight.networks import Stage
 from sglight.networks.regularisers import Edge, penalty
@@ -72,7 +73,7 @@ def _scale_and_penalise(
     after: Edge | None = None,
 ) -> None:
     for stage in stages:
-        torch._foreach_mul_(_gradients(stage), 1 / normaliser)
+        scale_(_gradients(stage), 1 / normaliser)
     extra = penalty(stages, **plan.regularisation, before=before, after=after)
     if extra is not None:
         extra.backward()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
+from sglight.compat.torch import remember_rates
 from sglight.config.schema import OptimizerConfig, SchedulerConfig
 from sglight.config.settings import settings
 
@@ -192,4 +193,4 @@ def go_on(scheduler: LambdaLR | ReduceLROnPlateau, earlier: LambdaLR | ReduceLRO
     now, before = scheduler.optimizer, earlier.optimizer
     for group, other in zip(now.param_groups, before.param_groups, strict=True):
         group["lr"] = now.defaults["lr"] * other["lr"] / before.defaults["lr"]
-    scheduler._last_lr = [group["lr"] for group in now.param_groups]
+    remember_rates(scheduler, now)

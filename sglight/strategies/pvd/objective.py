@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sglight.compat.torch import add_, copy_
 from sglight.networks import Stage
 from sglight.networks.regularisers import penalty
 from sglight.strategies.evaluation import hits
@@ -76,9 +77,7 @@ class Objective:
         """Give the network these weights."""
         for block, values in zip(self._parameters, x, strict=True):
             parts = values.split([p.numel() for p in block])
-            torch._foreach_copy_(
-                list[Tensor](block), [v.view_as(p) for v, p in zip(parts, block, strict=True)]
-            )
+            copy_(block, [v.view_as(p) for v, p in zip(parts, block, strict=True)])
 
     @torch.no_grad()
     def sums(self, x: Point, chunks: Iterable[Chunk], processor: int = 0) -> list[Sums]:
@@ -98,7 +97,7 @@ class Objective:
             loss, known = self._forward(chunk, processor)
             sums.append(known)
             with self._recorder.phase("backward", processor):
-                torch._foreach_add_(total, torch.autograd.grad(loss, parameters))
+                add_(total, torch.autograd.grad(loss, parameters))
         return sums, _in_blocks(total, wanted)
 
     def penalties(self, x: Point, blocks: Sequence[int] | None = None) -> tuple[float, Point]:
@@ -111,7 +110,7 @@ class Objective:
         extra = penalty(self._stages, **self._regularisation)  # type: ignore[arg-type]
         if extra is not None and parameters:
             more = torch.autograd.grad(extra, parameters, allow_unused=True, materialize_grads=True)
-            torch._foreach_add_(gradients, more)
+            add_(gradients, more)
         return value + (0.0 if extra is None else float(extra.detach())), _in_blocks(gradients, wanted)
 
     def on_batch(

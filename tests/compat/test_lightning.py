@@ -1,0 +1,81 @@
+"""What we lean on in Lightning is still there."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+from typing_extensions import override
+
+from sglight.compat import lightning as compat
+
+BATCHES, EPOCHS = 3, 2
+
+
+class Boring(pl.LightningModule):
+    """Steps its optimiser by itself, and notes what the functions under test say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.seen: dict[str, list[Any]] = {"loader": [], "size": [], "processed": [], "handler": []}
+
+    @override
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        self.seen["loader"].append(compat.batches_in_loader(self.trainer))
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    @override
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.seen["processed"].append(compat.batches_processed(self.trainer))
+        self.seen["handler"].append(signal.getsignal(signal.SIGTERM))
+        compat.count_batches(self.trainer, self.trainer.current_epoch * BATCHES + batch_idx + 1)
+
+
+class Data(pl.LightningDataModule):
+    batch_size = 2
+
+    @override
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(TensorDataset(torch.zeros(BATCHES * self.batch_size, 1)), self.batch_size)
+
+
+@pytest.fixture
+def fitted(tmp_path: Path) -> tuple[pl.Trainer, Boring]:
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=EPOCHS, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1),
+    )  # fmt: skip
+    compat.leave_signals(trainer)
+    module = Boring()
+    trainer.fit(module, Data())
+    return trainer, module
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_training_tells_its_batches(fitted: tuple[pl.Trainer, Boring], tmp_path: Path) -> None:
+    trainer, module = fitted
+    assert module.seen["loader"] == [BATCHES]
+    assert module.seen["processed"] == [0, 1, 2] * EPOCHS
+    assert compat.batch_size(trainer) == 2
+    assert trainer.global_step == BATCHES * EPOCHS
+    assert set(module.seen["handler"]) == {signal.getsignal(signal.SIGTERM)}, "Lightning answers signals"
+    checkpoints = [torch.load(tmp_path / f"step={k + 1}.ckpt", weights_only=True) for k in range(6)]
+    assert [compat.epochs_done(checkpoint) for checkpoint in checkpoints] == [0, 0, 1, 1, 1, 2]
+
+
+def test_the_rank_is_the_one_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    compat.set_rank(3)
+    assert rank_zero_only(lambda: "worker 0 only")() is None
+    compat.set_rank(0)
+    assert rank_zero_only(lambda: "worker 0 only")() == "worker 0 only"
