@@ -31,6 +31,13 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def without_hydra() -> None:
+    """No test finds the config of a command that ran in this process before."""
+    GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder with `MNIST/raw` and `cifar10-images.tar`: `SGLIGHT_TEST_DATA`, or `../shared/data`."""
@@ -45,8 +52,6 @@ def compose_config() -> Callable[..., DictConfig]:
     """`compose_config("model=resnet", "seed=2")` gives the config of that command line."""
 
     def composed(*overrides: str, hydra: bool = False) -> DictConfig:
-        GlobalHydra.instance().clear()
-        HydraConfig.instance().cfg = None  # of a command that ran in this process before
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="sglight"):
             return compose("config", overrides=list(overrides), return_hydra_config=hydra)
 
