@@ -85,7 +85,7 @@ class TwoStages:
 def profile_cuts(case: Case, batches: list[Batch], rounds: int, around: int) -> dict[int, dict[str, Any]]:
     """Phases of both stages, in turn for the chosen cut and ``around`` positions on either side of it."""
     steps, clock = case.spec.total_steps, Clock()
-    chosen, cost = dni(case).cuts[1], dni(case).plan.source.cost()
+    chosen, cost = dni(case).cuts[1], dni(case).plan.source.cost(case.spec)
     positions = range(max(chosen - around, 1), min(chosen + around, steps - 1) + 1)
     splits = [TwoStages(case, position, clock) for position in positions]
     for x, y in islice(cycle(batches), rounds):
@@ -161,7 +161,7 @@ def counted_work(case: Case, position: int) -> dict[str, float]:
     steps = spec.step_work()
     step = steps[spec.total_steps // 2]
     # The model's own count for an estimator is in units of 3 passes: one prediction, and one lesson.
-    prediction = dni(case).plan.source.cost()(spec.state_shape(position)) * 3 / 4  # type: ignore[operator]
+    prediction = dni(case).plan.source.cost(spec)(spec.state_shape(position)) * 3 / 4  # type: ignore[operator]
     return {
         "opening": 3 * (steps[0] - step),
         "step": 3 * step,

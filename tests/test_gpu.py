@@ -12,6 +12,7 @@ from sglight.networks.stability import analyse
 from sglight.strategies.backprop import Backprop
 from sglight.strategies.delayed import Delayed
 from sglight.strategies.dni import DNI
+from sglight.strategies.local import Local
 from sglight.strategies.staged import StagedModule
 from tests.parallel.training import train_on
 from tests.strategies.common import ADAM, IMAGES, NETWORK, assert_equal, batches, fit
@@ -50,7 +51,7 @@ def test_stability_agrees_with_the_cpu(dynamics: str, exact_up_to: int) -> None:
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("strategy", [Backprop, Delayed, DNI])
+@pytest.mark.parametrize("strategy", [Backprop, Delayed, DNI, Local])
 def test_equal_seeds_give_equal_runs(strategy: type[StagedModule], precision: Any) -> None:
     states = []
     for _ in range(2):

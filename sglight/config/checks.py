@@ -24,6 +24,7 @@ from sglight.config.schema import (
     Dynamics,
     EstimatorConfig,
     EstimatorName,
+    HeadConfig,
     LossConfig,
     PVDConfig,
 )
@@ -48,7 +49,11 @@ def check_values(cfg: DictConfig) -> None:
         lambda v: v >= 1 if isinstance(v, int) else 0 < v <= 1,
         "it must be a number of batches (a whole number, at least 1) or a part of them above 0.0, up to 1.0",
     )
-    for key in ("strategy.optimizer.betas", "strategy.estimator.optimizer.betas"):
+    for key in (
+        "strategy.optimizer.betas",
+        "strategy.estimator.optimizer.betas",
+        "strategy.head.optimizer.betas",
+    ):
         betas = OmegaConf.select(cfg, key)
         if _numbers(betas) and len(betas) != 2:
             raise UserError(f"{key}={betas} is not allowed; it must be two numbers from 0 to less than 1")
@@ -153,6 +158,7 @@ def check_strategy(cfg: DictConfig) -> None:
         )
     if "slack" in cfg.strategy and is_dataclass(OmegaConf.get_type(cfg.strategy)):
         _check_delayed(cfg)
+    _check_head(cfg)
     estimator = OmegaConf.select(cfg, "strategy.estimator")
     if estimator is not None and OmegaConf.get_type(estimator) is EstimatorConfig:
         _known_or_dotted("strategy.estimator.name", cfg.strategy.estimator.name, list(EstimatorName))
@@ -164,6 +170,16 @@ def check_strategy(cfg: DictConfig) -> None:
         size = _number(cfg, "strategy.estimator.kernel_size")
         if size is not None and size % 2 == 0:
             raise UserError(f"strategy.estimator.kernel_size={size} must be odd, as 3 or 5")
+
+
+def _check_head(cfg: DictConfig) -> None:
+    """Refuse heads that the network has no place for."""
+    if OmegaConf.get_type(OmegaConf.select(cfg, "strategy.head")) is not HeadConfig:
+        return
+    if cfg.strategy.head.name == "conv" and cfg.model.kernel != "conv":
+        raise UserError(
+            "strategy.head.name=conv works on images; add model.kernel=conv or choose linear or mlp"
+        )
 
 
 def check_loss(cfg: DictConfig) -> None:

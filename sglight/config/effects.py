@@ -19,11 +19,14 @@ OPTIMIZER = (
 )
 EFFECTS = (
     *((f"strategy.{part}.{key}", f"strategy.{part}.{on}", values)
-      for part in ("optimizer", "estimator.optimizer") for key, on, values in OPTIMIZER),
+      for part in ("optimizer", "estimator.optimizer", "head.optimizer") for key, on, values in OPTIMIZER),
     ("strategy.scheduler.step_epochs", "strategy.scheduler.name", ("step",)),
     ("strategy.scheduler.gamma", "strategy.scheduler.name", ("step", "exponential", "plateau")),
     ("strategy.scheduler.patience", "strategy.scheduler.name", ("plateau",)),
     ("strategy.scheduler.min_factor", "strategy.scheduler.name", ("cosine", "plateau")),
+    ("strategy.head.similarity", "strategy.head.loss", ("predsim",)),
+    ("strategy.head.hidden", "strategy.head.name", ("mlp", "conv")),
+    ("strategy.head.pool", "model.kernel", ("conv",)),
     ("model.kernel_size", "model.kernel", ("conv",)),
     ("model.groups", "model.normalisation", ("group",)),
 )  # fmt: skip

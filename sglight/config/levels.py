@@ -8,7 +8,7 @@ from itertools import accumulate
 from math import inf
 from typing import Any
 
-MODES = ("exact", "delayed", "dni")
+MODES = ("exact", "delayed", "dni", "local")
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Level:
 
     Attributes:
         mode: ``exact``: true gradients, from which estimators, if there are any, already learn; ``delayed``: true ones
-            that come late; ``dni``: synthetic ones.
+            that come late; ``dni``: synthetic ones; ``local``: those of heads' losses.
         epochs: how many; None for an equal part of those that no level claims.
         lr, estimator_lr: learning rates; None for those of the optimisers' settings.
         microbatches: into how many pieces a batch is cut; None for the strategy's.
@@ -61,10 +61,12 @@ def make_levels(count: int, config: Mapping[str, Any] | None = None) -> list[Lev
                     f"strategy.level.{name}={value} is not allowed; it must be a positive "
                     f"{'whole number' if whole else 'number'} or null"
                 )
-    return [
-        Level(modes[k] or default[k], **{name: values[k] for name, values in columns.items()})
-        for k in range(count)
-    ]
+    modes = [mode or usual for mode, usual in zip(modes, default, strict=True)]
+    if {"dni", "local"} <= set(modes):
+        raise ValueError(
+            f"strategy.level.mode={modes} needs estimators of two kinds; choose dni or local, not both"
+        )
+    return [Level(modes[k], **{name: values[k] for name, values in columns.items()}) for k in range(count)]
 
 
 def first_epochs(levels: Sequence[Level], max_epochs: int, epoch: int = 0) -> list[int]:

@@ -21,7 +21,8 @@ FREE = (
     "dataset.eval_batch_size", "strategy.clip_norm", "strategy.diagnose_every_n_batches", "strategy.level.epochs",
     "strategy.level.lr", "strategy.level.estimator_lr", "strategy.target_accuracy", "strategy.min_decrease",
     "strategy.chunk_samples", "strategy.cuts", "strategy.balance", *(f"strategy.optimizer.{key}" for key in RATES),
-    *(f"strategy.estimator.optimizer.{key}" for key in RATES), *(f"strategy.scheduler.{key}" for key in SCHEDULE),
+    *(f"strategy.{part}.optimizer.{key}" for part in ("estimator", "head") for key in RATES),
+    *(f"strategy.scheduler.{key}" for key in SCHEDULE),
 )  # fmt: skip
 # A test does not train: the network and the data decide, which the checkpoint's own identity is compared with.
 FREE_TO_TEST = (

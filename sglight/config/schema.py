@@ -25,6 +25,8 @@ Init = StrEnum("Init", ["random", "smooth", "identity", "zeros"])
 OptimizerName = StrEnum("OptimizerName", ["adam", "adamw", "nadam", "sgd"])
 SchedulerName = StrEnum("SchedulerName", ["none", "cosine", "step", "exponential", "plateau"])
 Directions = StrEnum("Directions", ["gradient", "normalised", "rms"])
+HeadName = StrEnum("HeadName", ["linear", "mlp", "conv"])
+HeadLoss = StrEnum("HeadLoss", ["classify", "predsim"])
 LocalSolver = StrEnum("LocalSolver", ["first_order", "lbfgs"])
 Synchronisation = StrEnum("Synchronisation", ["best", "average", "affine"])
 EstimatorName = StrEnum("EstimatorName", ["linear", "mlp", "conv"])
@@ -143,6 +145,30 @@ class EstimatorConfig:
 
 
 @dataclass
+class HeadConfig:
+    """What classifies states at a boundary, and trains the stage before it."""
+
+    name: HeadName = HeadName.mlp
+    hidden: list[int] = field(default_factory=lambda: [64])
+    pool: int = 4
+    loss: HeadLoss = HeadLoss.classify
+    similarity: float = 0.99
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+@dataclass
+class LocalConfig(StrategyConfig):
+    """A loss of its own for each stage."""
+
+    _target_: str = "sglight.strategies.local.Local"
+    stages: int = 2
+    cuts: list[int] | None = None
+    head: HeadConfig = field(default_factory=HeadConfig)
+    ensemble: bool = False
+    diagnose_every_n_batches: int = 50
+
+
+@dataclass
 class DNIConfig(StrategyConfig):
     """Synthetic gradients between stages."""
 
@@ -193,6 +219,7 @@ class MultilevelConfig(DNIConfig):
     microbatches: int | None = None
     slack: int = 0
     backward: Backward = Backward.stashed
+    head: HeadConfig = field(default_factory=HeadConfig)
 
 
 @dataclass
@@ -381,6 +408,7 @@ STRATEGIES: dict[str, type[StrategyConfig]] = {
     "base_backprop": BackpropConfig,
     "base_delayed": DelayedConfig,
     "base_dni": DNIConfig,
+    "base_local": LocalConfig,
     "base_multilevel": MultilevelConfig,
     "base_pvd": PVDConfig,
 }

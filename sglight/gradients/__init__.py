@@ -4,10 +4,13 @@ from sglight.gradients.base import Boundary, GradientSource, Passage
 from sglight.gradients.estimators import (
     Estimator,
     SyntheticGradient,
+    TrainedEstimator,
     prediction_cost,
     prediction_values,
     synthetic_gradient,
 )
+from sglight.gradients.heads import Head
+from sglight.gradients.local import LocalLoss
 from sglight.gradients.synthetic import Synthetic
 from sglight.gradients.true import Taught, TrueGradient
 
@@ -15,10 +18,13 @@ __all__ = [
     "Boundary",
     "Estimator",
     "GradientSource",
+    "Head",
+    "LocalLoss",
     "Passage",
     "Synthetic",
     "SyntheticGradient",
     "Taught",
+    "TrainedEstimator",
     "TrueGradient",
     "prediction_cost",
     "prediction_values",

@@ -33,6 +33,7 @@ class Passage:
         weights: copies of the stage's parameters, by name, on which it went forward where an update comes before its
             backward pass; None for the parameters themselves.
         target: the true gradient of the summed loss with respect to the state, once it has been received.
+        lesson: the loss by which the source has learnt from it, if it has in giving a gradient.
         ends: the outputs of the stage's segments, where its states are rebuilt from them.
     """
 
@@ -45,6 +46,7 @@ class Passage:
     normaliser: float = 1.0
     weights: dict[str, Tensor] | None = None
     target: Tensor | None = None
+    lesson: Tensor | None = None
     ends: list[Tensor] | None = None
 
 
@@ -114,9 +116,18 @@ class GradientSource(ABC):
         """The optimiser of the estimators."""
         raise AssertionError("this source has no estimators")
 
-    def cost(self) -> ExtraCost:
+    def cost(self, spec: NetworkSpec) -> ExtraCost:
         """What the source costs a stage for a batch, in units of its forward and backward passes together."""
         return 0.0
+
+    def passes(self) -> tuple[float, float]:
+        """How the parts of `cost`, for gradients and for lessons, are to each other: passes through an estimator."""
+        return 0.0, 0.0
+
+    @property
+    def has_estimators(self) -> bool:
+        """Whether something at the boundaries estimates gradients, used or not."""
+        return self.predicts or self.lesson_every > 0
 
     def describe(self) -> str:
         """In a few words, for the summary of a run; empty if there is nothing to say."""

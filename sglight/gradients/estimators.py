@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -51,14 +52,27 @@ class Estimator(nn.Module, ABC):
         """Learn from the true gradient; returns the loss before the step."""
 
 
-class SyntheticGradient(Estimator):
-    """A regression model of the gradient, trained by an optimiser of its own on the squared error.
+class TrainedEstimator(Estimator):
+    """An estimator that an optimiser of its own trains.
 
     Attributes:
         optimizer: descends on the parameters; set by whoever owns the optimisers, before `learn`.
+        optimizer_key: of its settings, for errors.
     """
 
     optimizer: torch.optim.Optimizer | None = None
+    optimizer_key: ClassVar[str] = "strategy.estimator.optimizer"
+
+    def step(self) -> None:
+        """Step the optimiser with the gradients that the parameters have."""
+        assert self.optimizer is not None
+        self.optimizer.step()
+        # Autocast keeps lower-precision copies of weights until its context ends; these are of the old ones.
+        torch.clear_autocast_cache()
+
+
+class SyntheticGradient(TrainedEstimator):
+    """A regression model of the gradient, trained on the squared error."""
 
     def estimate(self, state: Tensor, labels: Tensor, time: float) -> Tensor:
         with torch.no_grad():
@@ -71,9 +85,7 @@ class SyntheticGradient(Estimator):
         loss = (self(state, labels) - target).square().sum() / len(labels)
         self.optimizer.zero_grad()
         loss.backward()
-        self.optimizer.step()
-        # Autocast keeps lower-precision copies of weights until its context ends; these are of the old ones.
-        torch.clear_autocast_cache()
+        self.step()
         return loss.detach()
 
 

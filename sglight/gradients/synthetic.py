@@ -139,9 +139,13 @@ class Synthetic(GradientSource):
         return dict(self.optimizer)
 
     @override
-    def cost(self) -> ExtraCost:
-        # In units of a stage's forward + backward, 3 passes: one prediction a batch, one lesson in every n.
-        passes = (1 + 3 / self.every_n_batches) / 3
+    def passes(self) -> tuple[float, float]:
+        # One prediction a batch, one lesson, forward and backward, in every n.
+        return 1.0, 3 / self.every_n_batches
+
+    @override
+    def cost(self, spec: NetworkSpec) -> ExtraCost:
+        passes = sum(self.passes()) / 3  # which a stage's forward and backward count as
 
         def work(shape: Shape) -> float:
             cost = prediction_cost(self.name, shape, self.hidden, self.kernel_size)

@@ -38,7 +38,7 @@ class Taught(TrueGradient):
 
     @property
     def lesson_every(self) -> int:  # type: ignore[override]
-        return self.source.lesson_every
+        return self.source.lesson_every or 1  # 0 if it learns in giving gradients, which nobody asks for here
 
     @override
     def learn(self, boundary: Boundary, passage: Passage) -> Tensor:
@@ -57,8 +57,12 @@ class Taught(TrueGradient):
         return self.source.estimator_optimizer()
 
     @override
-    def cost(self) -> ExtraCost:
-        return self.source.cost()
+    def cost(self, spec: NetworkSpec) -> ExtraCost:
+        return self.source.cost(spec)
+
+    @override
+    def passes(self) -> tuple[float, float]:
+        return self.source.passes()
 
     @override
     def describe(self) -> str:

@@ -81,7 +81,7 @@ class StagedNetwork(pl.LightningModule):
         self.automatic_optimization = False
         spec, source = NetworkSpec(**network), source or TrueGradient()
         if cuts is None:
-            positions = tuple(spec.cuts(stages, source.cost(), multiple))
+            positions = tuple(spec.cuts(stages, source.cost(spec), multiple))
         else:
             positions = given_cuts(cuts, spec.total_steps, stages, multiple)
         self.plan = Plan(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from sglight.config.levels import Level
-from sglight.gradients import GradientSource, Synthetic, Taught, TrueGradient
+from sglight.gradients import GradientSource, LocalLoss, Synthetic, Taught, TrueGradient
 from sglight.gradients.delayed import BACKWARDS
 from sglight.gradients.synthetic import Restepped
 from sglight.networks.dynamics import Dynamics
 from sglight.strategies.pieces import exact_schedule, late_schedule
-from sglight.strategies.schedule import Decoupled, Locked, Schedule
+from sglight.strategies.schedule import Decoupled, Locked, Schedule, Unanswered
 
 
 @dataclass(frozen=True)
@@ -18,13 +18,14 @@ class Modes:
     """The settings of all modes.
 
     Attributes:
-        stages: M. lag, synthetic: of levels with synthetic gradients; None without estimators.
+        stages: M. lag: of levels with synthetic gradients. estimated: the source of those that estimate gradients, by
+            estimators or heads; None without such levels.
         microbatches, slack, backward: of levels with late gradients; microbatches also of exact ones.
     """
 
     stages: int
     lag: int
-    synthetic: Synthetic | None
+    estimated: Synthetic | LocalLoss | None
     microbatches: int | None
     slack: int
     backward: str
@@ -38,14 +39,20 @@ class Modes:
         pieces = self.pieces(level)
         if level.mode == "delayed":
             return late_schedule(pieces, self.slack, self.stages), BACKWARDS[self.backward]()
-        if self.synthetic is None:
+        source = self.estimated
+        if source is None:
             return exact_schedule(pieces, self.stages), TrueGradient()
-        source = replace(self.synthetic, restepped=Restepped(rule, finer))
         if level.estimator_lr is not None:
             source = replace(source, optimizer={**source.optimizer, "lr": level.estimator_lr})
-        return (
-            (Locked(lessons=True), Taught(source)) if level.mode == "exact" else (Decoupled(self.lag), source)
-        )
+        if isinstance(source, Synthetic):
+            source = replace(source, restepped=Restepped(rule, finer))
+        match level.mode:
+            case "exact":
+                return Locked(lessons=True), Taught(source)
+            case "local":
+                return Unanswered(), source
+            case _:
+                return Decoupled(self.lag), source
 
     def pieces(self, level: Level) -> int | None:
         """Into how many pieces the batches of a level are cut; None if that is left open."""

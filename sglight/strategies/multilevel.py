@@ -23,11 +23,12 @@ from typing_extensions import override
 
 from sglight.compat.lightning import batch_size
 from sglight.config.levels import Course, Level, make_levels
-from sglight.gradients import Synthetic
+from sglight.gradients import LocalLoss, Synthetic
 from sglight.gradients.delayed import check_backward
 from sglight.networks import NetworkSpec, Stage
 from sglight.networks.segment import Rule
 from sglight.strategies import descent, naming, refinement
+from sglight.strategies.loss import Loss
 from sglight.strategies.modes import Modes
 from sglight.strategies.optim import go_on
 from sglight.strategies.pieces import settled
@@ -41,6 +42,7 @@ class Multilevel(StagedModule):
     """From coarse to fine, each level by a staged strategy; arguments as in `DNI`, ``network`` being the finest, and
 
     Args:
+        head: of levels with local losses, as in `Local`.
         microbatches, slack, backward: of levels with late gradients, as in `Delayed`; microbatches of exact ones too,
             which several workers share as in `Backprop` where no estimator learns.
         levels: how many depths; each has twice the steps of the one before it.
@@ -80,6 +82,7 @@ class Multilevel(StagedModule):
         level: Mapping[str, Any] | None = None,
         prolongation: Rule = "linear",
         moments: str | None = None,
+        head: Mapping[str, Any] | None = None,
         **shared: Unpack[InStages],
     ) -> None:
         for key, value, options in (
@@ -91,16 +94,19 @@ class Multilevel(StagedModule):
                 raise ValueError(f"strategy.{key}={value} is unknown; choose {names}")
         self.levels = make_levels(levels, level)
         modes = {each.mode for each in self.levels}
-        self.modes = Modes(
-            stages, lag, Synthetic.of(estimator) if "dni" in modes else None, microbatches, slack, backward
-        )
+        estimated: Synthetic | LocalLoss | None = None
+        if "dni" in modes:
+            estimated = Synthetic.of(estimator)
+        elif "local" in modes:
+            estimated = LocalLoss.of(head, Loss(**dict(shared.get("loss") or {})))
+        self.modes = Modes(stages, lag, estimated, microbatches, slack, backward)
         coarsest = 2 ** (levels - 1)
         spec = NetworkSpec(**network)
         spec.coarsened(coarsest)  # refuses what cannot be halved
         if "delayed" in modes:
             check_backward(backward, spec)
         super().__init__(
-            network, optimizer, **shared, stages=stages, source=self.modes.synthetic,
+            network, optimizer, **shared, stages=stages, source=estimated,
             diagnose_every_n_batches=diagnose_every_n_batches, multiple=coarsest,
         )  # fmt: skip
         if self.spec.initial_velocity != "zero" and levels > 1:
@@ -190,12 +196,12 @@ class Multilevel(StagedModule):
     @override
     def make_estimator(self, i: int) -> nn.Module | None:
         # From the beginning, also where the first level does without.
-        source = self.modes.synthetic or self.plan.source
+        source = self.modes.estimated or self.plan.source
         return source.make_estimator(self.spec, self.cuts, i)
 
     @override
     def estimator_optimizer(self) -> dict[str, Any]:
-        known = self.plan.source if self.plan.source.lesson_every else self.modes.synthetic
+        known = self.plan.source if self.plan.source.has_estimators else self.modes.estimated
         assert known is not None
         return known.estimator_optimizer()
 

@@ -69,7 +69,7 @@ class Plan:
             raise ValueError(
                 f"{workers} workers for {self.last + 1} stage(s): raise strategy.stages, or lower trainer.devices"
             )
-        bounds = balanced(self.spec.stage_work(self.cuts, self.source.cost()), workers)
+        bounds = balanced(self.spec.stage_work(self.cuts, self.source.cost(self.spec)), workers)
         return [range(a, b) for a, b in pairwise(bounds)]
 
     def shown_groups(self, workers: int) -> list[range]:
@@ -78,13 +78,12 @@ class Plan:
 
     def stage_times(self) -> list[StageTimes]:
         """The phases of each stage by the cost model, in multiplications a sample."""
-        stages, both = self.spec.stage_work(self.cuts), self.spec.stage_work(self.cuts, self.source.cost())
-        every = self.source.lesson_every
-        if not every:
-            return [StageTimes(forward=work, backward=2 * work) for work in stages]
-        # Of what an estimator does, one pass is the estimate and 3 / n are lessons.
-        parts = [(w, (b - w) * 3 / (1 + 3 / every)) for w, b in zip(stages, both, strict=True)]
-        return [StageTimes(work, e, 2 * work, 3 * e / every) for work, e in parts]
+        stages = self.spec.stage_work(self.cuts)
+        both = self.spec.stage_work(self.cuts, self.source.cost(self.spec))
+        estimates, lessons = self.source.passes()
+        # What an estimator costs is in units of a stage's three passes.
+        parts = [(w, 3 * (b - w) / ((estimates + lessons) or 1)) for w, b in zip(stages, both, strict=True)]
+        return [StageTimes(work, estimates * e, 2 * work, lessons * e) for work, e in parts]
 
     def grid(self, workers: int) -> str:
         """Who does what when, as a text, by the cost model, for `shown_groups`."""

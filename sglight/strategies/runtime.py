@@ -222,7 +222,10 @@ class Runtime:
                 passage.target = gradient.clone() if self.placement.gradients[i].lends else gradient
             return gradient
         with self.recorder.phase("estimate", i):
-            return source.gradient(boundary, passage, lambda: self._true_gradient(i, passage))
+            gradient = source.gradient(boundary, passage, lambda: self._true_gradient(i, passage))
+        if passage.lesson is not None:
+            self.lessons[i] = passage.lesson
+        return gradient
 
     def compare_estimate(self, i: int, passage: Passage, true: Tensor) -> None:
         """Note how well the estimator behind stage i predicts a true gradient."""

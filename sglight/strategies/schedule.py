@@ -137,6 +137,25 @@ class Decoupled(Schedule):
 
 
 @dataclass(frozen=True)
+class Unanswered(Schedule):
+    """Each stage forward, backward at once with a gradient of its own, and updated; nothing comes back to it."""
+
+    waits: ClassVar[bool] = False
+
+    def actions(self, n: int, own: range, last: int) -> Iterator[Action]:
+        for i in own:
+            yield Action("forward", i, n)
+            yield Action("backward", i, n)
+            yield Action("update", i, n)
+
+    def describe(self) -> str:
+        return "gradients of their own"
+
+    def explain(self) -> str:
+        return "a stage waits for states only: no gradient comes back"
+
+
+@dataclass(frozen=True)
 class Pipelined(Schedule):
     """In each round every stage goes forward on one piece and backward on an earlier one, which keeps all of them busy.
 

@@ -76,16 +76,22 @@ class StagedModule(StagedTraining):
                 self.runtime.hand_down(i, output)
             else:
                 self.evaluation.add(self.plan.loss.total(output, labels), hits(output, labels))
+            self.evaluate_stage(i, output, labels)
         self.evaluation.count(self.plan.loss.normaliser(labels), len(labels))
+
+    def evaluate_stage(self, i: int, output: Tensor, labels: Tensor) -> None:
+        """Look at what stage i gives for a batch that is evaluated, once that has been handed down."""
 
     def _log_evaluation(self, prefix: str) -> dict[str, float]:
         """Log mean loss and accuracy over all batches since the last call, on every worker."""
-        means = {
-            f"{prefix}/{name}": value for name, value in self.evaluation.take(self.placement.peers).items()
-        }
+        means = {f"{prefix}/{name}": value for name, value in self.evaluation_means().items()}
         for name, value in means.items():
             self.log(name, value, prog_bar=name == "val/acc")
         return means
+
+    def evaluation_means(self) -> dict[str, float]:
+        """What is logged of all batches that have been evaluated, on every worker; begins anew."""
+        return self.evaluation.take(self.placement.peers)
 
     @override
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from typing_extensions import override
 
 from sglight.compat.lightning import batches_in_loader, count_batches
-from sglight.gradients import SyntheticGradient
+from sglight.gradients import TrainedEstimator
 from sglight.gradients.base import COMPARED
 from sglight.networks.drift import LIMIT
 from sglight.strategies import agreement, flight
@@ -55,9 +55,7 @@ class StagedTraining(StagedNetwork):
             named.append((f"stage_{i}", make_optimizer(plan.optimizer, stage.parameters(), lateness=late)))
         for key, estimator in self._learners():
             config = self.estimator_optimizer()
-            estimator.optimizer = make_optimizer(
-                config, estimator.parameters(), "strategy.estimator.optimizer"
-            )
+            estimator.optimizer = make_optimizer(config, estimator.parameters(), estimator.optimizer_key)
             named.append((f"estimator_{key}", estimator.optimizer))
         return named
 
@@ -71,9 +69,9 @@ class StagedTraining(StagedNetwork):
             f"estimator_{key}" for key, _ in self._learners()
         ]
 
-    def _learners(self) -> list[tuple[str, SyntheticGradient]]:
+    def _learners(self) -> list[tuple[str, TrainedEstimator]]:
         """The estimators here that are trained by an optimiser of the strategy's."""
-        return [(k, e) for k, e in self.estimators.items() if isinstance(e, SyntheticGradient)]
+        return [(k, e) for k, e in self.estimators.items() if isinstance(e, TrainedEstimator)]
 
     @override
     def step_stage(self, i: int) -> None:
@@ -182,7 +180,7 @@ class StagedTraining(StagedNetwork):
 
     def curve_names(self) -> list[str]:
         """All names that `end_batch` may get, on whichever worker."""
-        boundaries = range(self.plan.last if self.plan.source.lesson_every else 0)
+        boundaries = range(self.plan.last if self.plan.source.has_estimators else 0)
         kinds = ("loss", *COMPARED)
         measured = MEASURED if self.diagnosis.every else ()
         return [

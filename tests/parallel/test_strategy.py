@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader
 from sglight.errors import UserError
 from sglight.parallel.strategy import StageStrategy
 from sglight.strategies.backprop import Backprop
+from sglight.strategies.local import Local
+from sglight.strategies.multilevel import Multilevel
 from sglight.strategies.schedule import stage_names
 from tests.parallel.training import ESTIMATOR, Job, module, train_on
 from tests.strategies.common import ADAM, IMAGES, NETWORK, assert_equal, batches
@@ -76,6 +78,10 @@ OTHERS: dict[str, Job] = {
         "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9},
         "epochs": 3,
     },
+    "local": {"network": {**IMAGES, "normalisation": "batch"}, "kind": Local, "options": {
+        "stages": 4, "ensemble": True, "head": {"name": "conv", "hidden": [5], "loss": "predsim"}}},
+    "local, refined": {"network": {**NETWORK, "dynamics": "leapfrog", "steps": 8}, "kind": Multilevel, "options": {
+        "stages": 3, "levels": 2, "level": {"mode": ["exact", "local"]}}},
     "stopped in mid-epoch": {"network": NETWORK, "options": {"stages": 4, "lag": 2}, "trainer": {"max_steps": 10}},
 }  # fmt: skip
 

@@ -373,7 +373,7 @@ def test_cuts_are_at_coarse_steps_and_groups_are_those_of_the_finest() -> None:
     assert module.cuts[-1] == 4 and module.spec.total_steps == 4
     finest = DNI({**DEEP, "steps": 16}, ADAM, stages=3, estimator=ESTIMATOR).spec
     fine = [4 * cut for cut in module.cuts]
-    work = finest.stage_work(fine, module.plan.source.cost())
+    work = finest.stage_work(fine, module.plan.source.cost(finest))
     bounds = [group.start for group in module.groups(2)]
     loads = [sum(work[: bounds[1]]), sum(work[bounds[1] :])]
     assert max(loads) == min(max(sum(work[:b]), sum(work[b:])) for b in (1, 2))

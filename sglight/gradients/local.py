@@ -1,0 +1,130 @@
+"""Local losses as a source: a head at each boundary classifies the states there, and its loss trains the stage.
+
+Belilovsky et al. 2020, Nøkland & Eidnes 2019. For a batch, with h the state behind a stage and y the labels:
+
+    d = dl(h, y)/dh                      used by the stage instead of dL/dh
+    the head's optimiser steps on dl(h, y)/dphi, phi its parameters
+
+Nothing comes back from the stage after the boundary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+from typing_extensions import override
+
+from sglight.config.schema import HeadConfig, OptimizerConfig
+from sglight.config.settings import settings
+from sglight.gradients.base import Boundary, GradientSource, Passage
+from sglight.gradients.heads import OPTIMIZER, Criterion, Head, head_multiplications
+from sglight.networks import NetworkSpec
+from sglight.networks.network import ExtraCost
+from sglight.networks.parts import Shape
+
+
+@dataclass(frozen=True)
+class LocalLoss(GradientSource):
+    """Gradients of heads' own losses.
+
+    Args:
+        criterion: the network's loss, which heads that classify share.
+        name, hidden, pool: see `Head`. loss: ``classify`` or ``predsim``. similarity: the share of similarity matching
+            in predsim. optimizer: see `sglight.strategies.optim`.
+    """
+
+    criterion: Criterion
+    name: str
+    hidden: Sequence[int]
+    pool: int
+    loss: str
+    similarity: float
+    optimizer: Mapping[str, Any]
+    predicts: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any] | None, criterion: Criterion) -> LocalLoss:
+        """From the keys ``strategy.head.*``; those left out have their defaults.
+
+        Raises:
+            ValueError: for a key or a choice that does not exist, or widths that are missing.
+        """
+        found = settings(HeadConfig, config, "strategy.head")
+        found["optimizer"] = settings(OptimizerConfig, (config or {}).get("optimizer"), OPTIMIZER)
+        if found["name"] == "conv" and not found["hidden"]:
+            raise ValueError(
+                "strategy.head.hidden=[] leaves head.name=conv without convolutions; give widths"
+            )
+        return cls(criterion, **found)
+
+    @override
+    def wants(self, batch: int) -> bool:
+        return False
+
+    @override
+    def gradient(self, boundary: Boundary, passage: Passage, receive: Callable[[], Tensor]) -> Tensor:
+        gradient, passage.lesson = boundary.estimator.descend(passage.state, passage.labels)
+        return gradient
+
+    @override
+    def estimate(self, boundary: Boundary, passage: Passage) -> Tensor:
+        return boundary.estimator.estimate(passage.state, passage.labels, boundary.time)
+
+    @override
+    def learn(self, boundary: Boundary, passage: Passage) -> Tensor:
+        return boundary.estimator.learn(passage.state, passage.labels, None, boundary.time)
+
+    @override
+    def make_estimator(self, spec: NetworkSpec, cuts: Sequence[int], stage: int) -> Head:
+        position = cuts[stage + 1]
+        shape = self._seen(spec, spec.state_shape(position))
+        return Head(
+            self.name, shape, spec.classes, self.hidden, self.pool, self._similarity, self.criterion, spec.seed,
+            "heads", position,
+        )  # fmt: skip
+
+    def _seen(self, spec: NetworkSpec, shape: Shape) -> Shape:
+        """Shape of the field y of states of a shape."""
+        if self.name == "conv" and len(shape) != 3:
+            raise ValueError(
+                "strategy.head.name=conv needs a convolutional network (model.kernel=conv); use mlp or linear"
+            )
+        return (shape[0] // spec.rule.fields, *shape[1:])
+
+    @property
+    def _similarity(self) -> float:
+        return self.similarity if self.loss == "predsim" else 0.0
+
+    @override
+    def estimator_optimizer(self) -> dict[str, Any]:
+        return dict(self.optimizer)
+
+    @override
+    def passes(self) -> tuple[float, float]:
+        return 3.0, 0.0
+
+    @override
+    def cost(self, spec: NetworkSpec) -> ExtraCost:
+        def work(shape: Shape) -> float:
+            seen = self._seen(spec, shape)
+            return head_multiplications(
+                self.name, seen, spec.classes, self.hidden, self.pool, self._similarity
+            )
+
+        return work
+
+    @override
+    def describe(self) -> str:
+        return f"{self.name} heads that {'match similarities' if self._similarity else 'classify'}"
+
+    @override
+    def identity(self) -> dict[str, Any]:
+        shaping = {"name": self.name, "hidden": list(self.hidden), "pool": self.pool, "loss": self.loss}
+        return {f"strategy.head.{key}": value for key, value in shaping.items()}
+
+    @override
+    def training_identity(self) -> dict[str, Any]:
+        return {"strategy.head.optimizer.name": self.optimizer["name"]}
