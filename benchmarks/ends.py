@@ -4,9 +4,10 @@
     python benchmarks/ends.py flips --count 200     # seconds
 
 ``kills``: runs by synthetic gradients, levels, variable distribution and late gradients, alone and on two workers, get
-SIGTERM, SIGINT, SIGHUP or SIGKILL, they or one of their workers, as they start, train, write a checkpoint, validate, or
-have trained. Each must end within 15 s with a true status and leave no process and no temporary file behind; gone on
-with, it must end with the parameters and the metrics of a run that nobody killed, bit for bit.
+SIGTERM, SIGINT, SIGHUP or SIGKILL, they, one of their workers or all their processes, as they start, train, write a
+checkpoint, validate, or have trained. Each must end within 15 s with a true status and leave no process and no
+temporary file behind; gone on with, it must end with the parameters and the metrics of a run that nobody killed, bit
+for bit.
 
 ``flips``: a bit of a checkpoint is turned, or its end is cut off; the command must refuse it in one sentence.
 
@@ -24,27 +25,55 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 import sglight.__main__ as command
 import sglight.experiment  # noqa: F401 (runs, which are forked from here, start at once)
 from sglight import status
+from sglight.archive import read_plain
+from sglight.data.loader import BatchLoader
+from sglight.data.planar import PlanarData
 
-END_S, RUN_S = 15.0, 120.0
+END_S, RUN_S, EPOCHS = 15.0, 120.0, 4
 STRATEGIES = ("dni", "multilevel", "pvd", "delayed")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL)
 MOMENTS = ("start", "training", "checkpoint", "validation", "after")
-MARK = "SGLIGHT_ENDS"  # in the environment of all processes of a run
+# In the environment of all processes of a run: its own mark, and the file that is there while it validates.
+MARK, VALIDATES = "SGLIGHT_ENDS", "SGLIGHT_ENDS_VALIDATES"
 SMALL = (
-    "dataset=ellipse", "dataset.train_points=600", "dataset.batch_size=16", "model.channels=4", "model.steps=4",
-    "trainer.max_epochs=4", "trainer.accelerator=cpu", "trainer.threads=1", "callbacks.progress.enabled=false",
+    "dataset=ellipse", "dataset._target_=benchmarks.ends.Shown", "dataset.train_points=600", "dataset.batch_size=16",
+    "dataset.val_points=2000", "dataset.eval_batch_size=20", "model.channels=4", "model.steps=4",
+    f"trainer.max_epochs={EPOCHS}", "trainer.accelerator=cpu", "trainer.threads=1", "callbacks.progress.enabled=false",
     "callbacks.figures.enabled=false", "callbacks.timeline.enabled=false", "trainer.idle_timeout_s=30",
 )  # fmt: skip
 SAME = ("test/acc", "test/loss", "val/acc", "val/loss", "run/steps", "run/epochs", "run/config_hash")
+
+
+class Shown(PlanarData):
+    """Ellipses whose validation can be seen from outside."""
+
+    @override
+    def val_dataloader(self) -> BatchLoader:
+        loader = super().val_dataloader()
+        loader.__class__ = ShownLoader
+        return loader
+
+
+class ShownLoader(BatchLoader):
+    @override
+    def __iter__(self) -> Iterator[Any]:
+        shown = Path(os.environ[VALIDATES])
+        shown.touch()
+        try:
+            yield from super().__iter__()
+        finally:
+            shown.unlink(missing_ok=True)
 
 
 class Run:
@@ -57,7 +86,7 @@ class Run:
     def __init__(self, folder: Path, *words: str) -> None:
         self.folder, self.mark = folder, f"{os.getpid()}-{time.monotonic_ns()}"
         self.temporary = Path(tempfile.mkdtemp(prefix="t", dir=folder.parent))
-        self.log = folder.parent / f"{folder.name}.log"
+        self.log, self.validates = (folder.parent / f"{folder.name}.{what}" for what in ("log", "validates"))
         self.code: int | None = None
         self.pid = os.fork()
         if not self.pid:
@@ -73,7 +102,9 @@ class Run:
             log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            os.environ |= {MARK: self.mark, "TMPDIR": str(self.temporary)}
+            os.environ |= {
+                MARK: self.mark, VALIDATES: str(self.validates), "TMPDIR": str(self.temporary),
+            }  # fmt: skip
             tempfile.tempdir = None
             signal.signal(signal.SIGINT, signal.default_int_handler)
             sys.argv = ["sglight", *words]
@@ -124,41 +155,60 @@ class Run:
         return [str(path) for path in files] + [f"process {pid}" for pid in self.processes()]
 
 
-def wait_for(moment: str, run: Run, generator: random.Random) -> None:
-    """Wait until a run is there, or has ended."""
-    last, until = run.folder / "checkpoints/last.ckpt", time.monotonic() + RUN_S
+def wait_for(moment: str, run: Run, generator: random.Random) -> bool:
+    """Wait until a run is there, or has ended; whether it is there still."""
+    until, skipped = time.monotonic() + RUN_S, generator.randrange(6)  # so many checkpoints and validations
     if moment == "start":
-        run.wait(generator.uniform(0.0, 1.5))
-        return
+        return not run.wait(generator.uniform(0.0, 1.5))
+    there = False
     while not run.wait(0) and time.monotonic() < until:
-        if moment in ("training", "validation") and last.exists():
-            run.wait(generator.uniform(0.0, 0.3))
-            return
-        if moment == "checkpoint" and any((run.folder / "checkpoints").glob("*.tmp")):
-            return
-        if moment == "after" and last.exists() and _epoch(last) == 3:
-            return
-        time.sleep(0.001)
+        before, there = there, _is_there(moment, run)
+        if there and not before:
+            skipped -= moment in ("checkpoint", "validation")
+            if skipped < 0 or moment in ("training", "after"):
+                if moment != "checkpoint":
+                    run.wait(generator.uniform(0.0, 0.3 if moment == "training" else 0.1))
+                return _is_there(moment, run)
+        time.sleep(0.0005)
+    return False
+
+
+def _is_there(moment: str, run: Run) -> bool:
+    folder = run.folder / "checkpoints"
+    last = folder / "last.ckpt"
+    if moment == "training":
+        return last.exists() and not run.validates.exists()
+    if moment == "validation":
+        return run.validates.exists()
+    if moment == "checkpoint":
+        return any(folder.glob("*.tmp"))
+    return last.exists() and _epoch(last) == EPOCHS - 1 and not (run.folder / "metrics.json").exists()
+
+
+def _steps(run: Run) -> int:
+    """Of the last checkpoint."""
+    try:
+        return int(read_plain(run.folder / "checkpoints/last.ckpt", "it")["global_step"])
+    except ValueError:
+        return 0
 
 
 def _epoch(path: Path) -> int:
-    from sglight.archive import read_plain
-
     try:
         return int(read_plain(path, "it")["epoch"])
     except ValueError:
         return -1
 
 
-def kill(run: Run, victim: str, signum: int, moment: str, generator: random.Random) -> list[str]:
-    """Send a signal, and tell what was wrong with the end."""
-    wait_for(moment, run, generator)
+def kill(run: Run, victim: str, signum: int, moment: str, generator: random.Random) -> tuple[bool, list[str]]:
+    """Send a signal; whether it came at that moment, and what was wrong with the end."""
+    hit = wait_for(moment, run, generator)
     target = run.pid
     if victim == "worker" and (workers := run.workers()):
         target = generator.choice(workers)
     over = run.wait(0)
     if not over:
-        os.kill(target, signum)
+        (os.killpg if victim == "group" else os.kill)(target, signum)
     wrong = []
     if target != run.pid and signum == signal.SIGINT and not over:
         if not run.wait(RUN_S):
@@ -177,14 +227,16 @@ def kill(run: Run, victim: str, signum: int, moment: str, generator: random.Rand
         time.sleep(0.05)
     wrong += left
     told, code = status.read(run.folder).get("status"), run.code
-    right = {0: ("finished",), -signal.SIGKILL: ("stopped", None, "finished"), 1: ("failed",)}
-    if told not in right.get(code or 0, ("interrupted", None, "finished")):
+    right = {0: ("finished",), 1: ("failed",)} | {-s: ("stopped", None, "finished") for s in SIGNALS}
+    if told not in right.get(code or 0, ("interrupted", None)):
         wrong.append(f"status {told} after exit status {code}")
-    # A signal before the command answers any ends the process by itself.
-    right_codes = (0, 128 + signum, *((-signum,) if moment == "start" else ()))
-    if target == run.pid and not hard and not over and code not in right_codes:
+    # A run may end before the signal comes; and one that comes before the command answers any ends the process.
+    right_codes = {0, 128 + signum} | ({-signum} if moment == "start" or hard else set())
+    if target != run.pid:
+        right_codes = {0, {signal.SIGKILL: 1, signal.SIGINT: 0}.get(signal.Signals(signum), 128 + signum)}
+    if not over and code not in right_codes:
         wrong.append(f"exit status {code} after signal {signum}")
-    return wrong
+    return hit and not over, wrong
 
 
 def go_on(run: Run, words: tuple[str, ...], reference: Path) -> list[str]:
@@ -218,15 +270,18 @@ def kills(count: int, seed: int, share: float) -> bool:
                 if not Run(references[words], *words).wait(RUN_S):
                     raise TimeoutError(f"{words} takes too long")
             signum, moment = generator.choice(SIGNALS), MOMENTS[k // len(STRATEGIES) % len(MOMENTS)]
-            victim = generator.choice(("parent", "worker")) if several else "parent"
+            victim = generator.choice(("parent", "worker", "group") if several else ("parent", "group"))
             run = Run(Path(where, str(k)), *words)
-            wrong = kill(run, victim, signum, moment, generator)
+            hit, wrong = kill(run, victim, signum, moment, generator)
             state = status.read(run.folder).get("status", "nothing yet")
+            told["at the moment"] += hit
             wrong += go_on(run, words, references[words])
             told["wrong" if wrong else state] += 1
             name = signal.Signals(signum).name
             print(
-                f"{k}: {' '.join(words)} {name} to {victim}, {moment}: {state} {'; '.join(wrong)}", flush=True
+                f"{k}: {' '.join(words)} {name} to {victim}, {'in' if hit else 'beside'} {moment}: "
+                f"{state} with {run.code}, {_steps(run)} batches; {'; '.join(wrong)}",
+                flush=True,
             )
     print(dict(told))
     return not told["wrong"]

@@ -20,6 +20,8 @@ END_BYTES = 22
 BLOCK = 1 << 20
 # Under this key a checkpoint holds what `sglight.callbacks.record` knows of its run.
 RECORD = "run"
+# Under this one what `sglight.strategies.contents` tells of the data.
+DATA = "sglight_data"
 DAMAGES = (
     OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, RecursionError, MemoryError,
     struct.error, zlib.error, zipfile.BadZipFile, pickle.UnpicklingError,
@@ -73,9 +75,15 @@ def read_plain(path: Path, name: str) -> dict[str, Any]:
 
 
 def read_record(path: Path, name: str) -> dict[str, Any]:
-    """What a checkpoint knows of its run, see `sglight.callbacks.record`; empty if it was written without."""
-    record = read_plain(path, name).get(RECORD)
-    return record if isinstance(record, dict) else {}
+    """What a checkpoint knows of its run, see `sglight.callbacks.record`; empty if it was written without.
+
+    What it tells of the data is in ``data``, with the fingerprint.
+    """
+    content = read_plain(path, name)
+    record, data = content.get(RECORD), content.get(DATA)
+    if not isinstance(record, dict):
+        return {}
+    return {**record, "data": {**(data if isinstance(data, dict) else {}), **record["data"]}}
 
 
 def damaged(name: str) -> UserError:

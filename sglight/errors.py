@@ -24,12 +24,12 @@ class Terminated(BaseException):
     """A signal asks the process to end.
 
     Attributes:
-        signum: its number.
+        signum: its number. elsewhere: whether another worker got it.
     """
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
+    def __init__(self, signum: int, elsewhere: bool = False) -> None:
+        super().__init__(signum, elsewhere)
+        self.signum, self.elsewhere = signum, elsewhere
 
 
 def interruption(error: BaseException | None) -> int | None:

@@ -83,7 +83,7 @@ def _run(plain: dict[str, Any], folder: Path, name: str, before: Mapping[str, An
     summary = Summary(folder, plain["trainer"]["show_schedule"])
     timer = EpochTimer(curves=plain["callbacks"]["timing"]["enabled"])
     memory = PeakMemory(curves=plain["callbacks"]["memory"]["enabled"])
-    record = Record(plain, name, data, before)
+    record = Record(plain, name, data["fingerprint"], before)
     batches = limited(len(datamodule.train_dataloader()), plain["trainer"]["limit_train_batches"])
     plain["trainer"]["log_every_n_steps"] = min(plain["trainer"]["log_every_n_steps"], batches)
     trainer = build_trainer(plain, folder, [summary, *callbacks, timer, memory, record], start.batches)

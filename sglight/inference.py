@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sglight.archive import DATA
 from sglight.data.module import affine
 from sglight.errors import UserError
 from sglight.networks import NetworkSpec, StableNet
-from sglight.strategies import contents
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 BATCH = 1000
@@ -128,12 +128,12 @@ def from_checkpoint(checkpoint: Any, name: str) -> Predictor:
     """The network of a checkpoint that has been read; ``name`` is for errors."""
     if not isinstance(checkpoint, Mapping) or not {"state_dict", "sglight"} <= checkpoint.keys():
         raise UserError(f"{name} is not a checkpoint of sglight; give a run's folder or its best.ckpt")
-    if contents.DATA not in checkpoint:
+    if DATA not in checkpoint:
         raise UserError(
             f"{name} is of an earlier version of sglight, which did not write the data's normalisation; train it for "
             "another epoch with ckpt=..., and take that checkpoint"
         )
-    facts = checkpoint[contents.DATA]
+    facts = checkpoint[DATA]
     network = _network(checkpoint["sglight"], checkpoint["state_dict"])
     names = facts.get("class_names") or [str(label) for label in range(network.spec.classes)]
     return Predictor(network, names, facts.get("mean"), facts.get("std"), bool(facts.get("pixels")))

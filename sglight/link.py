@@ -148,6 +148,14 @@ class Peers(Waits, ABC):
     def barrier(self) -> None:
         """Wait until all workers are here."""
 
+    @abstractmethod
+    def stops(self, point: int, signum: int | None) -> int | None:
+        """The signal because of which all workers end at this point, if one of them has got one.
+
+        Args:
+            point: larger than that of the call before. signum: the signal that has reached this worker.
+        """
+
     def close(self) -> None:
         """Leave."""
 
@@ -171,6 +179,9 @@ class Alone(Peers):
 
     def barrier(self) -> None:
         pass
+
+    def stops(self, point: int, signum: int | None) -> int | None:
+        return signum
 
 
 class Known(Pending):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from omegaconf import DictConfig
 from sglight.config.checks import DEPLOYMENT, TORCHRUN
 from sglight.config.completed import config_hash
 from sglight.config.composing import EARLIER, to_plain
-from sglight.errors import Diverged
+from sglight.errors import Diverged, Terminated, interruption
 from sglight.files import replacing
 from sglight.parallel import launcher
 from sglight.parallel.launcher import WorkerFailed
@@ -54,6 +55,9 @@ def run(cfg: DictConfig, folder: Path | None = None) -> float:
             _tell_diverged(plain, folder)
             raise
         except WorkerFailed as error:
+            if (signum := interruption(error)) is not None:
+                print(error, file=sys.stderr)
+                raise Terminated(signum) from error
             if not (folder / "checkpoints" / "last.ckpt").is_file():
                 raise
             advice = f"{error}; go on from its last checkpoint with ckpt={folder}"

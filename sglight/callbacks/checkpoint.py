@@ -18,6 +18,7 @@ from sglight import signals
 from sglight.archive import check_whole, seal
 from sglight.errors import UserError
 from sglight.files import replacing, temporary_of
+from sglight.strategies.staged import StagedModule
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 
@@ -170,7 +171,7 @@ class BestCheckpoint(ModelCheckpoint):
 class LastCheckpoint(Checkpoint):
     """Keeps ``last.ckpt``, to go on from: written at the end of every n-th epoch and of the last one.
 
-    In a process that is asked to end by a signal it is written behind the batch under way, too.
+    Where a signal asks the run to end it is written behind the batch under way, too.
 
     Give it to the Trainer behind `BestCheckpoint`, so that it knows the best one up to its own epoch.
 
@@ -196,27 +197,30 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if signals.pending() is None:
-            return
-        if not trainer.is_last_batch and not getattr(trainer, "fast_dev_run", False):
+        if not trainer.is_last_batch and _stops(pl_module, 2 * trainer.global_step):
             self.write(trainer)
-        signals.end_if_pending()
+            signals.end_if_pending()
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if getattr(trainer, "fast_dev_run", False):
-            return
-        done = trainer.current_epoch + 1
-        if not trainer.is_last_batch:
-            # Stopped in mid-epoch (max_time): the checkpoint before lets a resumed run repeat the epoch, bit for bit.
-            return
-        if done % self.every_n_epochs == 0 or done == trainer.max_epochs or trainer.should_stop:
+        done, stops = trainer.current_epoch + 1, _stops(pl_module, 2 * trainer.global_step + 1)
+        due = done % self.every_n_epochs == 0 or done == trainer.max_epochs or trainer.should_stop
+        # Stopped in mid-epoch (max_time): the checkpoint before lets a resumed run repeat the epoch, bit for bit.
+        if trainer.is_last_batch and (due or stops):
             self.write(trainer)
+        if stops:
+            signals.end_if_pending()
 
     def write(self, trainer: pl.Trainer) -> None:
         """Write it now."""
         with _whole(trainer, self.path) as temporary:
             trainer.save_checkpoint(temporary)
+
+
+def _stops(module: pl.LightningModule, point: int) -> bool:
+    """Whether all workers end here because of a signal."""
+    assert isinstance(module, StagedModule)
+    return module.placement.peers.stops(point, signals.pending()) is not None
 
 
 def copy_whole(source: Path, target: Path) -> None:

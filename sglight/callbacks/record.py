@@ -18,26 +18,33 @@ from sglight.archive import RECORD
 from sglight.callbacks.limits import TimeLimit
 from sglight.config.finding import CHOICES
 from sglight.config.resumption import flat
+from sglight.strategies import contents
 from sglight.strategies.optim import make_scheduler
 from sglight.strategies.staged import StagedModule
 from sglight.strategies.training import training_length
 
+COMPARED = ("shape", "class_names", "mean", "std", "classes")  # for data to be the same
 SAMPLES = 8  # whose bytes count in a fingerprint
 
 
 class Record(Callback):
-    """Writes a run's config, name and data into its checkpoints; on resumption the config's rates win.
+    """Writes a run's config, name and the data's fingerprint into its checkpoints; on resumption its rates win.
 
     Args:
-        plain: the config. name: see `sglight.config.resumption.run_hash`. data: see `describe_data`.
+        plain: the config. name: see `sglight.config.resumption.run_hash`. fingerprint: see `describe_data`.
         before: the record of the checkpoint that the training goes on from; empty for none.
     """
 
     def __init__(
-        self, plain: Mapping[str, Any], name: str, data: Mapping[str, Any], before: Mapping[str, Any]
+        self, plain: Mapping[str, Any], name: str, fingerprint: str, before: Mapping[str, Any]
     ) -> None:
         self._plain = deepcopy(dict(plain))
-        self.record = {"config": self._plain, "hash": name, "data": dict(data), "sealed": True}
+        self.record = {
+            "config": self._plain,
+            "hash": name,
+            "sealed": True,
+            "data": {"fingerprint": fingerprint},
+        }
         if HydraConfig.initialized():
             choices = HydraConfig.get().runtime.choices
             self.record["choices"] = {name: str(choices[name]) for name in CHOICES}
@@ -101,13 +108,8 @@ def use_own_rates(module: StagedModule, trainer: pl.Trainer) -> None:
 
 def describe_data(datamodule: Any) -> dict[str, Any]:
     """What a network must know of its data, and a fingerprint of the training set."""
-    known: dict[str, Any] = {"shape": list(datamodule.shape)}
-    for name in ("class_names", "mean", "std"):
-        value = getattr(datamodule, name, None)
-        known[name] = None if value is None else np.asarray(value).tolist()
-    known["classes"] = int(datamodule.classes)
-    known["fingerprint"] = _fingerprint(datamodule, known)
-    return known
+    told = contents.of_data(datamodule)
+    return {**told, "fingerprint": _fingerprint(datamodule, {name: told.get(name) for name in COMPARED})}
 
 
 def differing_data(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -117,8 +119,8 @@ def differing_data(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         ("class_names", "the classes"),
         ("classes", "classes:"),
     ):
-        if saved.get(name) != now[name]:
-            return f"{words} {_short(saved.get(name))}, not {_short(now[name])}"
+        if saved.get(name) != now.get(name):
+            return f"{words} {_short(saved.get(name))}, not {_short(now.get(name))}"
     return "" if saved.get("fingerprint") == now["fingerprint"] else "other samples than these"
 
 

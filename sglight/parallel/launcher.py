@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sglight.errors import UserError
+from sglight.errors import Terminated, UserError
 from sglight.parallel.server import start_context
-from sglight.parallel.supervisor import Member, WorkerFailed, start, stop, watch
+from sglight.parallel.supervisor import Member, WorkerFailed, end_together, start, stop, watch
 from sglight.parallel.worker import Returned, Setting, Status, Worker, current
 
 __all__ = ["Worker", "WorkerFailed", "cores", "current", "launch"]
@@ -62,6 +62,9 @@ def launch(
         try:
             start(members, task)
             watch(members, idle_timeout_s)
+        except Terminated as error:
+            end_together(members, error.signum)
+            raise
         finally:
             stop(members)
     report = members[0].report

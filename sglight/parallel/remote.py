@@ -24,6 +24,7 @@ from sglight.compat.torch import Group, loopback_gloo
 from sglight.compat.torch import nccl as make_nccl
 from sglight.errors import PeerLost
 from sglight.link import Peers, Pending, Receiver, Sender, Waiting
+from sglight.parallel.gate import Gate
 from sglight.parallel.staging import Line, StagedReceiver, StagedSender
 
 MEET_S = 120.0  # for all workers to come
@@ -110,7 +111,12 @@ class GroupPeers(Peers):
         name: of this meeting in the store: another one for every run.
         local: whether all workers are on this machine.
         waiting: entered while this worker waits for others.
+
+    Attributes:
+        gate: where they end together when a signal comes; None for workers on several machines.
     """
+
+    gate: Gate | None = None
 
     def __init__(
         self,
@@ -167,6 +173,9 @@ class GroupPeers(Peers):
 
     def barrier(self) -> None:
         self._do("barrier")
+
+    def stops(self, point: int, signum: int | None) -> int | None:
+        return None if self.gate is None else self.gate.stops(point, signum, self.blocked)
 
     def close(self) -> None:
         if not all(work.is_completed() for work in self._under_way):

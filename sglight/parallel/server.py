@@ -9,8 +9,11 @@ from multiprocessing import resource_tracker
 from typing import Any
 
 from sglight.compat.multiprocessing import forkserver_pid
+from sglight.signals import ENDING
 
 PRELOAD = ["torch", "pytorch_lightning", "sglight.experiment"]
+
+DEAF = {signal.SIGINT, *ENDING}
 
 Context = Any  # of multiprocessing
 
@@ -30,11 +33,15 @@ def start_context() -> Context:
 
 
 def _start_server() -> None:
-    """Start the server unless it runs: deaf to Ctrl-C, like all that it forks, and without threads of OpenBLAS."""
+    """Start the server unless it runs: without threads of OpenBLAS, and deaf to signals that a whole group gets.
+
+    What it forks is deaf as well, until it answers them.
+    """
     from multiprocessing import forkserver  # not everywhere
 
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, DEAF)
     resource_tracker.ensure_running()  # otherwise started with the server, when it would lift the mask
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_BLOCK, DEAF)
     given = "OPENBLAS_NUM_THREADS" in os.environ
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
@@ -48,4 +55,4 @@ def _start_server() -> None:
 def stop_server() -> None:
     """End the server: while it imports things it would not notice that nobody needs it."""
     if pid := forkserver_pid():
-        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGKILL)

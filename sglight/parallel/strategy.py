@@ -22,6 +22,7 @@ from sglight.compat.lightning import set_rank
 from sglight.errors import UserError
 from sglight.link import Alone, Peers
 from sglight.parallel.environment import environment
+from sglight.parallel.gate import Gate
 from sglight.parallel.launcher import cores, current, launch
 from sglight.parallel.reduction import reduction
 from sglight.parallel.wiring import (
@@ -138,9 +139,11 @@ class StageStrategy(ParallelStrategy):
             return
         if (worker := current()) is not None:
             worker.status.set_name(stage_names(groups[worker.rank], module.part))
-        self.peers = meeting.peers()
+        self.peers = peers = meeting.peers()
         with tempfile.TemporaryDirectory(prefix="sglight-") as folder:
-            folders = meeting_folders(self.peers, self.node_rank, folder)
+            folders = meeting_folders(peers, self.node_rank, folder)
+            if (first := folders[0]) is not None and None not in folders:
+                peers.gate = Gate(first / "gate", peers.rank, peers.size)
             module.place(wire(groups, self.peers, lambda other: self._ends(module, meeting, folders, other)))
             self.peers.barrier()  # the folder is not needed any more
 

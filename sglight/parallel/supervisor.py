@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import pickle
 import signal
 import sys
@@ -11,10 +12,11 @@ from contextlib import suppress
 from multiprocessing import connection
 from time import monotonic
 
-from sglight.errors import PeerLost, RunFailed, UserError
+from sglight.errors import PeerLost, RunFailed, Terminated, UserError
 from sglight.parallel.pulse import Pulse
 from sglight.parallel.server import Context, stop_server
-from sglight.parallel.worker import STOP_S, TERMINATED, Raised, Returned, Setting, Worker, work
+from sglight.parallel.worker import SIGNALLED, STOP_S, Raised, Returned, Setting, Worker, work
+from sglight.signals import ENDING, PATIENCE_S
 
 POLL_S = 0.25  # between two looks at the workers
 SETTLE_S = 1.0  # after a failure, for another one to be its cause
@@ -94,8 +96,15 @@ class Member:
         if self.failed:
             self.failed_at = min(self.failed_at, monotonic())
 
+    def signal(self, signum: int) -> None:
+        """Pass on a signal that asks the run to end."""
+        if self._runs() and self.process.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self.process.pid, signum)
+
     def terminate(self) -> None:
-        """Ask it to end."""
+        """Ask it to end at once."""
+        self.status.hurry()
         if self._runs():
             self.process.terminate()
 
@@ -134,7 +143,7 @@ def watch(members: Sequence[Member], idle_timeout_s: float) -> None:
 
     Raises:
         UserError: what a worker raised as such.
-        WorkerFailed: if one raised something else, died or hung.
+        WorkerFailed: if one raised something else, died or hung; the cause is `Terminated` if a signal asked it to end.
     """
     pulses = {member: Pulse(member.process.pid, idle_timeout_s) for member in members}
     seen = monotonic()
@@ -146,6 +155,13 @@ def watch(members: Sequence[Member], idle_timeout_s: float) -> None:
         # Whoever was stopped itself, as by Ctrl-Z, has seen nobody idle.
         step_s, seen = min(monotonic() - seen, 2 * POLL_S), monotonic()
         _check_pulses({member: pulses[member] for member in members if member.running}, step_s)
+
+
+def end_together(members: Sequence[Member], signum: int) -> None:
+    """Pass on a signal that has come here, and give the workers the time in which they may write a checkpoint."""
+    for member in members:
+        member.signal(signum)
+    _wait_for_all_ends(members, PATIENCE_S + SETTLE_S)
 
 
 def stop(members: Sequence[Member]) -> None:
@@ -210,7 +226,7 @@ def _failure(member: Member) -> UserError:
     """What to raise for a worker that has failed."""
     report = member.report
     if not isinstance(report, Raised):
-        return _worker_failed(member, _exit_cause(member.process.exitcode))
+        return _died(member)
     if report.user:
         with suppress(Exception):  # its class may be unknown here
             if isinstance(error := pickle.loads(report.exception), UserError):
@@ -224,10 +240,17 @@ def _failure(member: Member) -> UserError:
     return error
 
 
-def _exit_cause(status: int | None) -> str:
+def _died(member: Member) -> WorkerFailed:
+    """What to raise for a worker that has ended without a report."""
+    status = member.process.exitcode
     assert status is not None
-    number = signal.SIGTERM if status == TERMINATED else -status
-    return f"was killed by {signal.Signals(number).name}" if number > 0 else f"exited with status {status}"
+    number = status - SIGNALLED if status - SIGNALLED in ENDING else -status
+    if number <= 0:
+        return _worker_failed(member, f"exited with status {status}")
+    error = _worker_failed(member, f"was killed by {signal.Signals(number).name}")
+    if number in ENDING:
+        error.__cause__ = Terminated(number)
+    return error
 
 
 def _worker_failed(member: Member, cause: str, remedy: str = "") -> WorkerFailed:

@@ -44,7 +44,7 @@ class Meeting:
     name: str
     local: bool
 
-    def peers(self) -> Peers:
+    def peers(self) -> remote.GroupPeers:
         """All workers."""
         waiting = waiting_for("the other workers")
         return remote.GroupPeers(self.store, self.rank, self.size, f"{self.name}/peers", self.local, waiting)

@@ -14,21 +14,22 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from ctypes import c_char
+from ctypes import c_bool, c_char
 from dataclasses import dataclass
 from multiprocessing import connection
-from multiprocessing.sharedctypes import RawArray
+from multiprocessing.sharedctypes import RawArray, RawValue
 from pathlib import Path
 from threading import Thread
 from time import sleep
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
-from sglight.errors import PeerLost, UserError
+from sglight import signals
+from sglight.errors import PeerLost, Terminated, UserError
 from sglight.output import tolerate
 
 STOP_S = 1.5  # between SIGTERM and SIGKILL
 TEXT_BYTES = 200  # of each text in a status
-TERMINATED = 128 + signal.SIGTERM  # the exit status of a worker that SIGTERM has ended
+SIGNALLED = 128  # plus the signal: the exit status of a worker that has answered it
 # What torch's RuntimeError says where another worker has gone.
 LOST_CONNECTION = ("Connection closed by peer", "Connection reset", "Broken pipe", "Timed out waiting")
 
@@ -46,6 +47,16 @@ class Status:
 
     def __init__(self) -> None:
         self._name, self._doing, self._waiting = (RawArray(c_char, TEXT_BYTES) for _ in range(3))
+        self._hurried = RawValue(c_bool, False)
+
+    def hurry(self) -> None:
+        """Have the worker end at once when a signal comes, and not behind its batch."""
+        self._hurried.value = True
+
+    @property
+    def hurried(self) -> bool:
+        """Whether it is to."""
+        return bool(self._hurried.value)
 
     def set_name(self, name: str) -> None:
         """Say what the worker is, e.g. "stages 2-3"."""
@@ -160,7 +171,9 @@ class Raised:
 def _comes_from_another(error: BaseException | None) -> bool:
     """Whether a lost connection to another worker is among an exception's causes."""
     while error is not None:
-        if isinstance(error, PeerLost | ConnectionError):
+        if isinstance(error, PeerLost | ConnectionError) or (
+            isinstance(error, Terminated) and error.elsewhere
+        ):
             return True
         if isinstance(error, RuntimeError) and any(text in str(error) for text in LOST_CONNECTION):
             return True
@@ -181,25 +194,30 @@ def work(worker: Worker, pipe: connection.Connection, setting: Setting) -> None:
     """Run, as a process's main function, the task that comes through ``pipe``, and send back a report."""
     global _current
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    signal.signal(signal.SIGTERM, _raise_terminated)
-    Thread(target=_end_with_parent, args=(worker.folder,), daemon=True).start()
-    setting.apply()
-    tolerate()
     _current = worker
-    report = _run_task(worker, pipe)
+    report = _run_task(worker, pipe, setting)
+    signals.ignore()
     with suppress(OSError):
         pipe.send_bytes(pickle.dumps(report))
     sys.exit(isinstance(report, Raised))
 
 
-def _run_task(worker: Worker, pipe: connection.Connection) -> Returned | Raised:
+def _run_task(worker: Worker, pipe: connection.Connection, setting: Setting) -> Returned | Raised:
     try:
+        signals.answer(lambda: worker.status.hurried)
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.ENDING)  # the server blocks them
+        Thread(target=_end_with_parent, args=(worker,), daemon=True).start()
+        setting.apply()
+        tolerate()
         function, args, kwargs = pickle.loads(pipe.recv_bytes())
         worker.status.set_doing("")
         result = function(*args, **kwargs)
         return Returned(_pickled_result(result) if worker.rank == 0 else b"")
-    except _Terminated:
-        raise
+    except Terminated as error:
+        if not error.elsewhere:
+            sys.exit(SIGNALLED + error.signum)
+        return Raised.of(error)
     except BaseException as error:
         return Raised.of(error)
 
@@ -211,22 +229,13 @@ def _pickled_result(result: Any) -> bytes:
         raise TypeError(f"the result does not pickle: {error}") from error
 
 
-class _Terminated(SystemExit):
-    """SIGTERM came."""
-
-
-def _raise_terminated(*_: Any) -> NoReturn:
-    """Answer SIGTERM by an exception, so that files and channels are closed on its way out."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise _Terminated(TERMINATED)
-
-
-def _end_with_parent(folder: Path) -> None:
+def _end_with_parent(worker: Worker) -> None:
     """Wait for the parent's end, then end this process: by SIGTERM first, and by force after `STOP_S` seconds."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     connection.wait([parent.sentinel])
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(worker.folder, ignore_errors=True)
+    worker.status.hurry()
     os.kill(os.getpid(), signal.SIGTERM)
     sleep(STOP_S)
     os._exit(1)

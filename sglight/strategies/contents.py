@@ -7,17 +7,18 @@ from enum import Enum
 from inspect import Parameter, signature
 from typing import Any
 
-# The key of `of_data` in a checkpoint.
-DATA = "sglight_data"
 # The key of `arguments` in a checkpoint, Lightning's: `load_from_checkpoint` calls the class with them.
 ARGUMENTS = "hyper_parameters"
-# What a data module may tell of its data: its name, the classes, the training set's statistics, and whether samples are
-# bytes, whose statistics are those of numbers in [0, 1].
-TOLD = ("name", "class_names", "mean", "std", "pixels")
+# What a data module may tell of its data: its name, a sample's shape, the classes, the training set's statistics, and
+# whether samples are bytes, whose statistics are those of numbers in [0, 1].
+TOLD = ("name", "shape", "classes", "class_names", "mean", "std", "pixels")
 
 
 def of_data(datamodule: Any) -> dict[str, Any]:
-    """What a data module tells, of `TOLD`; nothing without one: samples then come as the network takes them."""
+    """What a data module tells, of `TOLD`, for `archive.DATA` in a checkpoint.
+
+    Nothing without one: samples then come as the network takes them.
+    """
     return {name: plain(getattr(datamodule, name)) for name in TOLD if hasattr(datamodule, name)}
 
 

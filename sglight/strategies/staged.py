@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from typing_extensions import override
 
+from sglight.archive import DATA
 from sglight.strategies import contents, flight, naming
 from sglight.strategies.core import Batch, InStages, Shared
 from sglight.strategies.evaluation import hits
@@ -129,7 +130,7 @@ class StagedModule(StagedTraining):
         checkpoint["sglight_training"] = self.training_identity()
         checkpoint["progress"] = self.progress()
         checkpoint["in_flight"] = flight.under_way(self.runtime)
-        checkpoint[contents.DATA] = contents.plain_or_nothing(
+        checkpoint[DATA] = contents.plain_or_nothing(
             contents.of_data(getattr(self.trainer, "datamodule", None))
         )
         checkpoint[contents.ARGUMENTS] = contents.plain_or_nothing(self.arguments)

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from sglight.errors import PeerLost, UserError
+from sglight.errors import PeerLost, Terminated, UserError
 from sglight.parallel import supervisor
 from sglight.parallel.launcher import Worker, WorkerFailed, current, launch
 from sglight.parallel.worker import Status
@@ -230,9 +230,8 @@ def test_the_worker_that_failed_is_named_and_not_those_that_lost_it(
     assert (info.value.rank, info.value.cause) == (1, cause)
     raised = kind in ("raise", "awkward", "exit")
     assert capsys.readouterr().err.count("Traceback") == raised
-    assert isinstance(
-        info.value.__cause__, ValueError | SystemExit if kind in ("raise", "exit") else type(None)
-    )
+    causes = {"raise": ValueError, "exit": SystemExit, "SIGTERM": Terminated}
+    assert isinstance(info.value.__cause__, causes.get(kind, type(None)))
 
 
 def deaf() -> None:

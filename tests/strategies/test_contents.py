@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
+from sglight.archive import DATA
 from sglight.data.planar import PlanarData
 from sglight.strategies import contents
 from sglight.strategies.backprop import Backprop
@@ -59,10 +60,11 @@ def test_lightnings_own_ways(trained: tuple[StagedModule, pl.Trainer, Path]) -> 
         (found,) = trainer.predict(again, loader)
         assert torch.equal(found, expected)
     assert torch.cat(trainer.predict(module, trainer.datamodule)).shape == (20, 2)
-    facts = torch.load(path, weights_only=True)[contents.DATA]
+    facts = torch.load(path, weights_only=True)[DATA]
     data = trainer.datamodule
     assert facts == {
-        "name": "ellipse", "class_names": data.class_names, "mean": data.mean, "std": data.std, "pixels": False,
+        "name": "ellipse", "shape": [2], "classes": 2, "class_names": data.class_names, "mean": data.mean,
+        "std": data.std, "pixels": False,
     }  # fmt: skip
 
 
