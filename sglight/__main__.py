@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from sglight import signals, start, status
-from sglight.commandline import arranged
+from sglight.commandline import arranged, python
 from sglight.config.checks import TORCHRUN
 from sglight.config.completed import Completed, find_completed
 from sglight.config.composing import CONF, check, to_plain
@@ -160,7 +160,7 @@ def _interrupted(signum: int) -> None:
     if not folder:
         told = "interrupted"
     elif (Path(folder) / "checkpoints" / "last.ckpt").is_file():
-        told = f"interrupted in {folder}; go on with: python -m sglight ckpt={shlex.quote(folder)}"
+        told = f"interrupted in {folder}; go on with: {python('sglight')} ckpt={shlex.quote(folder)}"
     else:
         told = f"interrupted in {folder}, before the first checkpoint; begin anew with the same command"
     print(told, file=sys.stderr)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import shutil
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from sglight.config.explanations import did_you_mean
 from sglight.errors import UserError
@@ -58,3 +63,23 @@ def _meant(name: str) -> str:
     if (key := name.lstrip("-")) and "." in key:
         return f"keys are written without dashes: {key}=..."
     return did_you_mean(name, [flag for flag in FLAGS if flag.startswith("--")])
+
+
+def python(module: str) -> str:
+    """The command that runs a module by this very Python, as it can be typed here: ``.venv/bin/python -m sglight``."""
+    return f"{_typed(Path(sys.executable))} -m {module}"
+
+
+def tensorboard() -> str:
+    """The command that starts TensorBoard beside this very Python."""
+    script = Path(sys.executable).with_name("tensorboard")
+    return _typed(script) if script.is_file() else python("tensorboard.main")
+
+
+def _typed(program: Path) -> str:
+    """A program by its name alone if the shell finds this one by it, otherwise by its path from here."""
+    found = shutil.which(program.name)
+    if found is not None and os.path.abspath(found) == os.path.abspath(program):
+        return program.name
+    here = os.path.relpath(program)
+    return shlex.quote(str(program) if here.startswith(os.pardir) else here)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from sglight.config.composing import check_settings
 from sglight.config.extension import check_arguments, load_class
 from sglight.config.resumption import record_of, run_hash
 from sglight.config.schema import STRATEGIES, StrategyConfig
+from sglight.config.shapes import check_filters
 from sglight.errors import Diverged, RunFailed, UserError
 from sglight.files import replacing
 from sglight.origin import Origin
@@ -185,30 +186,17 @@ def build_module(plain: Mapping[str, Any], datamodule: Any) -> StagedModule:
         "classes": datamodule.classes,
         "seed": plain["seed"],
     }
-    _check_filters(plain, network["shape"])
     settings = {key: value for key, value in plain["strategy"].items() if key not in ("_target_", "balance")}
     kind = _strategy(plain)
     check_arguments(kind, {"network": network, **settings}, "strategy", {"network"})
     check_settings(settings, _schema(kind))
     try:
+        check_filters(network["shape"], plain["model"], settings)
         module = kind(network=network, **settings)
     except ValueError as error:
         # The network's own checks know the data's shape, which the config's could not.
         raise UserError(str(error)) from error
     return module
-
-
-def _check_filters(plain: Mapping[str, Any], shape: Sequence[int]) -> None:
-    """Refuse filters that are larger than the pictures, of which only a part would ever see one."""
-    if plain["model"]["kernel"] != "conv" or len(shape) != 3:
-        return
-    estimator = plain["strategy"].get("estimator") or {}
-    sizes = {"model.kernel_size": plain["model"]["kernel_size"]}
-    if estimator.get("name") == "conv":
-        sizes["strategy.estimator.kernel_size"] = estimator["kernel_size"]
-    for key, size in sizes.items():
-        if size > min(shape[1:]):
-            raise UserError(f"{key}={size} is larger than the pictures, {shape[1]} x {shape[2]}; lower it")
 
 
 def _schema(kind: type[StagedModule]) -> type[StrategyConfig]:

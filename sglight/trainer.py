@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from sglight.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
 from sglight.callbacks.figures import PlanarFigures
+from sglight.callbacks.forecast import Forecast
 from sglight.callbacks.gradient_quality import GradientQuality
 from sglight.callbacks.limits import Divergence, TimeLimit
 from sglight.callbacks.record import PatientStopping
@@ -37,7 +38,7 @@ def build_callbacks(
     checkpoint, stopping = config["checkpoint"], config["early_stopping"]
     best = BestCheckpoint(folder / "checkpoints", checkpoint["monitor"], checkpoint["mode"])
     last = LastCheckpoint(folder / "checkpoints", checkpoint["every_n_epochs"])
-    callbacks: list[Callback] = [Divergence()]
+    callbacks: list[Callback] = [Divergence(), Forecast()]
     if max_time is not None:
         callbacks.append(TimeLimit(max_time))
     if stopping["enabled"]:

@@ -16,6 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 import sglight.__main__ as command
+from sglight.commandline import python
 from sglight.config.completed import config_hash
 from sglight.config.composing import to_plain
 from sglight.errors import Diverged, Terminated, UserError
@@ -233,7 +234,7 @@ def test_who_is_interrupted_hears_how_to_go_on(call, tmp_path):
         raise KeyboardInterrupt
 
     done = call("hydra.run.dir=a b", run=run)
-    assert done.err.endswith(f"go on with: python -m sglight ckpt='{tmp_path}/a b'\n")
+    assert done.err.endswith(f"go on with: {python('sglight')} ckpt='{tmp_path}/a b'\n")
 
 
 def test_any_other_error_keeps_its_traceback(call):

@@ -18,10 +18,12 @@ from rich.markup import escape
 from rich.table import Table
 from typing_extensions import override
 
+from sglight.commandline import tensorboard
 from sglight.networks import NetworkSpec
 from sglight.strategies.staged import StagedModule
 
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+TIMES = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 class Summary(Callback):
@@ -91,10 +93,12 @@ def print_summary(
     console = Console()
     console.print(facts)
     console.print(_stage_table(module, parameters, trainer.world_size))
+    if warning := _oversized(parameters):
+        console.print(warning, style="yellow")
     _print_line(console, "folder", str(folder))
 
 
-def print_results(metrics: Mapping[str, Any], folder: Path, tensorboard: bool) -> None:
+def print_results(metrics: Mapping[str, Any], folder: Path, has_events: bool) -> None:
     """After the run: the figures that matter, where everything is, and how to look at it."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("result")
@@ -109,8 +113,8 @@ def print_results(metrics: Mapping[str, Any], folder: Path, tensorboard: bool) -
             "the loss is not finite: lower strategy.optimizer.lr or model.horizon", style="bold red"
         )
     _print_line(console, "folder", str(folder))
-    if tensorboard:
-        _print_line(console, "TensorBoard", f"tensorboard --logdir {shlex.quote(str(folder))}")
+    if has_events:
+        _print_line(console, "TensorBoard", f"{tensorboard()} --logdir {shlex.quote(str(folder))}")
 
 
 def count(number: float) -> str:
@@ -125,7 +129,8 @@ def seconds(time: float) -> str:
     """A time with its unit."""
     if time < 1:
         return f"{time * 1e3:.3g} ms"
-    return f"{time:.3g} s" if time < 120 else f"{time / 60:.3g} min"
+    size, unit = next((size, unit) for size, unit in TIMES if time >= 2 * size or size == 1)
+    return f"{time / size:.3g} {unit}"
 
 
 def _print_line(console: Console, name: str, text: str) -> None:
@@ -199,6 +204,20 @@ def _stage_table(module: StagedModule, parameters: Mapping[str, int], workers: i
             style="bold",
         )
     return table
+
+
+def _oversized(parameters: Mapping[str, int]) -> str:
+    """A sentence if the estimators are larger than the network that they serve."""
+    network, estimators = (
+        sum(number for name, number in parameters.items() if name.startswith(part))
+        for part in ("stage_", "estimator_")
+    )
+    if estimators <= network:
+        return ""
+    return (
+        f"The estimators have {count(estimators)} parameters, the network {count(network)}: they are what is mostly "
+        "trained. A smaller strategy.estimator.hidden, another strategy.estimator.name, or fewer stages help."
+    )
 
 
 _RESULTS = {

@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sglight.config.cuts import given_cuts
-from sglight.config.datasets import CLOUD_CLASSES
+from sglight.config.datasets import CLOUD_CLASSES, SHAPES
 from sglight.config.explanations import did_you_mean
 from sglight.config.levels import first_epochs, make_levels
 from sglight.config.pieces import check_shared
@@ -28,6 +28,7 @@ from sglight.config.schema import (
     LossConfig,
     PVDConfig,
 )
+from sglight.config.shapes import check_filters, check_shapes
 from sglight.errors import UserError
 
 # Set in every process that torchrun starts.
@@ -108,6 +109,21 @@ def check_model(model: DictConfig) -> None:
             "model.reversible=true does not go with model.normalisation=batch, which cannot be undone; "
             "choose group, layer or none"
         )
+
+
+def check_fit(cfg: DictConfig) -> None:
+    """Refuse a network that does not fit the samples, where their shape is known without reading them."""
+    schema = OmegaConf.get_type(cfg.dataset)
+    if not is_dataclass(schema) or cfg.dataset._target_ != getattr(schema, "_target_", None):
+        return  # a class of the user's own
+    if (shape := SHAPES.get(str(cfg.dataset.name))) is None:
+        return
+    model, widths = cfg.model, _per_segment("channels", cfg.model.channels, int)
+    try:
+        check_shapes(shape, model.kernel, widths, model.opening, model.connector, model.pool)
+        check_filters(shape, model, cfg.strategy)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def check_targets(cfg: DictConfig) -> None:

@@ -24,9 +24,10 @@ from sglight.config.datasets import SCHEMAS as DATASETS
 from sglight.config.effects import check_effects, check_monitors
 from sglight.config.explanations import explain, unknown_key
 from sglight.config.finding import absolute, resolve_ckpt, with_record
+from sglight.config.machine import check_devices
 from sglight.config.resumption import check_same
 from sglight.config.room import check_room
-from sglight.config.schema import STRATEGIES, Config
+from sglight.config.schema import STRATEGIES, Config, default_estimator
 from sglight.errors import UserError
 from sglight.status import Contents, beside, locked
 
@@ -50,6 +51,9 @@ def register() -> None:
     for name, strategy in STRATEGIES.items():
         store(group="strategy", name=name, node=strategy)
     OmegaConf.register_new_resolver("sglight_groups", _list_groups, replace=True)
+    OmegaConf.register_new_resolver(
+        "sglight_estimator", lambda kernel: str(default_estimator(kernel)), replace=True
+    )
     OmegaConf.register_new_resolver("sglight_varied", _varied, replace=True)
 
 
@@ -86,7 +90,9 @@ def check(cfg: DictConfig) -> DictConfig:
     checks.check_model(cfg.model)
     check_room(cfg)
     checks.check_strategy(cfg)
+    checks.check_fit(cfg)
     checks.check_trainer(cfg.trainer)
+    check_devices(cfg.trainer)
     checks.check_workers(cfg)
     check_monitors(cfg)
     check_effects(cfg, _given())

@@ -101,6 +101,13 @@ SCHEMAS: dict[str, type[DatasetConfig]] = {
 
 # How many classes the point clouds have; each split needs a point of each.
 CLOUD_CLASSES = {"ellipse": 2, "swiss_roll": 2, "peaks": 5}
+# Of the samples that are known before anything is read.
+SHAPES = {
+    **dict.fromkeys(CLOUD_CLASSES, (2,)),
+    "digits": (1, 8, 8),
+    **dict.fromkeys(("mnist", "fashion_mnist"), (1, 28, 28)),
+    **dict.fromkeys(("cifar10", "cifar100"), (3, 32, 32)),
+}
 MOST_POINTS = 10_000_000
 MOST_NOISE = 1e6
 

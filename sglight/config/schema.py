@@ -40,6 +40,11 @@ Monitoring = StrEnum("Monitoring", ["min", "max"])
 LoggerName = StrEnum("LoggerName", ["tensorboard", "csv", "none"])
 
 
+def default_estimator(kernel: str) -> str:
+    """The estimator that suits the states of a network with this ``model.kernel``."""
+    return EstimatorName.conv if kernel == Kernel.conv else EstimatorName.mlp
+
+
 @dataclass
 class ModelConfig:
     """A stable network: the fields of `sglight.networks.NetworkSpec`."""
@@ -136,7 +141,7 @@ class BackpropConfig(StrategyConfig):
 class EstimatorConfig:
     """What predicts a gradient at a boundary."""
 
-    name: str = "mlp"
+    name: str = II("sglight_estimator:${model.kernel}")
     hidden: list[int] = field(default_factory=lambda: [64])
     conditional: bool = True
     kernel_size: int = 3

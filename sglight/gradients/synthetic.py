@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from sglight.config.schema import OptimizerConfig
+from sglight.config.schema import OptimizerConfig, default_estimator
 from sglight.config.settings import settings
 from sglight.gradients.base import Boundary, GradientSource, Passage
 from sglight.gradients.estimators import Estimator, prediction_cost, prediction_values, synthetic_gradient
@@ -84,8 +84,8 @@ class Synthetic(GradientSource):
     predicts: ClassVar[bool] = True
 
     @classmethod
-    def of(cls, config: Mapping[str, Any] | None) -> Synthetic:
-        """From the keys ``strategy.estimator.*``; those left out have their defaults.
+    def of(cls, config: Mapping[str, Any] | None, kernel: str = "dense") -> Synthetic:
+        """From the keys ``strategy.estimator.*`` and ``model.kernel``; those left out have their defaults.
 
         Raises:
             ValueError: for a key or an optimiser that does not exist.
@@ -96,7 +96,7 @@ class Synthetic(GradientSource):
                 raise ValueError(
                     f"strategy.estimator.{key} is unknown; choose among {', '.join(sorted(known))}"
                 )
-        found = dict(config or {})
+        found = {"name": str(default_estimator(kernel)), **(config or {})}
         return cls(**{**found, "optimizer": settings(OptimizerConfig, found.get("optimizer"), OPTIMIZER)})
 
     @property

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from sglight.config.shapes import check_shapes
 from sglight.networks.dynamics import Dynamics, find_dynamics
 from sglight.networks.parts import (
     Classifier,
@@ -90,32 +91,7 @@ class NetworkSpec:
             choose(dict.fromkeys(options), getattr(self, name), f"model.{name}")
         if not self.segments:
             raise ValueError("model.channels is empty; give one width a segment")
-        self._check_shapes()
-
-    def _check_shapes(self) -> None:
-        conv = self.kernel == "conv"
-        if conv and len(self.shape) != 3:
-            raise ValueError(
-                f"model.kernel=conv needs images, not samples of shape {self.shape}; use model.kernel=dense"
-            )
-        if self.opening == "conv" and not conv:
-            raise ValueError("model.opening=conv needs model.kernel=conv; use model.opening=linear")
-        inputs = self.shape[0] if conv else math.prod(self.shape)
-        if self.opening in ("pad", "repeat") and inputs > self.widths[0]:
-            raise ValueError(
-                f"model.opening={self.opening} needs a width of at least the input's {inputs}, but model.channels "
-                f"begins with {self.widths[0]}; widen it, or use model.opening=linear"
-            )
-        for before, after in pairwise(self.widths):
-            if self.connector == "pad" and after < before:
-                raise ValueError(
-                    f"model.connector=pad cannot narrow {before} channels to {after}; use model.connector=linear"
-                )
-        if min(self.segment_shapes[-1]) < 1:
-            raise ValueError(
-                f"model.channels has {len(self.widths)} entries, but images of {self.shape[1]}x{self.shape[2]} are too "
-                "small to be halved between that many segments; use fewer, or model.pool=false"
-            )
+        check_shapes(self.shape, self.kernel, self.widths, self.opening, self.connector, self.pool)
 
     @property
     def widths(self) -> tuple[int, ...]:

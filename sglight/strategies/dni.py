@@ -40,6 +40,7 @@ class DNI(StagedModule):
         **shared: Unpack[InStages],
     ) -> None:
         super().__init__(
-            network, optimizer, **shared, stages=stages, schedule=Decoupled(lag), source=Synthetic.of(estimator),
+            network, optimizer, **shared, stages=stages, schedule=Decoupled(lag),
+            source=Synthetic.of(estimator, network.get("kernel", "dense")),
             diagnose_every_n_batches=diagnose_every_n_batches,
         )  # fmt: skip

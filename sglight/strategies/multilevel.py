@@ -96,7 +96,7 @@ class Multilevel(StagedModule):
         modes = {each.mode for each in self.levels}
         estimated: Synthetic | LocalLoss | None = None
         if "dni" in modes:
-            estimated = Synthetic.of(estimator)
+            estimated = Synthetic.of(estimator, network.get("kernel", "dense"))
         elif "local" in modes:
             estimated = LocalLoss.of(head, Loss(**dict(shared.get("loss") or {})))
         self.modes = Modes(stages, lag, estimated, microbatches, slack, backward)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 
 from sglight.callbacks.console import (
     Summary,
@@ -15,7 +16,9 @@ from sglight.callbacks.console import (
     print_summary,
     seconds,
 )
-from tests.callbacks.common import fit
+from sglight.commandline import tensorboard
+from sglight.strategies.dni import DNI
+from tests.callbacks.common import NETWORK, data, fit
 
 
 def test_the_summary_names_what_is_about_to_run(
@@ -67,9 +70,21 @@ def test_results_are_shown_with_units_and_the_command(
     assert "98.77%" in out
     assert "5 min" in out
     assert "1.1 GB" in out
-    assert f"tensorboard --logdir '{folder}'" in out
+    assert f"{tensorboard()} --logdir '{folder}'" in out
     print_results({}, folder, False)
     assert "tensorboard" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("hidden", "told"), [([4], False), ([400], True)])
+def test_estimators_larger_than_the_network_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], hidden: list[int], told: bool
+) -> None:
+    module = DNI({**NETWORK, "channels": 8}, {"name": "adam"}, estimator={"hidden": hidden})
+    pl.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, fast_dev_run=True,
+        callbacks=[Summary(tmp_path)], default_root_dir=tmp_path,
+    ).fit(module, data())  # fmt: skip
+    assert ("strategy.estimator.hidden" in " ".join(capsys.readouterr().out.split())) == told
 
 
 @pytest.mark.parametrize(
@@ -79,6 +94,16 @@ def test_counts(number: float, text: str) -> None:
     assert count(number) == text
 
 
-@pytest.mark.parametrize(("time", "text"), [(0.0123, "12.3 ms"), (1.5, "1.5 s"), (600, "10 min")])
+@pytest.mark.parametrize(
+    ("time", "text"),
+    [
+        (0.0123, "12.3 ms"),
+        (1.5, "1.5 s"),
+        (119, "119 s"),
+        (600, "10 min"),
+        (9000, "2.5 h"),
+        (5e5, "5.79 days"),
+    ],
+)
 def test_seconds(time: float, text: str) -> None:
     assert seconds(time) == text

@@ -49,6 +49,17 @@ def test_a_preset_adds_its_estimator_only_for_the_strategy_that_has_one(compose_
     assert "estimator" not in compose_config("experiment=mnist_conv").strategy
 
 
+@pytest.mark.parametrize("strategy", ["dni", "multilevel"])
+def test_a_convolutional_network_brings_convolutional_estimators(compose_config, strategy):
+    def name(*overrides):
+        plain = to_plain(check(compose_config(f"strategy={strategy}", *overrides)))
+        return plain["strategy"]["estimator"]["name"]
+
+    assert name() == "mlp"
+    assert name("model.kernel=conv") == "conv"
+    assert name("model.kernel=conv", "strategy.estimator.name=linear") == "linear"
+
+
 def test_every_key_has_a_comment():
     for file in [CONF / "config.yaml", *CONF.glob("[!deh]*/*.yaml")]:
         for number, line in enumerate(file.read_text().splitlines(), 1):
@@ -88,6 +99,16 @@ def test_the_checks_import_neither_torch_nor_lightning():
 
 
 REFUSED = {
+    "points as images": (["dataset=ellipse", "model.kernel=conv"], r"model\.kernel=conv needs images"),
+    "large filters": (
+        ["model.kernel=conv", "model.kernel_size=9"],
+        r"model\.kernel_size=9 is larger than the pictures, 8 x 8",
+    ),
+    "too many halvings": (
+        ["model.kernel=conv", "model.channels=[8,8,8,8,8]"],
+        r"images of 8x8 are too small to be halved",
+    ),
+    "narrow opening": (["model.opening=pad", "model.channels=4"], r"at least the input's 64"),
     "stages": (["strategy.stages=9"], r"strategy\.stages=9 .* 8 time steps"),
     "stages of all segments": (
         ["model.steps=[2,3]", "model.channels=[64,64]", "strategy.stages=6"],
