@@ -10,7 +10,9 @@ import numpy as np
 
 # The viewBox: small enough for letters to be read on a phone, where a chart is about as wide.
 WIDTH, HEIGHT = 420, 270
-LEFT, RIGHT, TOP, BOTTOM = 56, 18, 12, 44
+RIGHT, TOP, BOTTOM = 18, 12, 44
+# Of the axes' texts: about how wide a letter is and how high, and the room that the vertical axis's title takes.
+LETTER, LETTER_HEIGHT, TITLE_ROOM = 7.0, 13.0, 28
 COLOURS, DASHES = 7, 4
 TICKS = 5  # about so many on an axis
 LEAST_PART = 2e-3  # of the values themselves: an axis reaches at least so far beyond them
@@ -82,7 +84,7 @@ class Chart:
     marks: Sequence[Mark]
     width: int = WIDTH
     height: int = HEIGHT
-    left: int = LEFT
+    left: int = TITLE_ROOM
     right: int = WIDTH - RIGHT
     top: int = TOP
     bottom: int = HEIGHT - BOTTOM
@@ -98,13 +100,25 @@ def draw(title: str, x: Axis, y: Axis, lines: Sequence[Line]) -> Chart | None:
         return None
     x_ends = x.limits or _ends(np.concatenate([line.xs for line in lines]), x.log, room=0.04)
     y_ends = y.limits or _ends(np.concatenate([_reach(line, y.log) for line in lines]), y.log, room=0.06)
-    to_x = _scale(x_ends, x.log, LEFT, WIDTH - RIGHT)
     to_y = _scale(y_ends, y.log, HEIGHT - BOTTOM, TOP)
-    x_ticks = [(round(float(to_x(v)), 1), text) for v, text in ticks(x_ends, x)]
     y_ticks = [(round(float(to_y(v)), 1), text) for v, text in ticks(y_ends, y)]
+    y_ticks = _apart(y_ticks, lambda _: LETTER_HEIGHT)
+    left = TITLE_ROOM + round(max((LETTER * len(text) for _, text in y_ticks), default=0.0))
+    to_x = _scale(x_ends, x.log, left, WIDTH - RIGHT)
+    x_ticks = [(round(float(to_x(v)), 1), text) for v, text in ticks(x_ends, x)]
+    x_ticks = _apart(x_ticks, lambda text: LETTER * (len(text) + 1))
     least = y_ends[0] if y.log else -np.inf
     marks = [_mark(line, to_x, to_y, least, x.factor, y.factor) for line in lines]
-    return Chart(title, x.label, y.label, x_ticks, y_ticks, marks)
+    return Chart(title, x.label, y.label, x_ticks, y_ticks, marks, left=left)
+
+
+def _apart(ticks: Sequence[Tick], size: Callable[[str], float]) -> list[Tick]:
+    """The ticks whose texts do not run into that of the one kept before; ``size`` of a text along the axis."""
+    kept: list[Tick] = []
+    for at, text in ticks:
+        if not kept or abs(at - kept[-1][0]) >= (size(text) + size(kept[-1][1])) / 2:
+            kept.append((at, text))
+    return kept
 
 
 def ticks(ends: tuple[float, float], axis: Axis) -> list[Tick]:

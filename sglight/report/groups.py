@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from sglight.config import completed
 from sglight.errors import UserError
-from sglight.report.runs import NAMES, Run
+from sglight.report.runs import COMPARED, NAMES, Run
 
 T = TypeVar("T")
 
@@ -24,6 +24,14 @@ IMPLIED = {
     "model.dynamics": "model",
     "strategy._target_": "strategy",
 }
+
+
+# Keys of the data set that change neither its samples nor their splits.
+SAME_DATA = (
+    "_target_", "name", "batch_size", "eval_batch_size", "seed", "data_dir", "raw_dir", "download", "memory_limit",
+    "augment", "crop_padding", "flip",
+)  # fmt: skip
+LENGTH = ("trainer.max_epochs", "trainer.limit_train_batches")
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Task:
-    """The groups that were trained on one data set, and the keys in which their configs differ."""
+    """The groups that were trained on the same data for as many epochs, and the keys in which their configs differ.
+
+    Attributes:
+        dataset: the name of the data, with what tells them from other tasks of that name.
+    """
 
     dataset: str
     groups: Sequence[Group]
@@ -80,23 +92,48 @@ class Task:
 
 
 def tasks(runs: Iterable[Run], by: Sequence[str] = ()) -> list[Task]:
-    """The runs, grouped, by data set.
+    """The runs, grouped, by data and epochs: only what was trained on the same, for as long, compares.
 
     Args:
-        runs: those whose config cannot be read are left out.
+        runs: those that stand aside (`Run.aside`), or whose config cannot be read, count in groups of others only.
         by: keys of the config (or their last parts), or names of choices, whose equality makes a group; none: all
             keys but seeds.
 
     Raises:
         UserError: if no run has one of the keys ``by``.
     """
-    known = [run for run in runs if run.config]
+    known = [run for run in runs if run.config and not (run.aside and run.state in COMPARED)]
     by = [_key(name, known) for name in by]
+    parts = _split(known, lambda run: _frozen(_training(run.config, by)))
+    parts = {key: members for key, members in parts.items() if any(not run.aside for run in members)}
+    trainings = [_training(members[0].config, by) for members in parts.values()]
     numbers = count()
     return [
-        _task(str(dataset), members, by, numbers)
-        for dataset, members in _split(known, lambda run: run.config.get("dataset")).items()
+        _task(_title(training, trainings), members, by, numbers)
+        for training, members in zip(trainings, parts.values(), strict=True)
     ]
+
+
+def _training(config: Mapping[str, Any], by: Sequence[str]) -> dict[str, Any]:
+    """The data that a run is trained on, and how long; not what it is to be compared ``by``."""
+    data = {
+        key: value
+        for key, value in config.items()
+        if key.startswith("dataset.") and key.partition(".")[2] not in SAME_DATA and not key.endswith("seed")
+    }
+    length = {key: config.get(key) for key in LENGTH}
+    return {"dataset": config.get("dataset"), **{k: v for k, v in {**data, **length}.items() if k not in by}}
+
+
+def _title(training: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
+    """The name of the data, and what tells them from those of others of that name."""
+    alike = [each for each in others if each["dataset"] == training["dataset"]]
+    parts = [str(training["dataset"])]
+    for key, value in training.items():
+        if value is not None and len({_frozen(each.get(key)) for each in alike}) > 1:
+            name = key.rpartition(".")[2]
+            parts.append(f"{show(value)} epochs" if name == "max_epochs" else f"{name} {show(value)}")
+    return ", ".join(parts)
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,6 +165,8 @@ def show(value: Any) -> str:
         return "null"
     if isinstance(value, list):
         return f"[{', '.join(map(show, value))}]"
+    if isinstance(value, str) and value.startswith("/"):
+        return value.rstrip("/").rpartition("/")[2]  # of a path what tells it from others at a glance
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -137,7 +176,8 @@ def _task(dataset: str, runs: Sequence[Run], by: Sequence[str], numbers: Iterato
     together = _split(
         runs, lambda run: _frozen({k: run.config.get(k) for k in by} if by else identity(run.config))
     )
-    ordered = sorted(together.values(), key=lambda group: [_order(group[0].config.get(k)) for k in keys])
+    compared = [members for members in together.values() if any(not run.aside for run in members)]
+    ordered = sorted(compared, key=lambda group: [_order(group[0].config.get(k)) for k in keys])
     columns = [{key: group[0].config[key] for key in keys if key in group[0].config} for group in ordered]
     titles = _titles(keys, runs)
     groups = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,11 +21,11 @@ class Reference:
     """One entry of the file; see there."""
 
     source: str
-    setting: str
+    where: str
+    differs: str
     match: Mapping[str, Any]
     metric: str
-    values: Sequence[float]
-    exact: bool
+    value: float
 
     def suits(self, group: Group) -> bool:
         """Whether every run of the group has all values of ``match``."""
@@ -37,10 +37,8 @@ class Reference:
 
     @property
     def text(self) -> str:
-        """The figure, or the range, with its unit."""
-        show = next(measure.show for measure in MEASURES if measure.key == self.metric)
-        ends = [show(value, None) for value in dict.fromkeys((min(self.values), max(self.values)))]
-        return ("" if self.exact else "about ") + " to ".join(ends)
+        """The figure with its unit."""
+        return next(measure.show(self.value, None) for measure in MEASURES if measure.key == self.metric)
 
 
 @dataclass(frozen=True)

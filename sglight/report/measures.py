@@ -15,6 +15,7 @@ from sglight.report.runs import Run
 TARGET_PART = 0.99
 # ... among the groups that come this near to the best of them: one that learns nothing makes no target.
 CONTENDER_PART = 0.9
+NAMED = 3  # so many groups are named in a note, the others counted
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class Measure:
     show: Callable[[float, float | None], str]
     best: Callable[[Sequence[float]], float] | None
     help: str
+
+    @property
+    def first(self) -> str:
+        """In which order the best comes first; empty where neither end is better."""
+        return {max: "descending", min: "ascending"}.get(self.best, "")  # type: ignore[arg-type]
 
     def text(self, statistic: Statistic | None) -> str:
         """Mean ± deviation, and how many runs have the value if not all."""
@@ -93,16 +99,17 @@ MEASURES = (
     ),
     Measure(
         BACKPROP, "speed-up over backprop", units.ratio, max,
-        "samples a second over those of strategy=backprop on one worker with the same dataset and model (if several: "
-        "of the config that differs least)",
+        "measured: samples a second over those of strategy=backprop on one worker with the same data, network and "
+        "machine (if several: of the config that differs least)",
     ),
     Measure(
         "speedup/theoretical", "ideal speed-up over itself", units.ratio, None,
-        "what a worker for each stage would gain by the measured times of its phases",
+        "what a worker for each stage would gain over one worker that does the same, by the measured times of its "
+        "phases; not over backprop",
     ),
     Measure(
         "memory/peak_bytes", "peak memory", units.size, None,
-        "of the worker that took the most (on a CPU: its process, libraries and leavings of earlier jobs included)",
+        "growth over the run's start, libraries not included, of the worker that took the most",
     ),
     Measure("model/parameters", "parameters", units.count, None, "of the network, without estimators"),
 )  # fmt: skip
@@ -118,11 +125,25 @@ class Comparison:
         task: the groups.
         target: the validation accuracy to which time is taken, None if there is none.
         rows: for each group, its statistics by measure; what no run has is absent.
+        unmeasured: the groups whose speed-up over backprop nobody can tell, as there is none to set beside them.
     """
 
     task: Task
     target: float | None
     rows: Sequence[Row]
+    unmeasured: Sequence[Group] = ()
+
+    @property
+    def note(self) -> str:
+        """Why some groups have no speed-up over backprop; empty if all have."""
+        if not self.unmeasured:
+            return ""
+        names = ", ".join(group.label for group in self.unmeasured[:NAMED])
+        more = f" and {len(self.unmeasured) - NAMED} more" if len(self.unmeasured) > NAMED else ""
+        return (
+            f"No speed-up over backprop for {names}{more}: no finished run of strategy=backprop with trainer.devices=1 "
+            "has the same data and network on the same machine."
+        )
 
     @property
     def measures(self) -> list[Measure]:
@@ -149,15 +170,20 @@ def compare(task: Task, target: float | None = None) -> Comparison:
     """Statistics of all groups of a data set; the target is chosen (`default_target`) unless it is given."""
     target = default_target(task.groups) if target is None else target
     rows = [_statistics(group, target) for group in task.groups]
+    yardsticks = [_Yardstick(run) for group in task.groups for run in group.finished if _is_yardstick(run)]
+    unmeasured = []
     for group, row in zip(task.groups, rows, strict=True):
+        if ratios := _over_backprop(group, yardsticks):
+            row[BACKPROP] = statistic(ratios, len(group.finished))
+        elif RATE in row and any(run.config["strategy"] != "backprop" for run in group.finished):
+            unmeasured.append(group)
         for key, reference, of, value in (
             (ALONE, _one_worker(group, task.groups), RATE, float),
-            (BACKPROP, _backprop(group, task.groups), RATE, float),
             (SAVED, _one_level(group, task.groups), FIT, lambda ratio: 1 - ratio),
         ):
             if reference is not None and (ratio := _ratio(row, rows[task.groups.index(reference)], of)):
                 row[key] = Statistic(value(ratio), None, row[of].n, row[of].of)
-    return Comparison(task, target, rows)
+    return Comparison(task, target, rows, unmeasured)
 
 
 def statistic(values: Sequence[float], of: int) -> Statistic:
@@ -240,26 +266,37 @@ def _one_level(group: Group, groups: Sequence[Group]) -> Group | None:
     )
 
 
-def _backprop(group: Group, groups: Sequence[Group]) -> Group | None:
-    """The group of backpropagation with the same data and model, whose config differs least."""
-    config = identity(group.runs[0].config)
+class _Yardstick:
+    """A run of backpropagation on one worker: its samples a second, and to which runs it may be compared."""
 
-    def same_network(other: Mapping[str, object]) -> bool:
-        keys = {k for k in (*config, *other) if k.startswith(("dataset.", "model."))}
-        return all(config.get(k) == other.get(k) for k in keys)
+    def __init__(self, run: Run) -> None:
+        self.rate, self.machine, self.config = run.metrics[RATE], run.machine, identity(run.config)
 
-    def distance(other: Group) -> int:
-        theirs = identity(other.runs[0].config)
-        return sum(theirs.get(k) != v for k, v in config.items())
+    def suits(self, run: Run, config: Mapping[str, object]) -> bool:
+        """Whether it has the same data, network and machine (where both name theirs)."""
+        if self.machine and run.machine and self.machine != run.machine:
+            return False
+        keys = {key for key in (*config, *self.config) if key.startswith(("dataset.", "model."))}
+        return all(config.get(key) == self.config.get(key) for key in keys)
 
-    if group.mixed or group.runs[0].config["strategy"] == "backprop":
-        return None
-    candidates = [
-        g
-        for g in groups
-        if g.runs[0].config["strategy"] == "backprop"
-        and not g.mixed
-        and _workers(g.runs[0].config) == (1, 1)
-        and same_network(identity(g.runs[0].config))
-    ]
-    return min(candidates, key=distance, default=None)
+    def distance(self, config: Mapping[str, object]) -> int:
+        """In how many keys its config differs from another one."""
+        return sum(self.config.get(key) != value for key, value in config.items())
+
+
+def _is_yardstick(run: Run) -> bool:
+    return run.config["strategy"] == "backprop" and _workers(run.config) == (1, 1) and RATE in run.metrics
+
+
+def _over_backprop(group: Group, yardsticks: Sequence[_Yardstick]) -> list[float]:
+    """Samples a second of each run over the mean of backpropagation's; of several configs that which differs least."""
+    ratios = []
+    for run in group.finished:
+        config = identity(run.config)
+        found = [each for each in yardsticks if each.suits(run, config)]
+        if run.config["strategy"] == "backprop" or RATE not in run.metrics or not found:
+            continue
+        least = min(each.distance(config) for each in found)
+        if rate := fmean(each.rate for each in found if each.distance(config) == least):
+            ratios.append(run.metrics[RATE] / rate)
+    return ratios

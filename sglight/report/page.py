@@ -16,9 +16,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sglight.report import units
 from sglight.report.groups import Group, identity, show
 from sglight.report.literature import Beside, beside
-from sglight.report.measures import ALONE, BACKPROP, MEASURES, TARGET, Comparison, Measure, statistic
+from sglight.report.measures import ALONE, BACKPROP, MEASURES, TARGET, Comparison, Measure, Row, statistic
 from sglight.report.panels import Panel, panels, styles
 from sglight.report.runs import Run
+from sglight.report.tables import reasons
+from sglight.report.verdict import verdict
 
 TEMPLATE = "page.html.jinja"
 # What the tiles at the top name the best of.
@@ -29,6 +31,8 @@ HIGHLIGHTS = {
 }
 
 GOING_WELL = ("finished", "running", "repeated")
+MOST_SHOWN = 8  # curves at first, and settings up to which nothing is folded away
+MOST_LISTED = 20  # runs up to which their list is open
 NEAR = 2  # so many groups that are about as good are named
 
 
@@ -47,6 +51,8 @@ class Section:
     """What the page shows of a data set."""
 
     comparison: Comparison
+    verdict: str
+    shown: frozenset[int]
     styles: dict[int, str]
     drawn: Sequence[Group]
     tiles: Sequence[Tile]
@@ -77,6 +83,12 @@ def render(runs: Sequence[Run], comparisons: Sequence[Comparison], folder: Path)
         runs=runs,
         states=sorted(Counter(run.state for run in runs).items(), key=lambda pair: pair[0] not in GOING_WELL),
         well=GOING_WELL,
+        most_shown=MOST_SHOWN,
+        most_listed=MOST_LISTED,
+        machines=[
+            (*key, n) for key, n in Counter((r.machine, r.versions) for r in runs if r.metrics).most_common()
+        ],
+        reasons=reasons(runs),
         sections=[_section(comparison) for comparison in comparisons],
         measures=MEASURES,
         now=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
@@ -90,6 +102,8 @@ def _section(comparison: Comparison) -> Section:
     drawn = {mark.group for panel in charts for c in (*panel.charts, *panel.more) for mark in c.marks}
     return Section(
         comparison,
+        verdict(comparison),
+        _shown(comparison),
         styles(groups),
         [group for group in groups if group.number in drawn],
         _tiles(comparison),
@@ -98,6 +112,19 @@ def _section(comparison: Comparison) -> Section:
         [(key, [_values(group, key) for group in groups]) for key in comparison.task.differences],
         _everything(groups),
     )
+
+
+def _shown(comparison: Comparison) -> frozenset[int]:
+    """Numbers of the groups whose curves are shown at first: the most accurate, and the best of backpropagation."""
+    pairs = list(zip(comparison.task.groups, comparison.rows, strict=True))
+
+    def accuracy(pair: tuple[Group, Row]) -> float:
+        found = pair[1].get("test/acc") or pair[1].get("val/acc")
+        return found.mean if found else 0.0
+
+    ordered = [group for group, _ in sorted(pairs, key=accuracy, reverse=True)]
+    yardsticks = [group.number for group in ordered if group.columns.get("strategy") == "backprop"]
+    return frozenset([*dict.fromkeys([*yardsticks[:1], *(group.number for group in ordered)])][:MOST_SHOWN])
 
 
 def _tiles(comparison: Comparison) -> list[Tile]:

@@ -22,7 +22,8 @@ FRESH_S = (
     600.0  # a folder without `status.json` in which something changed since then is taken for a running one
 )
 NO_RUNS = ("predict", "export")  # modes that use a network: they leave nothing to compare
-NAMES = ("dataset", "model", "strategy", "experiment")
+NAMES = ("dataset", "model", "strategy", "experiment", "debug")
+COMPARED = ("finished", "running", "diverged")  # states of runs that have, or will have, something to compare
 MODELS = {"euler": "resnet"}  # model=resnet has the dynamics euler; the others have the same names
 
 
@@ -40,6 +41,7 @@ class Run:
         metrics: the numbers in `metrics.json`.
         curves: its scalars by tag.
         changed: when a file in its folder last changed, in seconds since 1970.
+        machine, versions: what it ran on, and of what; empty if it does not say.
     """
 
     folder: Path
@@ -49,6 +51,17 @@ class Run:
     metrics: Mapping[str, float] = field(default_factory=dict)
     curves: Mapping[str, Curve] = field(default_factory=dict)
     changed: float = 0.0
+    machine: str = ""
+    versions: str = ""
+
+    @property
+    def aside(self) -> str:
+        """Why it stands outside the comparison: its state, ``test`` or ``debug=...``; empty if it does not."""
+        if self.state not in COMPARED:
+            return self.state
+        if self.config.get("mode") == "test":
+            return "test"
+        return f"debug={debug}" if (debug := self.config.get("debug")) else ""
 
     @property
     def seed(self) -> Any:
@@ -95,7 +108,10 @@ def _read(folder: Path) -> Run:
     changed = max((p.stat().st_mtime for p in folder.rglob("*") if p.is_file()), default=0.0)
     state, reason = _state(folder, config, written, changed)
     curves = _shifted(read_curves(folder), config, metrics)
-    return Run(folder, state, reason, config, metrics, curves, changed)
+    machine, versions = (
+        cleaned(str((written or {}).get(key, ""))) for key in ("run/machine", "run/versions")
+    )
+    return Run(folder, state, reason, config, metrics, curves, changed, machine, versions)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Sequence
 from io import StringIO
 
@@ -18,27 +19,39 @@ from sglight.report.groups import Group, show
 from sglight.report.measures import TARGET, Comparison, Measure
 from sglight.report.reading import cleaned
 from sglight.report.runs import NAMES, Run
+from sglight.report.verdict import verdict
 
 RUNS = "runs"
+GOING = ("finished", "running")
+MOST_NAMED = 8  # runs that did not finish
 FORMULA = ("=", "+", "-", "@")
 _NUMBER = re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?")
 
 
 def print_tables(comparisons: Sequence[Comparison], runs: Sequence[Run], console: Console) -> None:
-    """A table for each data set, as several where the terminal is narrow; then who did not finish, and why."""
+    """For each data set the verdict and a table, or several where the terminal is narrow; then who stands aside."""
     for comparison in comparisons:
+        console.print(verdict(comparison), highlight=False, markup=False)
         for table in _fitting(comparison, console):
             console.width = max(console.width, _width(table, console))
             console.print(table)
-    for run in runs:
-        if run.state not in ("finished", "running"):
-            reason = f": {run.reason}" if run.reason else ""
-            console.print(
-                f"{run.state}: {cleaned(str(run.folder))}{reason}",
-                soft_wrap=True,
-                highlight=False,
-                markup=False,
-            )
+        if comparison.note:
+            console.print(comparison.note, highlight=False, markup=False)
+    if aside := reasons(runs):
+        console.print(f"aside: {aside}", highlight=False, markup=False)
+    unfinished = [run for run in runs if run.state not in GOING]
+    for run in unfinished[:MOST_NAMED]:
+        reason = f": {run.reason}" if run.reason else ""
+        text = f"{run.state}: {cleaned(str(run.folder))}{reason}"
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
+    if len(unfinished) > MOST_NAMED:
+        console.print(f"and {len(unfinished) - MOST_NAMED} more; --html and --csv have all of them")
+
+
+def reasons(runs: Sequence[Run]) -> str:
+    """Why runs stand outside the comparison, and how many: ``3 failed, 1 test``."""
+    counted = Counter(run.aside for run in runs if run.aside)
+    return ", ".join(f"{n} {reason}" for reason, n in counted.most_common())
 
 
 def markdown(comparisons: Sequence[Comparison]) -> str:

@@ -104,3 +104,32 @@ def write_run(
     if records := list(records):
         write_events(folder, records)
     return folder
+
+
+def write_sweep(folder: Path, settings: int, seeds: int = 2) -> int:
+    """Runs of several strategies, rates and seeds, and some that failed, were tested or tried; returns how many."""
+    written = 0
+    for i in range(settings):
+        strategy, lr = ("backprop", "dni", "delayed", "multilevel")[i % 4], 0.001 * 2 ** (i // 4)
+        best = 0.97 - 0.01 * (i % 4) - 0.004 * (i // 4)
+        stages = {} if strategy == "backprop" else {"strategy__stages": 4}
+        for seed in range(1, seeds + 1):
+            settings_of = config(strategy, seed, strategy__optimizer={"lr": lr}, **stages)
+            phases = {f"time__stage_{k}__{p}_s": 0.01 for k in range(4) for p in ("forward", "backward")}
+            if strategy == "dni":
+                phases |= {f"time__stage_{k}__estimate_s": 0.004 for k in range(3)}
+            numbers = results(best + seed / 1000, throughput__samples_per_s=1000.0 - 100 * (i % 4), **phases)
+            numbers |= {"run/machine": "A CPU, 2 cores", "run/versions": "sglight 1.0, torch 2.9"}
+            cosines = [] if strategy == "backprop" else [("stage_0/cosine", 40, 8.0, 0.57 + 0.1 * (i % 4))]
+            records = [*curve(best, epochs=12), *cosines]
+            write_run(folder / f"{i}-{strategy}-seed{seed}", settings_of, numbers, records)
+            written += 1
+        if i % 5 == 4:
+            failed = {"status": "failed", "reason": "UserError: no"}
+            write_run(folder / f"{i}-{strategy}-failed", config(strategy, 9), status=failed)
+            debug = {"debug": "limit"}
+            write_run(folder / f"{i}-debug", config(strategy), results(0.2), choices=debug)
+            ckpt = f"/somewhere/{i}/checkpoints/last.ckpt"
+            write_run(folder / f"{i}-test", config(strategy, mode="test", ckpt=ckpt), {"test/acc": best})
+            written += 3
+    return written

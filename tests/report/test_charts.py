@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglight.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, Line, draw, ticks
+from sglight.report.charts import BOTTOM, HEIGHT, RIGHT, TOP, WIDTH, Axis, Line, draw, ticks
 
 
 def line(xs, ys, spread=None) -> Line:
@@ -21,8 +21,9 @@ def corners(path: str) -> list[tuple[float, float]]:
 
 def test_points_lie_where_the_axes_say():
     chart = draw("", Axis("x", limits=(0, 10)), Axis("y", limits=(0, 2)), [line([0, 5, 10], [0, 1, 2])])
-    middle = ((LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2)
-    assert corners(chart.marks[0].path) == [(LEFT, HEIGHT - BOTTOM), middle, (WIDTH - RIGHT, TOP)]
+    left = chart.left
+    middle = ((left + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2)
+    assert corners(chart.marks[0].path) == [(left, HEIGHT - BOTTOM), middle, (WIDTH - RIGHT, TOP)]
     assert {text: at for at, text in chart.x_ticks}["10"] == WIDTH - RIGHT
 
 

@@ -64,9 +64,41 @@ def test_labels_leave_out_what_most_groups_share():
     assert [group.label for group in task.groups] == ["all runs"]
 
 
-def test_a_test_is_one_of_its_checkpoint():
-    (task,) = tasks([run(mode="test", ckpt=path) for path in ("a.ckpt", "b.ckpt")])
+def test_tests_and_trials_stand_aside():
+    trial = run(strategy="dni")
+    trial = Run(trial.folder, trial.state, config={**trial.config, "debug": "limit"})
+    (task,) = tasks([run(mode="test", ckpt="a.ckpt"), trial, run()])
+    assert [group.label for group in task.groups] == ["backprop"]
+    assert (trial.aside, run(mode="test").aside, run(state="failed").aside, run().aside) == (
+        "debug=limit", "test", "failed", "",
+    )  # fmt: skip
+
+
+def test_settings_of_which_no_run_has_come_to_anything_are_left_out():
+    (task,) = tasks([run(), run(strategy="dni", state="failed"), run(strategy="pvd", state="diverged")])
+    assert [group.label for group in task.groups] == ["backprop", "pvd"]
+    assert tasks([run(state="failed")]) == []
+
+
+def test_only_equal_data_and_epochs_compare():
+    settings = [
+        {},
+        {"trainer__max_epochs": 9},
+        {"dataset__validation_fraction": 0.2},
+        {"dataset__batch_size": 8},
+    ]
+    found = tasks([run(**each) for each in settings])
+    assert [(task.dataset, len(task.groups)) for task in found] == [
+        ("digits, 5 epochs", 2),
+        ("digits, 9 epochs", 1),
+        ("digits, validation_fraction 0.2, 5 epochs", 1),
+    ]
+    (task,) = tasks([run(**each) for each in settings[:2]], ["max_epochs"])
     assert len(task.groups) == 2
+
+
+def test_of_paths_the_last_part_is_shown():
+    assert show("/home/me/outputs/a/last.ckpt") == "last.ckpt"
 
 
 def test_data_sets_are_apart_and_groups_are_numbered_through():

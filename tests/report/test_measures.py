@@ -111,14 +111,26 @@ def test_speed_ups_are_ratios_of_mean_throughput():
 
 
 def test_a_speed_up_is_against_the_same_network_and_the_nearest_config():
-    other = run({RATE: 1.0}, model__steps=99)
+    other = run({RATE: 1.0}, model__steps=99, trainer__max_epochs=7)
     far = run({RATE: 10.0}, trainer__max_epochs=7, strategy__optimizer={"lr": 0.5})
     near = run({RATE: 100.0}, trainer__max_epochs=7)
     one = run({RATE: 200.0}, strategy="dni", trainer__max_epochs=7)
     comparison = only([other, far, near, one])
     row = next(r for g, r in zip(comparison.task.groups, comparison.rows, strict=True) if g.runs[0] is one)
     assert row[BACKPROP].mean == 2.0
-    assert BACKPROP not in only([other, one]).rows[1]
+    alone = only([other, one])
+    assert BACKPROP not in alone.rows[1] and "No speed-up over backprop for dni" in alone.note
+    elsewhere = only([replace(near, machine="another"), replace(one, machine="this")])
+    assert BACKPROP not in elsewhere.rows[1] and not comparison.note
+
+
+def test_what_by_puts_together_keeps_its_speed_up():
+    rates = {("backprop", 4): 100.0, ("backprop", 8): 50.0, ("dni", 4): 150.0, ("dni", 8): 100.0}
+    runs = [run({RATE: rate}, strategy=s, model__steps=steps) for (s, steps), rate in rates.items()]
+    (task,) = tasks(runs, ["strategy"])
+    rows = compare(task).rows
+    assert rows[1][BACKPROP].mean == pytest.approx((1.5 + 2.0) / 2)
+    assert BACKPROP not in rows[0]
 
 
 def test_saved_is_against_one_level_with_the_same_config():

@@ -233,5 +233,5 @@ def test_in_a_browser_nothing_is_cut_off_and_the_switches_work(outputs, tmp_path
     assert told["there"] == width and told["wide"] <= width
     assert told["hidden"] == []
     assert 0 < told["after"] < told["before"]
-    assert told["order"] == ["backprop", "dni", "backprop"]
+    assert told["order"] == ["backprop", "backprop", "dni"]  # the best comes first
     assert told["small"] > 9
