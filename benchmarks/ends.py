@@ -157,7 +157,7 @@ class Run:
 
 def wait_for(moment: str, run: Run, generator: random.Random) -> bool:
     """Wait until a run is there, or has ended; whether it is there still."""
-    until, skipped = time.monotonic() + RUN_S, generator.randrange(6)  # so many checkpoints and validations
+    until, skipped = time.monotonic() + RUN_S, generator.randrange(4)  # so many checkpoints and validations
     if moment == "start":
         return not run.wait(generator.uniform(0.0, 1.5))
     there = False
@@ -185,7 +185,7 @@ def _is_there(moment: str, run: Run) -> bool:
     return last.exists() and _epoch(last) == EPOCHS - 1 and not (run.folder / "metrics.json").exists()
 
 
-def _steps(run: Run) -> int:
+def _batches(run: Run) -> int:
     """Of the last checkpoint."""
     try:
         return int(read_plain(run.folder / "checkpoints/last.ckpt", "it")["global_step"])
@@ -217,10 +217,11 @@ def kill(run: Run, victim: str, signum: int, moment: str, generator: random.Rand
         wrong.append(f"has not ended within {END_S} s")
         os.kill(run.pid, signal.SIGKILL)
         run.wait(END_S)
-    deadline = time.monotonic() + 5
     hard = signum == signal.SIGKILL and target == run.pid
-    # Nobody is left to clean up behind SIGKILL: the next run in the folder does, and Python's own folder stays.
-    excused = (".tmp", "/pymp-") if hard else ()
+    # The server of workers sees what has become of the command once it has imported torch.
+    deadline = time.monotonic() + (END_S if hard else 5)
+    # Nobody is left to clean up behind SIGKILL: the next run in the folder does, and folders in /tmp stay.
+    excused = (".tmp", "/pymp-", "/sglight-") if hard else ()
     while (left := [x for x in run.left() if not any(part in x for part in excused)]) and (
         time.monotonic() < deadline
     ):
@@ -273,14 +274,14 @@ def kills(count: int, seed: int, share: float) -> bool:
             victim = generator.choice(("parent", "worker", "group") if several else ("parent", "group"))
             run = Run(Path(where, str(k)), *words)
             hit, wrong = kill(run, victim, signum, moment, generator)
-            state = status.read(run.folder).get("status", "nothing yet")
+            state, batches = status.read(run.folder).get("status", "nothing yet"), _batches(run)
             told["at the moment"] += hit
             wrong += go_on(run, words, references[words])
             told["wrong" if wrong else state] += 1
             name = signal.Signals(signum).name
             print(
                 f"{k}: {' '.join(words)} {name} to {victim}, {'in' if hit else 'beside'} {moment}: "
-                f"{state} with {run.code}, {_steps(run)} batches; {'; '.join(wrong)}",
+                f"{state} with {run.code}, {batches} batches; {'; '.join(wrong)}",
                 flush=True,
             )
     print(dict(told))

@@ -20,7 +20,7 @@ from sglight import signals, start, status
 from sglight.commandline import arranged, python
 from sglight.config.checks import TORCHRUN
 from sglight.config.completed import Completed, find_completed
-from sglight.config.composing import CONF, check, to_plain
+from sglight.config.composing import CONF, DIVERGED, check, to_plain
 from sglight.config.explanations import explain
 from sglight.errors import Diverged, UserError, interruption
 from sglight.output import tolerate
@@ -32,8 +32,6 @@ COMPOSITION = (HydraException, OmegaConfBaseException, YAMLError, OSError, Value
 WITHOUT_FOLDER = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
 
 
-# Jobs of this sweep that have come to no result.
-_diverged: list[str] = []
 # Folders of the runs of this command, of which the last one goes on.
 _begun: list[str] = []
 
@@ -62,7 +60,7 @@ def main() -> None:
     """Run the command; mistakes of the user end it with one sentence and status 1, signals with 128 + their number."""
     tolerate()
     handlers = signals.answer()
-    _diverged.clear()
+    DIVERGED.clear()
     _begun.clear()
     if _torchrun_rank() > 0:
         sys.argv += WITHOUT_FOLDER
@@ -76,8 +74,8 @@ def main() -> None:
     try:
         sys.argv[1:] = arranged(sys.argv[1:])
         _launch()
-        if _diverged:
-            sys.exit(f"error: {', '.join(_diverged)} diverged; see the messages above")
+        if DIVERGED:
+            sys.exit(f"error: {', '.join(DIVERGED)} diverged; see the messages above")
     except JobFailed:
         sys.exit("error: not all jobs of the sweep succeeded; see the messages above")
     except UserError as error:
@@ -135,7 +133,6 @@ def _job(cfg: DictConfig) -> float:
         name = f"job {hydra_cfg.job.num} ({hydra_cfg.job.override_dirname})"
         if isinstance(error, Diverged):
             print(f"{name} diverged: {error}", file=sys.stderr)
-            _diverged.append(name)
             return nan
         if isinstance(error, UserError):
             print(f"error in {name}: {error}", file=sys.stderr)

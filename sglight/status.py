@@ -138,9 +138,9 @@ def _alive(pid: Any, since: Any) -> bool:
         return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
-    except (PermissionError, OverflowError):
+    except PermissionError:
         pass
     return since is None or (now := started(pid)) is None or now == since
 

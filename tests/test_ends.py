@@ -5,16 +5,22 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from sglight import signals, status
+from sglight import start as start_module
+from sglight.callbacks.limits import Divergence
+from sglight.config.composing import check
 from sglight.errors import Diverged, Terminated, UserError
 from sglight.output import Tolerant
 from sglight.strategies.training import StagedTraining
@@ -100,6 +106,32 @@ def test_a_training_that_diverges_ends_at_once_and_leaves_the_best_as_it_was(sta
     assert state(tmp_path) == "diverged"
     found = metrics(tmp_path)
     assert (found["run/status"], found["run/monitored"]) == ("diverged", None)
+
+
+def test_a_loss_that_has_exploded_is_warned_of_once() -> None:
+    callback, module = Divergence(), torch.nn.Linear(2, 2)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        for epoch, loss in enumerate((2.0, 1.9e6, 2.1e6, 3e6)):
+            trainer = SimpleNamespace(callback_metrics={"train/loss": loss}, current_epoch=epoch)
+            callback.on_train_epoch_end(trainer, module)  # type: ignore[arg-type]
+            assert len(heard) == (epoch >= 2)
+    assert re.search(r"from 2 to 2\.1e\+06 by epoch 2; lower strategy\.optimizer\.lr", str(heard[0].message))
+
+
+def test_a_filter_larger_than_the_picture_is_refused(compose_config, tmp_path: Path) -> None:
+    cfg = compose_config("dataset=digits", "strategy=backprop", "model.kernel=conv", "model.kernel_size=9")
+    with pytest.raises(UserError, match=r"model\.kernel_size=9 is larger than the pictures, 8 x 8; lower it"):
+        start_module.run(check(cfg), tmp_path)
+
+
+def test_a_script_from_stdin_cannot_start_workers() -> None:
+    script = "from sglight.parallel.launcher import launch; launch(print, workers=2)"
+    done = subprocess.run(
+        [sys.executable, "-"], input=script, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    assert "by a script from <stdin>, which is no file: save it as one, or train in one" in done.stderr
 
 
 def test_a_rate_that_overflows_is_a_divergence(

@@ -211,6 +211,26 @@ def test_a_job_that_diverges_is_worth_nothing_and_the_others_go_on(call, monkeyp
     assert done.status == 1
     assert [value == 1.0 for value in returned] == [True, False, True] and math.isnan(returned[1])
     assert "job 1 (seed=2) diverged: the loss is nan" in done.err
+    assert re.search(r"error: \S*/1-\S* diverged", done.err)
+
+
+def test_a_job_in_another_process_may_diverge(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    diverging = (
+        "strategy=backprop", "dataset=ellipse", "model.activation=relu", "strategy.optimizer.name=sgd",
+        "strategy.optimizer.lr=1e-3,1e6", "trainer.max_epochs=1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1",
+    )  # fmt: skip
+    done = start("-m", *diverging, "hydra.sweep.dir=sweep", cwd=tmp_path)
+    told = [json.loads(path.read_text())["status"] for path in sorted(tmp_path.glob("sweep/*/status.json"))]
+    assert (done.returncode, told) == (1, ["finished", "diverged"])
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("value", "status"), [("0", 0), ("1", 0), ("true", 0), ("2", 1), ("-1", 1)])
+def test_what_is_true_or_false_takes_no_other_number(call, value, status):
+    done = call(f"callbacks.progress.enabled={value}")
+    assert done.status == status
+    assert ("callbacks.progress.enabled" in done.err) == bool(status)
 
 
 @pytest.mark.parametrize("arguments", [[], ["-m", "seed=1,2"]])

@@ -9,6 +9,7 @@ from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from os import W_OK, X_OK, access
 from pathlib import Path
+from time import time_ns
 from typing import Any, cast, get_type_hints
 
 from hydra.core.config_store import ConfigStore
@@ -21,7 +22,7 @@ from sglight.archive import check_whole, read_record
 from sglight.compat.hydra import config_groups, set_hydra_config
 from sglight.config import checks
 from sglight.config.datasets import SCHEMAS as DATASETS
-from sglight.config.effects import check_effects, check_monitors
+from sglight.config.effects import check_effects, check_monitors, check_switches
 from sglight.config.explanations import explain, unknown_key
 from sglight.config.finding import absolute, resolve_ckpt, with_record
 from sglight.config.machine import check_devices
@@ -29,7 +30,7 @@ from sglight.config.resumption import check_same
 from sglight.config.room import check_room
 from sglight.config.schema import STRATEGIES, Config, default_estimator
 from sglight.errors import UserError
-from sglight.status import Contents, beside, locked
+from sglight.status import FILE, Contents, beside, locked, read
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 CONF = next(
@@ -95,7 +96,9 @@ def check(cfg: DictConfig) -> DictConfig:
     check_devices(cfg.trainer)
     checks.check_workers(cfg)
     check_monitors(cfg)
-    check_effects(cfg, _given())
+    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    check_switches(cfg, overrides)
+    check_effects(cfg, [override.lstrip("+").partition("=")[0] for override in overrides])
     checks.check_files(cfg)
     if cfg.ckpt is not None:
         check_whole(Path(cfg.ckpt), f"ckpt={cfg.ckpt}")
@@ -149,8 +152,17 @@ def _sections(given: Mapping[str, Any], schema: type, prefix: str) -> dict[str, 
 EARLIER: dict[Path, Contents] = {}
 
 
+# Folders of a sweep's jobs that have come to no result.
+DIVERGED: list[str] = []
+
+
 class CheckFirst(Callback):
-    """Refuses a single run before its folder is made, so that a mistake leaves an older run there as it was."""
+    """Refuses a single run before its folder is made, so that a mistake leaves an older run there as it was.
+
+    Of a sweep it finds the jobs that have diverged: by what they have written, as they may be other processes.
+    """
+
+    _began_ns = 0
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         cfg = deepcopy(config)
@@ -176,8 +188,15 @@ class CheckFirst(Callback):
         if checked.ckpt is not None:
             _name_after_checkpoint(config, read_record(Path(checked.ckpt), f"ckpt={checked.ckpt}"))
 
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Find the jobs that have diverged."""
+        for path in sorted(Path(absolute("hydra.sweep.dir", config.hydra.sweep.dir)).rglob(FILE)):
+            if path.stat().st_mtime_ns >= self._began_ns and read(path.parent).get("status") == "diverged":
+                DIVERGED.append(str(path.parent))
+
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Refuse a folder that cannot be written."""
+        self._began_ns = time_ns()
         try:
             check_writable("hydra.sweep.dir", Path(absolute("hydra.sweep.dir", config.hydra.sweep.dir)))
         except UserError as error:
@@ -203,12 +222,6 @@ def _name_after_checkpoint(config: DictConfig, record: dict[str, Any]) -> None:
         if group not in given:
             with read_write(config.hydra), open_dict(config.hydra):
                 config.hydra.runtime.choices[group] = choice
-
-
-def _given() -> list[str]:
-    """The keys that the command line gives; none in a script."""
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    return [override.lstrip("+").partition("=")[0] for override in overrides]
 
 
 def _check_complete(cfg: DictConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
@@ -30,6 +31,7 @@ EFFECTS = (
     ("model.kernel_size", "model.kernel", ("conv",)),
     ("model.groups", "model.normalisation", ("group",)),
 )  # fmt: skip
+NUMBER = re.compile(r"[+-]?[\d_]+")
 ESTIMATOR = {"linear": ("hidden", "kernel_size"), "mlp": ("kernel_size",)}
 
 
@@ -50,6 +52,18 @@ def check_effects(cfg: DictConfig, given: Iterable[str]) -> None:
                     f"{key}={OmegaConf.select(cfg, key)} has no effect with {other}={choice}; leave it out, or choose "
                     f"{other}={' or '.join(values)}"
                 )
+
+
+def check_switches(cfg: DictConfig, overrides: Iterable[str]) -> None:
+    """Refuse numbers other than 0 and 1 for what is true or false: OmegaConf takes all of them for true."""
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if (
+            isinstance(OmegaConf.select(cfg, key), bool)
+            and NUMBER.fullmatch(value)
+            and value not in ("0", "1")
+        ):
+            raise UserError(f"{key}={value} is not allowed; it must be true or false")
 
 
 def check_monitors(cfg: DictConfig) -> None:
