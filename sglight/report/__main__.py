@@ -58,11 +58,12 @@ def report(options: argparse.Namespace) -> None:
 
 
 def _write(path: Path, text: str) -> None:
+    data = text.encode("utf-8", "replace")  # a folder's name may be no text
     if path.exists() and (path.is_symlink() or not path.is_file()):
-        path.write_text(text, encoding="utf-8")  # what a link leads to, a device or a pipe stay what they are
+        path.write_bytes(data)  # what a link leads to, a device or a pipe stay what they are
     else:
         with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_bytes(data)
     print(f"written: {path}", file=sys.stderr)
 
 

@@ -18,6 +18,7 @@ from sglight.report.groups import Group, identity, show
 from sglight.report.literature import Beside, beside
 from sglight.report.measures import ALONE, BACKPROP, MEASURES, TARGET, Comparison, Measure, Row, statistic
 from sglight.report.panels import Panel, panels, styles
+from sglight.report.reading import cleaned
 from sglight.report.runs import Run
 from sglight.report.tables import reasons
 from sglight.report.verdict import verdict
@@ -72,8 +73,8 @@ def render(runs: Sequence[Run], comparisons: Sequence[Comparison], folder: Path)
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "link": lambda run: quote(os.path.relpath(run.folder, folder.resolve())) + "/",
-        "name": lambda run: f"{run.folder.parent.name}/{run.folder.name}",
+        "link": lambda run: quote(os.fsencode(os.path.relpath(run.folder, folder.resolve()))) + "/",
+        "name": lambda run: cleaned(f"{run.folder.parent.name}/{run.folder.name}"),
         "percent": units.percent,
         "seconds": units.seconds,
         "show": show,

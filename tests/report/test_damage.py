@@ -115,6 +115,16 @@ def test_formulas_and_control_sequences_stay_texts(
     assert read_config(tmp_path / "3")["dataset.name"] == "-1"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX names")
+def test_a_folders_name_may_be_no_text(tmp_path: Path) -> None:
+    for name in (b"\xff", b"\x1b[2J"):
+        write_run(Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))), config(), results())
+    main([str(tmp_path), "--html", str(tmp_path / "page.html"), "--csv", str(tmp_path / "table.csv")])
+    for name in ("page.html", "table.csv"):
+        assert "\x1b" not in (tmp_path / name).read_text(encoding="utf-8")
+    assert 'href="%FF/"' in (tmp_path / "page.html").read_text()
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's")
 def test_the_report_on_a_full_disk_or_in_ascii(tmp_path: Path) -> None:
     import subprocess
