@@ -80,6 +80,10 @@ def main() -> None:
         sys.exit("error: not all jobs of the sweep succeeded; see the messages above")
     except UserError as error:
         sys.exit(f"error: {error}")
+    except RecursionError as error:
+        if _came_from_a_run(error):
+            raise
+        sys.exit("error: the brackets of a value are nested too deeply to be read; no key needs so many")
     except COMPOSITION as error:
         if _came_from_a_run(error):
             raise

@@ -195,6 +195,16 @@ def test_a_folder_that_cannot_be_written_is_named(call, tmp_path):
         assert sentence in done.err
 
 
+@pytest.mark.parametrize(
+    "word", ["~seed", "seed=${seed}", "seed=???", "seed=${oc.env:NOPE}", "hydra.run.dir=${x}",
+             "hydra.run.dir=" + "x" * 300, "model.channels=" + "[" * 200 + "]" * 200],
+)  # fmt: skip
+def test_a_value_that_leads_nowhere_is_one_sentence(call, word):
+    done = call(word)
+    assert (done.status, len(done.err.splitlines())) == (1, 1)
+    assert done.err.startswith("error: ")
+
+
 def test_without_a_home_the_data_folder_is_named(call, monkeypatch):
     def nobody(self):
         raise RuntimeError("Could not determine home directory.")

@@ -170,14 +170,16 @@ class CheckFirst(Callback):
             OmegaConf.set_struct(node, False)
             OmegaConf.set_readonly(node, False)
         set_hydra_config(cfg)  # parts of the folder's name come from there
-        with read_write(cfg.hydra):
-            cfg.hydra.runtime.output_dir = cfg.hydra.run.dir
-        set_hydra_config(cfg)
-        run = cfg.pop("hydra").run
         try:
+            with read_write(cfg.hydra):
+                cfg.hydra.runtime.output_dir = cfg.hydra.run.dir
+            set_hydra_config(cfg)
+            run = cfg.pop("hydra").run
             self._check(config, cfg, Path(absolute("hydra.run.dir", run.dir)))
         except UserError as error:
             raise SystemExit(f"error: {error}") from None
+        except OmegaConfBaseException as error:  # Hydra would only warn of it
+            raise SystemExit(f"error: {explain(error, CONF)}") from None
 
     def _check(self, config: DictConfig, cfg: DictConfig, folder: Path) -> None:
         checked = check(cfg)
@@ -205,7 +207,10 @@ class CheckFirst(Callback):
 
 def check_writable(key: str, folder: Path) -> None:
     """Refuse a folder that cannot be made or written to."""
-    there = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
+    try:
+        there = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
+    except OSError as error:
+        raise UserError(f"{key}={folder}: {error.strerror}; give another {key}") from error
     if not there.is_dir():
         what = "a link to nowhere" if there.is_symlink() else "not a folder"
         raise UserError(f"{key}={folder}: {there} is {what}; remove it, or give another {key}")
