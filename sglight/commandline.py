@@ -21,6 +21,7 @@ FLAGS = {
     "--config-dir": True, "-cd": True, "--experimental-rerun": True, "--info": False, "-i": False,
 }  # fmt: skip
 GROUPS = ("dataset", "model", "strategy", "trainer", "callbacks", "logger", "experiment", "debug")
+SEVERAL = ("callbacks", "logger")  # groups of which a run may have more than one
 INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
@@ -51,7 +52,7 @@ def arranged(words: Sequence[str]) -> list[str]:
 def _check_choice(word: str) -> None:
     """Refuse a list of choices, of which Hydra would take none or all."""
     group, _, value = word.partition("=")
-    if group in GROUPS and value.startswith("["):
+    if group in GROUPS and group not in SEVERAL and value.startswith("["):
         choices = value.strip("[] ").replace(" ", "")
         first, several = choices.partition(",")[0], f", or add -m and write {group}={choices} to run each"
         raise UserError(

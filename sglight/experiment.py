@@ -21,7 +21,6 @@ from sglight.callbacks.checkpoint import BestCheckpoint
 from sglight.callbacks.console import Summary, print_results
 from sglight.callbacks.memory import PeakMemory, forget_peak
 from sglight.callbacks.record import Record, describe_data
-from sglight.callbacks.stability import StabilityMonitor
 from sglight.callbacks.tensorboard import add_hyperparameters, add_layout
 from sglight.callbacks.timing import EpochTimer
 from sglight.config.composing import check_settings
@@ -31,12 +30,13 @@ from sglight.config.schema import STRATEGIES, StrategyConfig
 from sglight.config.shapes import check_filters
 from sglight.errors import Diverged, RunFailed, UserError
 from sglight.files import replacing
+from sglight.loggers import finish_loggers
 from sglight.origin import Origin
 from sglight.parallel.environment import agree, environment
 from sglight.process import set_up, useful_threads
 from sglight.strategies.balance import measured_cuts
 from sglight.strategies.staged import StagedModule, limited
-from sglight.trainer import build_callbacks, build_trainer, uses_gpu
+from sglight.trainer import build_callbacks, build_trainer, results_of, uses_gpu
 
 HYPERPARAMETERS = (
     "seed", "dataset.name", "dataset.batch_size", "model.dynamics", "model.kernel", "model.steps", "model.horizon",
@@ -86,8 +86,9 @@ def _run(plain: dict[str, Any], folder: Path, name: str, before: Mapping[str, An
     memory = PeakMemory(curves=plain["callbacks"]["memory"]["enabled"])
     record = Record(plain, name, data["fingerprint"], before)
     batches = limited(len(datamodule.train_dataloader()), plain["trainer"]["limit_train_batches"])
-    plain["trainer"]["log_every_n_steps"] = min(plain["trainer"]["log_every_n_steps"], batches)
-    trainer = build_trainer(plain, folder, [summary, *callbacks, timer, memory, record], start.batches)
+    trainer = build_trainer(
+        plain, folder, [summary, *callbacks, timer, memory, record], start.batches, batches
+    )
     for logger in trainer.loggers:
         add_hyperparameters(logger, _hyperparameters(plain), COLUMNS)
         add_layout(logger)
@@ -107,9 +108,7 @@ def _run(plain: dict[str, Any], folder: Path, name: str, before: Mapping[str, An
         score = best.best_model_score
         monitored = float(metrics.get(str(best.monitor), math.nan) if score is None else score)
         metrics |= _test(trainer, module, datamodule, best, ckpt if start.is_over else None)
-        for callback in callbacks:
-            if isinstance(callback, StabilityMonitor):
-                metrics |= callback.metrics()
+        metrics |= results_of(callbacks)
     metrics |= memory.metrics() | {
         "model/parameters": sum(n for name, n in summary.parameters.items() if name.startswith("stage_")),
         "run/seed": plain["seed"],
@@ -119,6 +118,7 @@ def _run(plain: dict[str, Any], folder: Path, name: str, before: Mapping[str, An
     }
     # Not a number is no JSON either.
     metrics = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
+    finish_loggers()
     if rank == 0:
         if not plain["trainer"]["fast_dev_run"]:
             text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n"

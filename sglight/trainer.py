@@ -1,10 +1,8 @@
-"""Lightning's Trainer, its callbacks and its logger, from a run's config."""
+"""Lightning's Trainer, its callbacks and its loggers, from a run's config."""
 
 from __future__ import annotations
 
-import csv
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +10,14 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, RichProgressBar
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
-from typing_extensions import override
 
 from sglight.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
-from sglight.callbacks.figures import PlanarFigures
 from sglight.callbacks.forecast import Forecast
-from sglight.callbacks.gradient_quality import GradientQuality
 from sglight.callbacks.limits import Divergence, TimeLimit
-from sglight.callbacks.record import PatientStopping
-from sglight.callbacks.stability import StabilityMonitor
-from sglight.callbacks.timeline import Timeline
 from sglight.compat.lightning import leave_signals
+from sglight.config.extension import instantiate
 from sglight.errors import UserError
+from sglight.loggers import build_loggers
 from sglight.parallel.strategy import StageStrategy
 
 # Keys of trainer.* that are ours, or that need translation, before the rest goes to Lightning's Trainer.
@@ -34,46 +27,54 @@ OWN_TRAINER_KEYS = ("threads", "idle_timeout_s", "share_devices", "show_schedule
 def build_callbacks(
     config: Mapping[str, Any], folder: Path, max_time: str | None = None
 ) -> tuple[BestCheckpoint, list[Callback]]:
-    """The checkpoint of the best epoch, and all callbacks that the config asks for."""
-    checkpoint, stopping = config["checkpoint"], config["early_stopping"]
+    """The checkpoint of the best epoch, and all callbacks that the config asks for.
+
+    A node of ``callbacks`` with a ``_target_`` becomes an instance of it, unless ``enabled`` is false.
+    """
+    checkpoint = config["checkpoint"]
     best = BestCheckpoint(folder / "checkpoints", checkpoint["monitor"], checkpoint["mode"])
     last = LastCheckpoint(folder / "checkpoints", checkpoint["every_n_epochs"])
     callbacks: list[Callback] = [Divergence(), Forecast()]
     if max_time is not None:
         callbacks.append(TimeLimit(max_time))
-    if stopping["enabled"]:
-        settings = {key: stopping[key] for key in ("monitor", "mode", "patience")}
-        callbacks.append(PatientStopping(**settings))
-    if config["lr_monitor"]["enabled"]:
-        callbacks.append(LearningRateMonitor("epoch"))
-    if config["figures"]["enabled"]:
-        callbacks.append(PlanarFigures(folder / "figures", config["figures"]["every_n_epochs"]))
-    if config["gradient_quality"]["enabled"]:
-        callbacks.append(GradientQuality(folder / "figures"))
-    if config["timeline"]["enabled"]:
-        callbacks.append(Timeline(folder, config["timeline"]["batches"]))
-    if config["stability"]["enabled"]:
-        settings = {key: value for key, value in config["stability"].items() if key != "enabled"}
-        callbacks.append(StabilityMonitor(folder / "figures", **settings))
-    if config["progress"]["enabled"]:
-        callbacks.append(RichProgressBar(config["progress"]["refresh_rate"]))
+    for name, node in config.items():
+        if "_target_" in node and node.get("enabled", True):
+            arguments = {key: value for key, value in node.items() if key != "enabled"}
+            callbacks.append(instantiate(arguments, f"callbacks.{name}", Callback))
     return best, [*callbacks, best, last]
 
 
+def results_of(callbacks: Iterable[Callback]) -> dict[str, Any]:
+    """What callbacks that have a method ``metrics()`` add to a run's ``metrics.json``."""
+    found: dict[str, Any] = {}
+    for callback in callbacks:
+        metrics = getattr(callback, "metrics", None)
+        if callable(metrics):
+            found |= metrics()
+    return found
+
+
 def build_trainer(
-    plain: Mapping[str, Any], folder: Path, callbacks: list[Callback], batches_before: int = 0
+    plain: Mapping[str, Any],
+    folder: Path,
+    callbacks: list[Callback],
+    batches_before: int = 0,
+    batches: int | None = None,
 ) -> pl.Trainer:
     """Lightning's Trainer for ``trainer``, ``logger`` and these callbacks.
 
     Args:
         batches_before: those of a training that goes on; what is logged of them stays.
+        batches: in an epoch, if that is known: in each of them something is logged.
     """
     config = {k: v for k, v in plain["trainer"].items() if v is not None and k not in OWN_TRAINER_KEYS}
     bar = any(isinstance(callback, RichProgressBar) for callback in callbacks)
     config["enable_progress_bar"] = config["enable_progress_bar"] and bar
     if not config["enable_progress_bar"]:
         callbacks = [callback for callback in callbacks if not isinstance(callback, RichProgressBar)]
-    if plain["logger"]["name"] == "none":
+    if batches is not None:
+        config["log_every_n_steps"] = min(config["log_every_n_steps"], batches)
+    if not plain["logger"]:
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     if config.get("fast_dev_run"):
         # A dev run writes nothing.
@@ -85,7 +86,7 @@ def build_trainer(
         trainer = pl.Trainer(
             **config,
             callbacks=callbacks,
-            logger=_logger(plain["logger"]["name"], folder, batches_before),
+            logger=build_loggers(plain["logger"], folder, batches_before) or False,
             default_root_dir=folder,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -130,42 +131,3 @@ def _workers(trainer: Mapping[str, Any]) -> dict[str, Any]:
 def uses_gpu(accelerator: str) -> bool:
     """Whether an accelerator, by its name in ``trainer``, is a GPU on this machine."""
     return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
-
-
-def _logger(name: str, folder: Path, batches_before: int) -> Logger | bool:
-    if name == "tensorboard":
-        return TensorBoardLogger(folder, name=None, version="", default_hp_metric=False)
-    if name == "csv":
-        return KeptCSVLogger(folder, batches_before)
-    return False
-
-
-class KeptCSVLogger(CSVLogger):
-    """Lightning's, which keeps what a run's folder has of the batches before those that it logs.
-
-    Args:
-        folder: of the run. batches_before: how many batches these are.
-    """
-
-    def __init__(self, folder: Path, batches_before: int) -> None:
-        super().__init__(folder, name="", version="")
-        self._kept = list(_rows_before(folder / "metrics.csv", batches_before))
-
-    @property
-    @override
-    def experiment(self) -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that earlier files are deleted
-            writer = super().experiment
-        kept, self._kept = self._kept, []
-        if kept and hasattr(writer, "metrics"):  # not on other workers
-            writer.metrics[:0] = kept
-        return writer
-
-
-def _rows_before(path: Path, batches: int) -> Iterator[dict[str, Any]]:
-    if batches and path.is_file():
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                if (row.get("step") or "").isdigit() and int(row["step"]) < batches:
-                    yield {key: value for key, value in row.items() if key and value}

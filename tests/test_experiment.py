@@ -440,3 +440,42 @@ def test_more_workers_than_gpus_are_refused(
     plain = to_plain(compose_config(*overrides))
     with pytest.raises(UserError, match=message):
         experiment.build_trainer(plain, tmp_path, [])
+
+
+def test_a_callback_from_outside_and_several_loggers(start, tmp_path, monkeypatch):
+    (tmp_path / "outside.py").write_text(
+        "from pytorch_lightning.callbacks import Callback\n"
+        "class Counts(Callback):\n"
+        "    def __init__(self, first=0): self.count = first\n"
+        "    def on_train_batch_end(self, *_): self.count += 1\n"
+        "    def metrics(self): return {'mine/batches': self.count}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    mine = "+callbacks.mine={_target_: outside.Counts, first: 5}"
+    start(tmp_path, mine, "logger=[tensorboard,csv]", "callbacks.early_stopping.enabled=true")
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert found["mine/batches"] == 5 + found["run/steps"]
+    curves = read_curves(tmp_path)["val/loss"]
+    next(tmp_path.glob("events.*")).unlink()
+    assert read_curves(tmp_path)["val/loss"].value == pytest.approx(curves.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("+callbacks.mine={_target_: outside.Missing}", r"callbacks\.mine\._target_=outside\.Missing cannot be made"),
+        ("+callbacks.mine={_target_: datetime.date, year: 1, month: 1, day: 1}", r"datetime\.date is no pytorch"),
+        ("+logger.mine={_target_: sglight.loggers.TableLogger, folder: x}", r"logger\.mine\._target_.* 'folder'"),
+    ],
+)
+def test_what_is_no_callback_or_logger_is_refused(start, tmp_path, given, sentence):
+    with pytest.raises(UserError, match=sentence):
+        start(tmp_path, given)
+
+
+def test_wandb_logs_without_a_network(start, tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    start(tmp_path, "logger=wandb", "logger.wandb.offline=true")
+    assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert wandb.run is None, "the next run of a sweep would go on with it"

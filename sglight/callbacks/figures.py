@@ -40,7 +40,11 @@ class PlanarFigures(Callback):
     """
 
     def __init__(
-        self, folder: Path, every_n_epochs: int | None = None, points: int = 1000, paths: int = 150
+        self,
+        folder: Path | None = None,
+        every_n_epochs: int | None = None,
+        points: int = 1000,
+        paths: int = 150,
     ) -> None:
         self.folder = folder
         self.every_n_epochs = every_n_epochs
@@ -199,9 +203,13 @@ def spread(count: int, limit: int) -> Tensor:
     return torch.linspace(0, count - 1, min(count, limit)).round().long()
 
 
-def publish(trainer: pl.Trainer, figure: "Figure", folder: Path, name: str) -> None:
-    """Write ``<name>.png`` into the folder and ``figures/<name>`` into TensorBoard, if that is the logger."""
-    path = folder / f"{name}.png"
+def publish(trainer: pl.Trainer, figure: "Figure", folder: Path | None, name: str) -> None:
+    """Write ``<name>.png`` into the folder and ``figures/<name>`` into TensorBoard, if that is a logger.
+
+    Args:
+        folder: None for ``figures`` in the run's folder.
+    """
+    path = (folder or Path(trainer.default_root_dir, "figures")) / f"{name}.png"
     save_figure(figure, path)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):

@@ -54,7 +54,7 @@ class GradientQuality(Callback):
         history: of each curve the batches and values so far, by its name.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
         self.history: History = {}
         self._earlier: History | None = None

@@ -43,7 +43,7 @@ class StabilityMonitor(Callback):
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | None = None,
         every_n_epochs: int = 1,
         samples: int = 8,
         exact_up_to: int = 256,

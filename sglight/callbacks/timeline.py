@@ -56,7 +56,7 @@ class Timeline(Callback):
         batches: how many to show.
     """
 
-    def __init__(self, folder: Path, batches: int) -> None:
+    def __init__(self, folder: Path | None = None, batches: int = 8) -> None:
         self.folder = folder
         self.batches = batches
         self._trained = self._done = False
@@ -86,9 +86,10 @@ class Timeline(Callback):
     def _write(self, trainer: pl.Trainer, spans: list[list[Span]]) -> None:
         if not any(spans):
             return
-        with replacing(self.folder / "timeline.json") as temporary:
+        folder = self.folder or Path(trainer.default_root_dir)
+        with replacing(folder / "timeline.json") as temporary:
             temporary.write_text(json.dumps(chrome_trace(spans)))
-        publish(trainer, timeline_figure(spans), self.folder / "figures", "timeline")
+        publish(trainer, timeline_figure(spans), folder / "figures", "timeline")
 
 
 def first_batches(spans: Sequence[Sequence[Span]], count: int) -> list[list[Span]]:

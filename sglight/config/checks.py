@@ -37,6 +37,14 @@ POINTS = "dataset.train_points dataset.val_points dataset.test_points"
 # Modes that use a trained network, and what formats of `mode=export` need besides.
 DEPLOYMENT = ("predict", "export")
 PACKAGES = {"safetensors": ("safetensors",), "onnx": ("onnx", "onnxscript")}
+# Keys of `callbacks` that every run has, and by logger of Lightning's the package that it needs, and what installs it.
+SETTINGS = ("checkpoint", "timing", "memory")
+LOGGERS = {
+    "WandbLogger": ("wandb", "'sglight[wandb]'"),
+    "MLFlowLogger": ("mlflow", "mlflow"),
+    "CometLogger": ("comet_ml", "comet-ml"),
+    "NeptuneLogger": ("neptune", "neptune"),
+}
 PARTS = "trainer.limit_train_batches trainer.limit_val_batches trainer.limit_test_batches"
 
 
@@ -134,6 +142,29 @@ def check_targets(cfg: DictConfig) -> None:
             raise UserError(
                 f"{group}._target_ is missing; give package.module.Class there, with its arguments as keys beside it"
             )
+
+
+def check_nodes(cfg: DictConfig) -> None:
+    """Refuse callbacks and loggers that name no class, and loggers whose package is not installed."""
+    for group, settings in (("callbacks", SETTINGS), ("logger", ())):
+        if not isinstance(cfg[group], DictConfig):
+            raise UserError(f"{group}={cfg[group]} is not allowed; choose one of its files, see --help")
+        if missing := [key for key in settings if not isinstance(cfg[group].get(key), DictConfig)]:
+            raise UserError(
+                f"{group}.{missing[0]} is missing; begin your file of {group} with defaults: [default, _self_]"
+            )
+        for key, node in cfg[group].items():
+            target = node.get("_target_") if isinstance(node, DictConfig) else None
+            if key not in settings and not isinstance(target, str):
+                raise UserError(
+                    f"{group}.{key}._target_ is missing; give package.module.Class there, with its arguments as keys "
+                    "beside it"
+                )
+            package, extra = LOGGERS.get(str(target).rpartition(".")[2], (None, None))
+            if package is not None and find_spec(package) is None:
+                raise UserError(
+                    f"logger={key} needs {package}; pip install {extra}, or choose logger=tensorboard"
+                )
 
 
 def check_strategy(cfg: DictConfig) -> None:

@@ -28,7 +28,7 @@ from sglight.config.finding import absolute, resolve_ckpt, with_record
 from sglight.config.machine import check_devices
 from sglight.config.resumption import check_same
 from sglight.config.room import check_room
-from sglight.config.schema import STRATEGIES, Config, default_estimator
+from sglight.config.schema import CALLBACKS, STRATEGIES, Config, default_estimator
 from sglight.errors import UserError
 from sglight.status import FILE, Contents, beside, locked, read
 
@@ -51,6 +51,7 @@ def register() -> None:
         store(group="dataset", name=name, node=dataset)
     for name, strategy in STRATEGIES.items():
         store(group="strategy", name=name, node=strategy)
+    store(group="callbacks", name="base_callbacks", node={key: node() for key, node in CALLBACKS.items()})
     OmegaConf.register_new_resolver("sglight_groups", _list_groups, replace=True)
     OmegaConf.register_new_resolver(
         "sglight_estimator", lambda kernel: str(default_estimator(kernel)), replace=True
@@ -87,6 +88,7 @@ def check(cfg: DictConfig) -> DictConfig:
                 if key != "data_dir" or "data_dir" in cfg.dataset:  # otherwise nobody needs it
                     raise
     checks.check_targets(cfg)
+    checks.check_nodes(cfg)
     checks.check_values(cfg)
     checks.check_model(cfg.model)
     check_room(cfg)

@@ -69,11 +69,13 @@ def check_switches(cfg: DictConfig, overrides: Iterable[str]) -> None:
 def check_monitors(cfg: DictConfig) -> None:
     """Refuse to take the largest loss, or the smallest accuracy, for the best."""
     for name in ("checkpoint", "early_stopping"):
-        node = cfg.callbacks[name]
+        node = cfg.callbacks.get(name)
+        if node is None:
+            continue
         for ending, right in (("loss", "min"), ("acc", "max")):
-            if str(node.monitor).endswith(ending) and node.mode.name != right:
+            if str(node.monitor).endswith(ending) and str(node.mode) != right:
                 raise UserError(
-                    f"callbacks.{name}.monitor={node.monitor} with mode={node.mode.name} takes the worst for the best; "
+                    f"callbacks.{name}.monitor={node.monitor} with mode={node.mode} takes the worst for the best; "
                     f"set callbacks.{name}.mode={right}"
                 )
 

@@ -17,13 +17,12 @@ from yaml import MarkedYAMLError
 from sglight.compat.omegaconf import root
 
 ELSEWHERE = {
-    "trainer.accumulate_grad_batches": "raise dataset.batch_size instead; strategies step their own optimisers",
-    "trainer.callbacks": "choose them by the keys of the group callbacks",
+    "trainer.accumulate_grad_batches": "cut a batch into pieces, whose gradients add up, by strategy.microbatches",
+    "trainer.callbacks": "add one by '+callbacks.mine={_target_: package.module.Class}'",
     "trainer.default_root_dir": "use hydra.run.dir",
     "trainer.gradient_clip_algorithm": "use strategy.clip_norm",
     "trainer.gradient_clip_val": "use strategy.clip_norm",
-    "trainer.logger": "choose logger=tensorboard, logger=csv or logger=none",
-    "trainer.max_steps": "use trainer.max_epochs or trainer.limit_train_batches",
+    "trainer.logger": "choose logger=tensorboard, logger=csv, logger=[tensorboard,csv] or logger=none",
     "trainer.strategy": "where code runs follows from trainer.devices; how stages are trained is strategy=...",
 }
 EXTRAS = ("joblib", "submitit")  # of launchers

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 from inspect import signature
 from typing import Any, TypeVar
+
+import hydra
+from hydra.errors import InstantiationException
 
 from sglight.config.explanations import did_you_mean
 from sglight.errors import UserError
@@ -32,6 +35,31 @@ def load_class(path: str, key: str, base: type[T]) -> type[T]:
     if unwritten := sorted(getattr(found, "__abstractmethods__", ())):
         raise UserError(
             f"{key}={path} does not define {', '.join(unwritten)}; see {base.__module__}.{base.__name__}"
+        )
+    return found
+
+
+def instantiate(node: Mapping[str, Any], key: str, base: Callable[..., T]) -> T:
+    """The object that a node with ``_target_`` describes, made by Hydra, which makes those in it first.
+
+    Args:
+        key: where the config has the node.
+
+    Raises:
+        UserError: if it cannot be made, or is no instance of ``base``.
+    """
+    try:
+        found: Any = hydra.utils.instantiate(dict(node), _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        reason = " ".join(str(cause).split()).removesuffix(".")
+        raise UserError(
+            f"{key}._target_={node['_target_']} cannot be made: {reason}; give package.module.Class with its arguments "
+            "as keys, where the package is in the current directory or in a folder of PYTHONPATH"
+        ) from error
+    if not isinstance(found, base):  # type: ignore[arg-type]  # a class, perhaps abstract
+        raise UserError(
+            f"{key}._target_={node['_target_']} is no {base.__module__}.{base.__qualname__}; give a class that is"
         )
     return found
 

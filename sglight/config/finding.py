@@ -84,7 +84,9 @@ def with_record(cfg: DictConfig) -> DictConfig:
             with open_dict(cfg):
                 cfg[group] = mixed[group]
     for key, value in mixed.items():
-        if isinstance(value, dict) and isinstance(cfg[key], DictConfig):
+        if key == "logger":  # one or several, as a whole
+            cfg.logger = value
+        elif isinstance(value, dict) and isinstance(cfg[key], DictConfig):
             cfg[key].merge_with(value)
         elif key in cfg:
             cfg[key] = value

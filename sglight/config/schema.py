@@ -37,7 +37,6 @@ LateMoments = StrEnum("LateMoments", ["reset", "keep"])
 Moments = StrEnum("Moments", ["prolong", "reset"])
 Accelerator = StrEnum("Accelerator", ["auto", "cpu", "gpu", "cuda", "mps"])
 Monitoring = StrEnum("Monitoring", ["min", "max"])
-LoggerName = StrEnum("LoggerName", ["tensorboard", "csv", "none"])
 
 
 def default_estimator(kernel: str) -> str:
@@ -283,16 +282,19 @@ class CheckpointConfig:
 class EarlyStoppingConfig:
     """When to give up before the last epoch."""
 
+    _target_: str = "sglight.callbacks.record.PatientStopping"
     enabled: bool = False
     monitor: str = "val/acc"
     mode: Monitoring = Monitoring.max
     patience: int = 10
+    min_delta: float = 0.0
 
 
 @dataclass
 class FiguresConfig:
     """Pictures of two-dimensional data sets."""
 
+    _target_: str = "sglight.callbacks.figures.PlanarFigures"
     enabled: bool = True
     every_n_epochs: int | None = None
 
@@ -301,6 +303,7 @@ class FiguresConfig:
 class ProgressConfig:
     """The progress bar."""
 
+    _target_: str = "pytorch_lightning.callbacks.RichProgressBar"
     enabled: bool = True
     refresh_rate: int = 10
 
@@ -309,6 +312,7 @@ class ProgressConfig:
 class TimelineConfig:
     """What the workers do in the first batches."""
 
+    _target_: str = "sglight.callbacks.timeline.Timeline"
     enabled: bool = True
     batches: int = 8
 
@@ -317,13 +321,16 @@ class TimelineConfig:
 class LRMonitorConfig:
     """The learning rates in the log."""
 
+    _target_: str = "pytorch_lightning.callbacks.LearningRateMonitor"
     enabled: bool = True
+    logging_interval: str = "epoch"
 
 
 @dataclass
 class GradientQualityConfig:
     """The picture of how well estimators predict."""
 
+    _target_: str = "sglight.callbacks.gradient_quality.GradientQuality"
     enabled: bool = True
 
 
@@ -331,6 +338,7 @@ class GradientQualityConfig:
 class StabilityConfig:
     """Jacobians, norms and reversal of a few samples by depth."""
 
+    _target_: str = "sglight.callbacks.stability.StabilityMonitor"
     enabled: bool = False
     every_n_epochs: int = 1
     samples: int = 8
@@ -350,29 +358,6 @@ class MemoryConfig:
     """The peak memory after each epoch in the log."""
 
     enabled: bool = True
-
-
-@dataclass
-class CallbacksConfig:
-    """What happens around the training."""
-
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
-    figures: FiguresConfig = field(default_factory=FiguresConfig)
-    progress: ProgressConfig = field(default_factory=ProgressConfig)
-    lr_monitor: LRMonitorConfig = field(default_factory=LRMonitorConfig)
-    timeline: TimelineConfig = field(default_factory=TimelineConfig)
-    gradient_quality: GradientQualityConfig = field(default_factory=GradientQualityConfig)
-    stability: StabilityConfig = field(default_factory=StabilityConfig)
-    timing: TimingConfig = field(default_factory=TimingConfig)
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
-
-
-@dataclass
-class LoggerConfig:
-    """Where the curves go."""
-
-    name: LoggerName = LoggerName.tensorboard
 
 
 @dataclass
@@ -403,8 +388,8 @@ class Config:
     model: ModelConfig = MISSING
     strategy: Any = MISSING
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
-    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    callbacks: Any = MISSING  # `CALLBACKS` and the user's own
+    logger: Any = MISSING
     predict: PredictConfig = field(default_factory=PredictConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
 
@@ -416,4 +401,19 @@ STRATEGIES: dict[str, type[StrategyConfig]] = {
     "base_local": LocalConfig,
     "base_multilevel": MultilevelConfig,
     "base_pvd": PVDConfig,
+}
+
+
+# By key. Those without a `_target_` are settings of callbacks that every run has.
+CALLBACKS: dict[str, type] = {
+    "checkpoint": CheckpointConfig,
+    "early_stopping": EarlyStoppingConfig,
+    "figures": FiguresConfig,
+    "progress": ProgressConfig,
+    "lr_monitor": LRMonitorConfig,
+    "timeline": TimelineConfig,
+    "gradient_quality": GradientQualityConfig,
+    "stability": StabilityConfig,
+    "timing": TimingConfig,
+    "memory": MemoryConfig,
 }

@@ -353,3 +353,22 @@ def test_a_checkpoint_may_be_given_by_its_run(tmp_path):
     assert resolve_ckpt(str(tmp_path / "run")) == str(file)
     assert resolve_ckpt(str(file)) == str(file)
     assert resolve_ckpt(None) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("+callbacks.mine={rate: 1}", r"callbacks\.mine\._target_ is missing; give package\.module\.Class"),
+        ("+logger.mine=3", r"logger\.mine\._target_ is missing"),
+        ("~callbacks.memory", r"callbacks\.memory is missing; .* defaults: \[default, _self_\]"),
+    ],
+)
+def test_nodes_need_a_class(compose_config, given, sentence):
+    with pytest.raises(UserError, match=sentence):
+        check(compose_config(given))
+
+
+def test_a_missing_extra_is_one_sentence(compose_config, monkeypatch):
+    monkeypatch.setattr("sglight.config.checks.find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"logger=wandb needs wandb; pip install 'sglight\[wandb\]'"):
+        check(compose_config("logger=[csv,wandb]"))
