@@ -20,6 +20,7 @@ from sglight.config.completed import config_hash, find_completed
 from sglight.config.composing import CONF, check, to_plain
 from sglight.data.arrays import HDF5Data
 from sglight.errors import UserError
+from sglight.report.events import read_curves
 from sglight.strategies.dni import DNI
 
 Compose = Callable[..., DictConfig]
@@ -463,9 +464,18 @@ def test_a_callback_from_outside_and_several_loggers(start, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ("+callbacks.mine={_target_: outside.Missing}", r"callbacks\.mine\._target_=outside\.Missing cannot be made"),
-        ("+callbacks.mine={_target_: datetime.date, year: 1, month: 1, day: 1}", r"datetime\.date is no pytorch"),
-        ("+logger.mine={_target_: sglight.loggers.TableLogger, folder: x}", r"logger\.mine\._target_.* 'folder'"),
+        (
+            "+callbacks.mine={_target_: outside.Missing}",
+            r"callbacks\.mine\._target_=outside\.Missing cannot be made",
+        ),
+        (
+            "+callbacks.mine={_target_: datetime.date, year: 1, month: 1, day: 1}",
+            r"datetime\.date is no pytorch",
+        ),
+        (
+            "+logger.mine={_target_: sglight.loggers.TableLogger, folder: x}",
+            r"logger\.mine\._target_.* 'folder'",
+        ),
     ],
 )
 def test_what_is_no_callback_or_logger_is_refused(start, tmp_path, given, sentence):

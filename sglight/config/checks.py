@@ -15,7 +15,6 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sglight.config.cuts import given_cuts
 from sglight.config.datasets import CLOUD_CLASSES, SHAPES
-from sglight.config.explanations import did_you_mean
 from sglight.config.levels import first_epochs, make_levels
 from sglight.config.pieces import check_shared
 from sglight.config.ranges import check_ranges
@@ -28,6 +27,7 @@ from sglight.config.schema import (
     LossConfig,
     PVDConfig,
 )
+from sglight.config.settings import check_name, settings
 from sglight.config.shapes import check_filters, check_shapes
 from sglight.errors import UserError
 
@@ -76,7 +76,7 @@ def _check_points(cfg: DictConfig) -> None:
 
 def check_model(model: DictConfig) -> None:
     """Refuse keys of the network that contradict each other."""
-    _known_or_dotted("model.dynamics", model.dynamics, list(Dynamics))
+    check_name("model.dynamics", model.dynamics, list(Dynamics))
     widths = _per_segment("channels", model.channels, int)
     for name, kind in (("steps", int), ("horizon", float)):
         if (count := len(_per_segment(name, model[name], kind))) not in (1, len(widths)):
@@ -146,16 +146,16 @@ def check_targets(cfg: DictConfig) -> None:
 
 def check_nodes(cfg: DictConfig) -> None:
     """Refuse callbacks and loggers that name no class, and loggers whose package is not installed."""
-    for group, settings in (("callbacks", SETTINGS), ("logger", ())):
+    for group, own in (("callbacks", SETTINGS), ("logger", ())):
         if not isinstance(cfg[group], DictConfig):
             raise UserError(f"{group}={cfg[group]} is not allowed; choose one of its files, see --help")
-        if missing := [key for key in settings if not isinstance(cfg[group].get(key), DictConfig)]:
+        if missing := [key for key in own if not isinstance(cfg[group].get(key), DictConfig)]:
             raise UserError(
                 f"{group}.{missing[0]} is missing; begin your file of {group} with defaults: [default, _self_]"
             )
         for key, node in cfg[group].items():
             target = node.get("_target_") if isinstance(node, DictConfig) else None
-            if key not in settings and not isinstance(target, str):
+            if key not in own and not isinstance(target, str):
                 raise UserError(
                     f"{group}.{key}._target_ is missing; give package.module.Class there, with its arguments as keys "
                     "beside it"
@@ -197,6 +197,7 @@ def check_strategy(cfg: DictConfig) -> None:
             "model.head=flatten; set it to 0"
         )
     check_loss(cfg)
+    check_optimizers(cfg)
     _check_cuts(cfg, total)
     pieces, samples = _number(cfg, "strategy.microbatches"), _number(cfg, "dataset.batch_size")
     if pieces is not None and samples is not None and pieces > samples:
@@ -208,7 +209,7 @@ def check_strategy(cfg: DictConfig) -> None:
     _check_head(cfg)
     estimator = OmegaConf.select(cfg, "strategy.estimator")
     if estimator is not None and OmegaConf.get_type(estimator) is EstimatorConfig:
-        _known_or_dotted("strategy.estimator.name", cfg.strategy.estimator.name, list(EstimatorName))
+        check_name("strategy.estimator.name", cfg.strategy.estimator.name, list(EstimatorName))
     if OmegaConf.select(cfg, "strategy.estimator.name") == "conv":
         if cfg.model.kernel != "conv":
             raise UserError(
@@ -229,12 +230,20 @@ def _check_head(cfg: DictConfig) -> None:
         )
 
 
+def check_optimizers(cfg: DictConfig) -> None:
+    """Refuse names of optimisers and schedules that there are not, and arguments of classes without a class."""
+    for key in ("strategy.optimizer", "strategy.scheduler", "strategy.estimator.optimizer"):
+        node = OmegaConf.select(cfg, key)
+        if isinstance(node, DictConfig) and is_dataclass(schema := OmegaConf.get_type(node)):
+            settings(schema, {str(name): value for name, value in node.items()}, key)
+
+
 def check_loss(cfg: DictConfig) -> None:
     """Refuse a loss that does not exist."""
     loss = OmegaConf.select(cfg, "strategy.loss")
     if loss is None or OmegaConf.get_type(loss) is not LossConfig:
         return
-    _known_or_dotted("strategy.loss.name", loss.name, ["cross_entropy", "mse"])
+    check_name("strategy.loss.name", loss.name, ["cross_entropy", "mse"])
 
 
 def _check_cuts(cfg: DictConfig, steps: int) -> None:
@@ -437,13 +446,6 @@ def _numbers(value: Any) -> bool:
 def _one_of(key: str, value: str, options: tuple[str, ...]) -> None:
     if value not in options:
         raise UserError(f"{key}={value} is not allowed; choose one of {', '.join(options)}")
-
-
-def _known_or_dotted(key: str, value: str, names: Sequence[str]) -> None:
-    if value not in names and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", value):
-        raise UserError(
-            f"{key}={value} is not allowed; {did_you_mean(value, names)} (or give package.module.Class, your own)"
-        )
 
 
 def _per_segment(name: str, value: Any, kind: type) -> list[Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sglight.config.settings import is_path
 from sglight.errors import UserError
 
 # Key, the key on whose value its effect depends, and the values for which it has one.
@@ -32,6 +33,7 @@ EFFECTS = (
     ("model.groups", "model.normalisation", ("group",)),
 )  # fmt: skip
 NUMBER = re.compile(r"[+-]?[\d_]+")
+OWN_KWARGS = ("optimizer", "scheduler")  # sections whose classes from outside take what is in `kwargs`
 ESTIMATOR = {"linear": ("hidden", "kernel_size"), "mlp": ("kernel_size",)}
 
 
@@ -47,6 +49,16 @@ def check_effects(cfg: DictConfig, given: Iterable[str]) -> None:
     for key in given:
         for other, values in _needed(cfg, key):
             choice = OmegaConf.select(cfg, other)
+            part = other.rpartition(".")[0]
+            if (
+                is_path(str(choice))
+                and key not in (f"{part}.lr", f"{part}.weight_decay")
+                and part.endswith(OWN_KWARGS)
+            ):
+                raise UserError(
+                    f"{key}={OmegaConf.select(cfg, key)} has no effect with {other}={choice}; give its arguments in "
+                    f"{part}.kwargs"
+                )
             if str(choice) not in values and "." not in str(choice) and not _is_default(cfg, key):
                 raise UserError(
                     f"{key}={OmegaConf.select(cfg, key)} has no effect with {other}={choice}; leave it out, or choose "

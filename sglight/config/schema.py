@@ -73,25 +73,27 @@ class ModelConfig:
 class OptimizerConfig:
     """How one stage, or one estimator, descends."""
 
-    name: OptimizerName = OptimizerName.adam
+    name: str = field(default="adam", metadata={"names": OptimizerName})
     lr: float = 1e-3
     weight_decay: float = 0.0
     momentum: float = 0.9
     nesterov: bool = False
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     delay_momentum: float = 0.99
+    kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class SchedulerConfig:
     """How the learning rate falls over the epochs."""
 
-    name: SchedulerName = SchedulerName.none
+    name: str = field(default="none", metadata={"names": SchedulerName})
     warmup_epochs: int = 0
     step_epochs: int = 10
     gamma: float = 0.1
     patience: int = 5
     min_factor: float = 0.0
+    kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from enum import StrEnum
 from typing import Any
 
 from sglight.config.explanations import did_you_mean
+from sglight.errors import UserError
+
+
+def is_path(name: str) -> bool:
+    """Whether a name has the form ``package.module.Class``."""
+    return re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", name) is not None
+
+
+def check_name(key: str, name: str, names: Iterable[str]) -> None:
+    """Refuse what is neither one of our names nor the path of a class.
+
+    Raises:
+        UserError: about ``key``.
+    """
+    if name not in list(names) and not is_path(name):
+        raise UserError(
+            f"{key}={name} is not allowed; {did_you_mean(name, names)} (or give package.module.Class, your own)"
+        )
 
 
 def settings(schema: type, given: Mapping[str, Any] | None, key: str) -> dict[str, Any]:
@@ -23,6 +43,13 @@ def settings(schema: type, given: Mapping[str, Any] | None, key: str) -> dict[st
         if name not in defaults:
             raise ValueError(f"{key}.{name} is unknown; {did_you_mean(name, defaults)}")
     found = {**defaults, **given}
+    for each in fields(schema):
+        if names := each.metadata.get("names"):
+            check_name(f"{key}.{each.name}", found[each.name], names)
+    if found.get("kwargs") and not is_path(found["name"]):
+        raise ValueError(
+            f"{key}.kwargs is for package.module.Class, not {key}.name={found['name']}; leave it out"
+        )
     for name, default in defaults.items():
         if isinstance(default, StrEnum):
             if found[name] not in list(type(default)):

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from sglight.compat.torch import remember_rates
+from sglight.config.extension import check_arguments, load_class
 from sglight.config.schema import OptimizerConfig, SchedulerConfig
-from sglight.config.settings import settings
+from sglight.config.settings import is_path, settings
+from sglight.errors import UserError
 
 
 def optimizer_settings(config: Mapping[str, Any], key: str = "strategy.optimizer") -> dict[str, Any]:
@@ -35,6 +38,9 @@ def make_optimizer(
 ) -> Optimizer:
     """``adam``, ``adamw``, ``nadam`` or ``sgd`` with the config's ``lr, weight_decay, momentum, nesterov, betas``.
 
+    Or ``package.module.Class`` with ``lr``, ``weight_decay`` if it takes one, and ``kwargs``. Each stage has an
+    optimiser of its own: one that looks at all parameters at once makes another training of a network that is cut.
+
     Args:
         lateness: of the gradients, from 0 to 1 for the latest ones, for which nadam has another momentum: see `betas`.
 
@@ -42,6 +48,8 @@ def make_optimizer(
     differently, so that a network cut into stages would not learn bit for bit as the whole does.
     """
     config, parameters = optimizer_settings(config, key), list(parameters)
+    if is_path(config["name"]):
+        return _optimizer_from_outside(config, parameters, key)
     on_cuda = any(p.is_cuda for p in parameters)
     shared = {"lr": config["lr"], "weight_decay": config["weight_decay"]}
     shared |= {"fused": True} if on_cuda else {"foreach": True}
@@ -58,6 +66,26 @@ def make_optimizer(
             if nesterov and not momentum:
                 raise ValueError(f"{key}.nesterov=true needs {key}.momentum above 0")
             return torch.optim.SGD(parameters, momentum=momentum, nesterov=nesterov, **shared)
+
+
+def _optimizer_from_outside(config: Mapping[str, Any], parameters: list[nn.Parameter], key: str) -> Optimizer:
+    """An instance of the user's class.
+
+    Raises:
+        UserError: if there is none, if it does not take the arguments, or needs a closure.
+    """
+    kind: Any = load_class(config["name"], f"{key}.name", Optimizer)
+    closure = signature(kind.step).parameters.get("closure")
+    if closure is not None and closure.default is Parameter.empty:
+        raise UserError(
+            f"{key}.name={config['name']} evaluates the loss several times a step, which only "
+            "strategy.local_solver=lbfgs of strategy=pvd does; choose another one"
+        )
+    rates = {"lr": config["lr"]}
+    if config["weight_decay"] or "weight_decay" in signature(kind).parameters:
+        rates["weight_decay"] = config["weight_decay"]
+    check_arguments(kind, {"params": None, **rates, **config["kwargs"]}, f"{key}.kwargs", {"params", *rates})
+    return kind(parameters, **{**rates, **config["kwargs"]})
 
 
 def betas(config: Mapping[str, Any], lateness: float) -> tuple[float, float]:
@@ -106,10 +134,10 @@ class EpochLR(LambdaLR):
         self.step()
 
 
-def make_scheduler(
-    config: Mapping[str, Any], optimizer: Optimizer, length: Length
-) -> EpochLR | ReduceLROnPlateau:
+def make_scheduler(config: Mapping[str, Any], optimizer: Optimizer, length: Length) -> LRScheduler:
     """The schedule of an optimiser's rate; ``plateau`` is stepped once a validation.
+
+    ``package.module.Class`` is made with ``kwargs`` and stepped once an update.
 
     With r the base rate, w the epochs of warm-up, B the batches in an epoch, and after t updates and e = t / B epochs:
 
@@ -129,6 +157,11 @@ def make_scheduler(
     """
     config = scheduler_settings(config)
     name, warmup = config["name"], config["warmup_epochs"]
+    if is_path(name):
+        kind: Any = load_class(name, "strategy.scheduler.name", LRScheduler)
+        known = {"optimizer": optimizer, **config["kwargs"]}
+        check_arguments(kind, known, "strategy.scheduler.kwargs", {"optimizer"})
+        return kind(**known)
     if name == "plateau":
         if warmup:
             raise ValueError(
@@ -184,7 +217,7 @@ def forget_moments(optimizer: Optimizer) -> None:
         optimizer.state.clear()
 
 
-def go_on(scheduler: LambdaLR | ReduceLROnPlateau, earlier: LambdaLR | ReduceLROnPlateau) -> None:
+def go_on(scheduler: LRScheduler, earlier: LRScheduler) -> None:
     """Put a new schedule, of another optimiser and perhaps another rate, where an earlier one of its kind is."""
     of_rates: dict[str, Any] = {
         k: v for k, v in scheduler.state_dict().items() if k in ("base_lrs", "min_lrs")
