@@ -85,7 +85,8 @@ def _run(plain: dict[str, Any], folder: Path, name: str, before: Mapping[str, An
     timer = EpochTimer(curves=plain["callbacks"]["timing"]["enabled"])
     memory = PeakMemory(curves=plain["callbacks"]["memory"]["enabled"])
     record = Record(plain, name, data["fingerprint"], before)
-    batches = limited(len(datamodule.train_dataloader()), plain["trainer"]["limit_train_batches"])
+    limit = plain["trainer"]["overfit_batches"] or plain["trainer"]["limit_train_batches"]
+    batches = limited(len(datamodule.train_dataloader()), limit)
     trainer = build_trainer(
         plain, folder, [summary, *callbacks, timer, memory, record], start.batches, batches
     )

@@ -63,7 +63,12 @@ class Origin:
         if testing:
             return cls()
         epochs = epochs_done(checkpoint)
-        is_over = epochs >= plain["trainer"]["max_epochs"] or _ended(plain, before)
+        steps = plain["trainer"]["max_steps"]
+        is_over = (
+            epochs >= plain["trainer"]["max_epochs"]
+            or (steps is not None and checkpoint["global_step"] >= steps)
+            or _ended(plain, before)
+        )
         if is_over and _has_told(Path(ckpt).parent.parent, epochs):
             raise UserError(
                 f"ckpt={ckpt} has trained {epochs} epochs already; set trainer.max_epochs above that to go on, or "

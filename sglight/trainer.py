@@ -74,6 +74,12 @@ def build_trainer(
         callbacks = [callback for callback in callbacks if not isinstance(callback, RichProgressBar)]
     if batches is not None:
         config["log_every_n_steps"] = min(config["log_every_n_steps"], batches)
+        interval = config.get("val_check_interval")
+        if isinstance(interval, int) and interval > batches:
+            raise UserError(
+                f"trainer.val_check_interval={interval} is more than the {batches} batches of an epoch; give fewer, or "
+                "trainer.check_val_every_n_epoch to validate less often"
+            )
     if not plain["logger"]:
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     if config.get("fast_dev_run"):

@@ -10,6 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -489,3 +490,51 @@ def test_wandb_logs_without_a_network(start, tmp_path, monkeypatch):
     start(tmp_path, "logger=wandb", "logger.wandb.offline=true")
     assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
     assert wandb.run is None, "the next run of a sweep would go on with it"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_validations_within_an_epoch_change_nothing_else(start, tmp_path, strategy):
+    options = (f"strategy={strategy}", "dataset.batch_size=16", "logger=none")
+    for name, interval in (("a", "null"), ("b", "0.5")):
+        start(tmp_path / name, *options, f"trainer.val_check_interval={interval}")
+    a, b = (
+        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for name in "ab"
+    )
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_the_best_of_validations_within_an_epoch_is_kept(start, tmp_path):
+    start(tmp_path, "strategy=backprop", "dataset.batch_size=16", "trainer.val_check_interval=2")
+    values = read_curves(tmp_path)["val/acc"]
+    assert len(values.value) == 6, "three in each of two epochs of six batches"
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["val/acc"] == pytest.approx(max(values.value))
+
+
+@pytest.mark.parametrize("strategy", ["backprop", "delayed"])
+def test_a_number_of_steps_ends_a_training_which_goes_on_as_if_it_had_not(start, tmp_path, strategy):
+    options = (f"strategy={strategy}", "dataset.batch_size=16", "logger=none")
+    start(tmp_path / "whole", *options)
+    start(tmp_path / "part", *options, "trainer.max_steps=8")
+    assert json.loads((tmp_path / "part/metrics.json").read_text())["run/steps"] == 8
+    start(tmp_path / "rest", *options, f"ckpt={tmp_path / 'part'}", "trainer.max_steps=null")
+    whole, rest = (
+        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for name in ("whole", "rest")
+    )
+    assert all(torch.equal(whole[key], rest[key]) for key in whole)
+
+
+def test_overfitting_sees_the_same_batches_in_every_epoch(compose_config):
+    datamodule = experiment.build_datamodule(to_plain(compose_config(*SMALL, "dataset.batch_size=16")))
+    datamodule.trainer = pl.Trainer(overfit_batches=2, logger=False, accelerator="cpu")
+    loader = datamodule.train_dataloader()
+    first, second = ([labels.tolist() for _, labels in loader][:2] for _ in range(2))
+    assert first == second
+
+
+def test_a_misplaced_interval_is_refused(start, tmp_path):
+    with pytest.raises(UserError, match=r"trainer\.val_check_interval=9 is more than the 2 batches"):
+        start(tmp_path, "trainer.val_check_interval=9")

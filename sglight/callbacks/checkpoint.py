@@ -98,13 +98,15 @@ class BestCheckpoint(ModelCheckpoint):
         super().on_validation_end(trainer, pl_module)
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self.validated_level, self._fresh = getattr(pl_module, "level", 0), True
+            if not trainer.is_last_batch and str(self.monitor).startswith("val/"):
+                self.on_train_epoch_end(trainer, pl_module)  # val_check_interval: of the network as it is now
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._forget_coarser(getattr(pl_module, "level", 0))
         fresh, self._fresh = self._fresh, False
         if not fresh and str(self.monitor).startswith("val/"):
-            return  # Lightning still has the value of an earlier epoch, perhaps of another network
+            return  # Lightning still has the value of an earlier network
         if self.monitor in trainer.callback_metrics:
             super().on_train_epoch_end(trainer, pl_module)
         elif self.validated_level is not None:
@@ -197,8 +199,12 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not trainer.is_last_batch and _stops(pl_module, 2 * trainer.global_step):
+        if trainer.is_last_batch:
+            return
+        stops = _stops(pl_module, 2 * trainer.global_step)
+        if stops or trainer.global_step == trainer.max_steps:
             self.write(trainer)
+        if stops:
             signals.end_if_pending()
 
     @override

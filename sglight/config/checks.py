@@ -45,7 +45,10 @@ LOGGERS = {
     "CometLogger": ("comet_ml", "comet-ml"),
     "NeptuneLogger": ("neptune", "neptune"),
 }
-PARTS = "trainer.limit_train_batches trainer.limit_val_batches trainer.limit_test_batches"
+PARTS = (
+    "trainer.limit_train_batches trainer.limit_val_batches trainer.limit_test_batches trainer.val_check_interval "
+    "trainer.overfit_batches"
+)
 
 
 def check_values(cfg: DictConfig) -> None:

@@ -104,7 +104,7 @@ def run_hash(plain: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     before = _asked(record["config"]) | {"mode": "fit", "ckpt": None}
     first = record.get("hash") == config_hash(before)
     if not _depends_on_length(before):
-        for key in ("max_epochs", "max_time"):
+        for key in ("max_epochs", "max_steps", "max_time"):
             before["trainer"][key] = plain["trainer"][key]
     before["trainer"]["max_time"] = plain["trainer"]["max_time"]
     if first and config_hash(before) == clean:

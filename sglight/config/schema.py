@@ -254,6 +254,7 @@ class TrainerConfig:
     devices: int = 1
     num_nodes: int = 1
     max_epochs: int = 20
+    max_steps: int | None = None
     max_time: str | None = None
     precision: str = "32-true"
     limit_train_batches: int | float | None = None
@@ -261,6 +262,9 @@ class TrainerConfig:
     limit_test_batches: int | float | None = None
     log_every_n_steps: int = 10
     check_val_every_n_epoch: int = 1
+    val_check_interval: int | float | None = None
+    overfit_batches: int | float | None = None
+    detect_anomaly: bool = False
     deterministic: bool = False
     fast_dev_run: bool | int = False
     profiler: str | None = None

@@ -167,8 +167,9 @@ class DataModule(LightningDataModule):
             self._load(split)
 
     def train_dataloader(self) -> BatchLoader:
-        """Training batches in a new random order each epoch."""
-        return self._loader("train", self.batch_size, shuffle=True)
+        """Training batches in a new random order each epoch; in the same one where Lightning is to overfit a few."""
+        overfits = bool(getattr(self.trainer, "overfit_batches", 0))
+        return self._loader("train", self.batch_size, shuffle=not overfits)
 
     def val_dataloader(self) -> BatchLoader:
         """Validation batches, always in the same order."""

@@ -31,7 +31,7 @@ SAME_DATA = (
     "_target_", "name", "batch_size", "eval_batch_size", "seed", "data_dir", "raw_dir", "download", "memory_limit",
     "augment", "crop_padding", "flip",
 )  # fmt: skip
-LENGTH = ("trainer.max_epochs", "trainer.limit_train_batches")
+LENGTH = ("trainer.max_epochs", "trainer.max_steps", "trainer.limit_train_batches")
 
 
 @dataclass(frozen=True)
