@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from sglight import signals, start, status
+from sglight import __version__, signals, start, status
 from sglight.commandline import arranged, python
 from sglight.config.checks import TORCHRUN
 from sglight.config.completed import Completed, find_completed
@@ -59,6 +59,9 @@ def launch(cfg: DictConfig) -> float:
 def main() -> None:
     """Run the command; mistakes of the user end it with one sentence and status 1, signals with 128 + their number."""
     tolerate()
+    if "--version" in sys.argv[1:]:
+        print(f"sglight {__version__}")
+        return
     handlers = signals.answer()
     DIVERGED.clear()
     _begun.clear()

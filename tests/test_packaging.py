@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import sglight
 from tests.report.common import config, curve, results, write_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +52,11 @@ def test_the_wheel_holds_every_config_file(site):
 @pytest.mark.slow
 def test_the_wheel_composes_its_own_config_anywhere(site, tmp_path):
     where = output(
-        sys.executable, "-c", "import sglight.config as c; print(c.CONF)", cwd=tmp_path, PYTHONPATH=str(site)
+        sys.executable,
+        "-c",
+        "import sglight.config.composing as c; print(c.CONF)",
+        cwd=tmp_path,
+        PYTHONPATH=str(site),
     )
     assert Path(where.strip()) == site / "sglight" / "conf"
     printed = output(
@@ -85,3 +90,20 @@ def test_the_console_script_of_this_environment_works(tmp_path):
 
 def test_the_gate_can_be_started():
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_the_package_gives_its_public_names_and_its_version_without_torch(tmp_path):
+    code = "import sglight, sys; print(sglight.__version__, 'torch' in sys.modules, *dir(sglight))"
+    version, torch, *names = output(sys.executable, "-c", code, cwd=tmp_path).split()
+    assert torch == "False"
+    assert set(names) >= set(sglight.__all__) >= {"DNI", "StableNet", "StageStrategy", "load"}
+    assert all(getattr(sglight, name) is not None for name in sglight.__all__)
+    assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert output(sys.executable, "-m", "sglight", "--version", cwd=tmp_path) == f"sglight {version}\n"
+    assert (ROOT / "sglight" / "py.typed").is_file()
+
+
+def test_completion_offers_choices_and_no_schemas(tmp_path):
+    line = {"COMP_LINE": "sglight strategy=", "COMP_POINT": "17"}
+    found = output(sys.executable, "-m", "sglight", "-sc", "query=bash", cwd=tmp_path, **line)
+    assert "strategy=dni" in found and "base_" not in found

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import wraps
+
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
@@ -17,6 +20,20 @@ def config_groups() -> dict[str, set[str]]:
         for group in source.list("", ObjectType.GROUP):
             choices.setdefault(group, set()).update(source.list(group, ObjectType.CONFIG))
     return choices
+
+
+def hide_schemas(prefix: str) -> None:
+    """Let completion and lists of choices pass over configs of the ConfigStore with names that begin so.
+
+    Files begin with them; they are no choices by themselves.
+    """
+    list_all = getattr(ConfigStore.list, "__wrapped__", ConfigStore.list)
+
+    @wraps(list_all)
+    def list_choices(self: ConfigStore, path: str) -> list[str]:
+        return [name for name in list_all(self, path) if not name.startswith(prefix)]
+
+    ConfigStore.list = list_choices  # type: ignore[method-assign]
 
 
 def set_hydra_config(cfg: DictConfig) -> None:

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.data import sized_len
+from pytorch_lightning.strategies.launchers.launcher import _Launcher
 from pytorch_lightning.utilities import rank_zero_only
+
+Launcher = _Launcher  # what the launcher of a Strategy derives from
 
 
 def leave_signals(trainer: pl.Trainer) -> None:

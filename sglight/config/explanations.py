@@ -98,7 +98,7 @@ def _unknown_choice(error: MissingConfigException, conf: Path) -> str:
     group, _, choice = str(error.missing_cfg_file).partition("/")
     if group == "hydra":
         group, choice = re.split(r"/(?=[^/]*$)", str(error.missing_cfg_file))
-    options = [o for o in error.options or () if not o.startswith("base_")]
+    options = list(error.options or ())
     if folder := choice.rpartition("/")[0]:
         inside = sorted((conf / group / folder).glob("*.yaml"))
         options = [f"{folder}/{file.stem}" for file in inside] or options

@@ -13,12 +13,11 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.seed import reset_seed
 from pytorch_lightning.strategies import ParallelStrategy
-from pytorch_lightning.strategies.launchers.launcher import _Launcher
 from pytorch_lightning.trainer.states import TrainerFn, TrainerState
 from torch import Tensor
 from typing_extensions import override
 
-from sglight.compat.lightning import set_rank
+from sglight.compat.lightning import Launcher, set_rank
 from sglight.errors import UserError
 from sglight.link import Alone, Peers
 from sglight.parallel.environment import environment
@@ -101,6 +100,7 @@ class StageStrategy(ParallelStrategy):
     @override
     def _configure_launcher(self) -> None:
         if environment() is None and self.num_processes > 1:
+            _check_not_interactive(self.num_processes)
             self._launcher = StageLauncher(self)
 
     def set_world_ranks(self) -> None:
@@ -236,6 +236,16 @@ class StageStrategy(ParallelStrategy):
         self.peers = Alone()
 
 
+def _check_not_interactive(workers: int) -> None:
+    """Refuse workers of a notebook or an interactive shell, from which they could import nothing."""
+    if hasattr(sys, "ps1") or sys.flags.interactive:
+        raise UserError(
+            f"devices={workers} starts workers, which import what they train from files, and a notebook or an "
+            "interactive shell is none: save the code as a script and run that, use `!python -m sglight "
+            f"trainer.devices={workers} ...` here, or train in one process with devices=1"
+        )
+
+
 @dataclass
 class Outcome:
     """What worker 0 sends back."""
@@ -249,7 +259,7 @@ class Outcome:
     fit_loop: dict[str, Any]
 
 
-class StageLauncher(_Launcher):
+class StageLauncher(Launcher):
     """Runs a function of the Trainer in worker processes, and brings back what they have learnt.
 
     The caller's module gets all stages, its Trainer the metrics and progress, its callbacks their states.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hydra import initialize_config_dir
+from hydra import compose, initialize_config_dir
 from hydra.conf import HydraConf
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from sglight.compat.hydra import config_groups, set_hydra_config
+from sglight.compat.hydra import config_groups, hide_schemas, set_hydra_config
 
 
 def test_groups_and_choices_are_those_of_the_folder(tmp_path: Path) -> None:
@@ -29,3 +31,17 @@ def test_the_config_of_hydra_is_the_one_that_is_set() -> None:
         assert HydraConfig.get().job.name == "mine"
     finally:
         HydraConfig.instance().cfg = before
+
+
+def test_schemas_are_not_offered_but_compose(tmp_path: Path) -> None:
+    (tmp_path / "toys").mkdir()
+    (tmp_path / "toys" / "small.yaml").write_text("defaults: [base_model]\n")
+    store = ConfigStore.instance().store
+    store(group="toys", name="base_model", node={"a": 1})
+    store(group="toys", name="other", node={"a": 2})
+    hide_schemas("base_")
+    hide_schemas("base_")
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        assert loader.get_group_options("toys") == ["other", "small"]
+        assert compose(overrides=["+toys=small"]).toys.a == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -301,3 +303,14 @@ def test_names_of_groups() -> None:
     assert stage_names(range(2, 3)) == "stage 2"
     assert stage_names(range(2, 5)) == "stages 2-4"
     assert stage_names(range(2), "processor") == "processors 0-1"
+
+
+def test_an_interactive_shell_is_told_what_to_do() -> None:
+    code = (
+        "import pytorch_lightning as pl; from sglight import StageStrategy\n"
+        "pl.Trainer(strategy=StageStrategy(), devices=2, accelerator='cpu', logger=False)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-i"], input=code, capture_output=True, text=True, check=False, timeout=100
+    )
+    assert "save the code as a script and run that" in done.stderr
