@@ -1,317 +1,167 @@
-"""One run: put the parts together, fit, test, and write what came of it."""
+"""The story of a run: build, fit, test, write."""
 
 from __future__ import annotations
 
-import errno
-import json
-import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.callbacks import Callback
 
-from sglight.archive import read_plain
+from sglight import results
+from sglight.building import (
+    build_datamodule,
+    build_module,
+    prepare,
+    set_threads,
+    strategy_class,
+    with_measured_cuts,
+)
 from sglight.callbacks.checkpoint import BestCheckpoint
 from sglight.callbacks.console import Summary, print_results
 from sglight.callbacks.memory import PeakMemory, forget_peak
 from sglight.callbacks.record import Record, describe_data
-from sglight.callbacks.tensorboard import add_hyperparameters, add_layout
+from sglight.callbacks.tensorboard import add_hyperparameters, add_layout, hyperparameters
 from sglight.callbacks.timing import EpochTimer
-from sglight.config.composing import check_settings
-from sglight.config.extension import check_arguments, load_class
 from sglight.config.resumption import record_of, run_hash
-from sglight.config.schema import STRATEGIES, StrategyConfig
-from sglight.config.shapes import check_filters
-from sglight.errors import Diverged, RunFailed, UserError
-from sglight.files import replacing
+from sglight.failures import explained
 from sglight.loggers import finish_loggers
 from sglight.origin import Origin
 from sglight.parallel.environment import agree, environment
-from sglight.process import set_up, useful_threads
-from sglight.strategies.balance import measured_cuts
+from sglight.process import set_up
+from sglight.results import write_atomically
 from sglight.strategies.staged import StagedModule, limited
-from sglight.trainer import build_callbacks, build_trainer, results_of, uses_gpu
+from sglight.trainer import build_callbacks, build_trainer, results_of
 
-HYPERPARAMETERS = (
-    "seed", "dataset.name", "dataset.batch_size", "model.dynamics", "model.kernel", "model.steps", "model.horizon",
-    "model.channels", "strategy.stages", "strategy.cuts", "strategy.microbatches", "strategy.slack",
-    "strategy.backward", "strategy.lag", "strategy.estimator.name", "strategy.processors",
-    "strategy.synchronisation", "strategy.levels", "strategy.prolongation", "strategy.optimizer.name",
-    "strategy.optimizer.lr", "trainer.max_epochs", "trainer.precision", "trainer.devices",
-)  # fmt: skip
-# Errors of a system call that a file has no room.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# What a run asks of a data module.
-NEEDED = ("name", "batch_size", "shape", "classes", "train_size", "val_size", "test_size")
-# Of TensorBoard's HParams page.
-COLUMNS = ("val/acc", "val/loss", "test/acc", "test/loss", "time/epoch_s", "memory/peak_bytes")
+__all__ = [
+    "build_callbacks", "build_datamodule", "build_module", "build_trainer", "prepare", "run", "set_up",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be done, on which all workers agree.
+
+    Attributes:
+        plain: the config. folder: of the run. name: see `run_hash`. before: the record of the checkpoint that the run
+            begins from; empty for none. rank: of this worker.
+    """
+
+    plain: Mapping[str, Any]
+    folder: Path
+    name: str
+    before: Mapping[str, Any]
+    rank: int
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is put together from."""
+
+    datamodule: Any
+    module: StagedModule
+    start: Origin
+    trainer: pl.Trainer
+    callbacks: list[Callback]
+    best: BestCheckpoint
+    summary: Summary
+    timer: EpochTimer
+    memory: PeakMemory
 
 
 def run(plain: dict[str, Any], folder: Path) -> float:
     """The run that a plain config describes, in this process, or this worker's part of it; see `sglight.start.run`."""
-    with _explained(folder):
-        rank, name = 0 if (place := environment()) is None else place.global_rank(), ""
-        before: dict[str, Any] = {}
-        if rank == 0:
-            before = record_of(plain["ckpt"])
-            name = run_hash(plain, before)
-            plain = with_measured_cuts(plain)
-        plain, folder, name, before = agree((plain, folder, name, before))
-        return _run(plain, folder, name, before, rank)
+    with explained(folder):
+        task = agreed(plain, folder)
+        parts = build(task)
+        if task.plain["mode"] == "test":
+            metrics = results.test(parts.trainer, parts.module, parts.datamodule, task.plain["ckpt"])
+            monitored: float = metrics["test/acc"]
+        else:
+            metrics = fit(parts)
+            monitored = results.monitored(metrics, parts.best)
+            metrics |= test(parts)
+        write(task, parts, metrics, monitored)
+    return monitored
 
 
-def _run(plain: dict[str, Any], folder: Path, name: str, before: Mapping[str, Any], rank: int) -> float:
-    ckpt, testing = plain["ckpt"], plain["mode"] == "test"
-    set_up(plain, rank)
+def agreed(plain: dict[str, Any], folder: Path) -> Task:
+    """The task as worker 0 sees it."""
+    rank, name = 0 if (place := environment()) is None else place.global_rank(), ""
+    before: dict[str, Any] = {}
+    if rank == 0:
+        before = record_of(plain["ckpt"])
+        name = run_hash(plain, before)
+        plain = with_measured_cuts(plain)
+    plain, folder, name, before = agree((plain, folder, name, before))
+    return Task(plain, folder, name, before, rank)
+
+
+def build(task: Task) -> Parts:
+    """Put the parts together; a checkpoint that does not fit is refused here."""
+    plain, folder = task.plain, task.folder
+    set_up(plain, task.rank)
     forget_peak()
-    datamodule = build_datamodule(plain, inputs=rank == 0 or _strategy(plain).inputs_everywhere)
+    datamodule = build_datamodule(plain, inputs=task.rank == 0 or strategy_class(plain).inputs_everywhere)
     data = describe_data(datamodule)
     module = build_module(plain, datamodule)
-    here = plain["trainer"]["devices"]
-    torch.set_num_threads(
-        plain["trainer"]["threads"] or useful_threads(module.spec, datamodule.batch_size, here)
-    )
-    start = Origin.of(plain, module, data, before)
-    if rank == 0:
-        write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
+    set_threads(plain, module, datamodule.batch_size)
+    start = Origin.of(plain, module, data, task.before)
+    if task.rank == 0:
+        write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(plain))))
     best, callbacks = build_callbacks(plain["callbacks"], folder, plain["trainer"]["max_time"])
     summary = Summary(folder, plain["trainer"]["show_schedule"])
     timer = EpochTimer(curves=plain["callbacks"]["timing"]["enabled"])
     memory = PeakMemory(curves=plain["callbacks"]["memory"]["enabled"])
-    record = Record(plain, name, data["fingerprint"], before)
+    record = Record(plain, task.name, data["fingerprint"], task.before)
     limit = plain["trainer"]["overfit_batches"] or plain["trainer"]["limit_train_batches"]
     batches = limited(len(datamodule.train_dataloader()), limit)
-    trainer = build_trainer(
-        plain, folder, [summary, *callbacks, timer, memory, record], start.batches, batches
-    )
+    everything = [summary, *callbacks, timer, memory, record]
+    trainer = build_trainer(plain, folder, everything, start.batches, batches)
     for logger in trainer.loggers:
-        add_hyperparameters(logger, _hyperparameters(plain), COLUMNS)
+        add_hyperparameters(logger, hyperparameters(plain))
         add_layout(logger)
-    if testing:
-        trainer.test(module, datamodule, ckpt_path=ckpt, verbose=False, weights_only=True)
-        metrics = _metrics(trainer, module)
-        monitored = metrics["test/acc"]
+    return Parts(datamodule, module, start, trainer, callbacks, best, summary, timer, memory)
+
+
+def fit(parts: Parts) -> dict[str, Any]:
+    """Train, unless a checkpoint has its training behind it; gives what is known without a test."""
+    main = parts.trainer, parts.module, parts.datamodule, parts.best, parts.start
+    if parts.start.is_over:
+        metrics = results.validate(*main)
+        parts.timer.take_over()
     else:
-        if start.is_over:
-            validated = _validated_again(trainer, module, datamodule, best, start)
-            timer.take_over()
-        else:
-            trainer.fit(module, datamodule, ckpt_path=ckpt, weights_only=True)
-            _check_trained(trainer, start, plain)
-            validated = _validated(trainer, module, datamodule, best)
-        metrics = validated | timer.metrics() | module.results()
-        score = best.best_model_score
-        monitored = float(metrics.get(str(best.monitor), math.nan) if score is None else score)
-        metrics |= _test(trainer, module, datamodule, best, ckpt if start.is_over else None)
-        metrics |= results_of(callbacks)
-    metrics |= memory.metrics() | {
-        "model/parameters": sum(n for name, n in summary.parameters.items() if name.startswith("stage_")),
-        "run/seed": plain["seed"],
-        "run/config_hash": name,
-        "run/monitored": monitored,
-        "run/status": "finished",
-    }
-    # Not a number is no JSON either.
-    metrics = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
+        metrics = results.fit(*main)
+    return metrics | parts.timer.metrics() | parts.module.results()
+
+
+def test(parts: Parts) -> dict[str, Any]:
+    """Test the best checkpoint, or the last one where there is none; with what callbacks have found out."""
+    ckpt = parts.best.best_model_path or (parts.start.ckpt if parts.start.is_over else None)
+    metrics = results.test(parts.trainer, parts.module, parts.datamodule, ckpt)
+    tested = {key: value for key, value in metrics.items() if key.startswith("test/")}
+    return tested | results_of(parts.callbacks)
+
+
+def write(task: Task, parts: Parts, metrics: Mapping[str, Any], monitored: float) -> None:
+    """Write what came of it, and print it."""
     finish_loggers()
-    if rank == 0:
-        if not plain["trainer"]["fast_dev_run"]:
-            text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n"
-            write_atomically(folder / "metrics.json", text)
-        print_results(
-            metrics, folder, any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
-        )
-    return monitored
-
-
-def prepare(plain: Mapping[str, Any]) -> None:
-    """Download and convert what ``dataset`` needs, unless that is done."""
-    _datamodule(plain).prepare_data()
-
-
-def build_datamodule(plain: Mapping[str, Any], inputs: bool = True) -> Any:
-    """The data module of ``dataset``, prepared, so that shape and classes are known; with or without its inputs."""
-    datamodule = _datamodule(plain)
-    datamodule.inputs = inputs
-    datamodule.prepare_data()
-    datamodule.setup("fit")
-    if missing := [name for name in NEEDED if not hasattr(datamodule, name)]:
-        raise UserError(
-            f"dataset._target_={plain['dataset']['_target_']} lacks {', '.join(missing)} after setup('fit'); "
-            f"set the attributes {', '.join(NEEDED)} there at the latest"
-        )
-    return datamodule
-
-
-def _datamodule(plain: Mapping[str, Any]) -> Any:
-    settings = dict(plain["dataset"])
-    kind = load_class(settings.pop("_target_"), "dataset._target_", pl.LightningDataModule)
-    check_arguments(kind, settings, "dataset")
-    return kind(**settings)
-
-
-def with_measured_cuts(plain: dict[str, Any]) -> dict[str, Any]:
-    """A config with ``strategy.cuts`` where ``strategy.balance`` is ``measured`` and there are none yet.
-
-    Those of the checkpoint from which a training goes on, otherwise measured ones.
-    """
-    strategy = dict(plain["strategy"])
-    if strategy.get("balance") != "measured" or strategy.get("cuts") is not None or strategy["stages"] == 1:
-        return plain
-    if plain["ckpt"] is not None:
-        strategy["cuts"] = read_plain(Path(plain["ckpt"]), f"ckpt={plain['ckpt']}")["sglight"][
-            "strategy.cuts"
-        ]
-    else:
-        here, trainer = plain["trainer"]["devices"], plain["trainer"]
-        set_up(plain)
-        datamodule = build_datamodule(plain)
-        module, samples = build_module(plain, datamodule), datamodule.batch_size
-        torch.set_num_threads(trainer["threads"] or useful_threads(module.spec, samples, here))
-        device = "cuda" if uses_gpu(trainer["accelerator"]) and torch.cuda.is_available() else "cpu"
-        strategy["cuts"] = list(measured_cuts(module.plan, samples, device)[1:-1])
-    return {**plain, "strategy": strategy}
-
-
-def build_module(plain: Mapping[str, Any], datamodule: Any) -> StagedModule:
-    """The strategy's LightningModule for the network of ``model`` on that data."""
-    network = {
-        **plain["model"],
-        "shape": tuple(datamodule.shape),
-        "classes": datamodule.classes,
-        "seed": plain["seed"],
-    }
-    settings = {key: value for key, value in plain["strategy"].items() if key not in ("_target_", "balance")}
-    kind = _strategy(plain)
-    check_arguments(kind, {"network": network, **settings}, "strategy", {"network"})
-    check_settings(settings, _schema(kind))
-    try:
-        check_filters(network["shape"], plain["model"], settings)
-        module = kind(network=network, **settings)
-    except ValueError as error:
-        # The network's own checks know the data's shape, which the config's could not.
-        raise UserError(str(error)) from error
-    return module
-
-
-def _schema(kind: type[StagedModule]) -> type[StrategyConfig]:
-    """The schema of the strategy that a class is or builds upon."""
-    for schema in sorted(STRATEGIES.values(), key=lambda each: -len(each.__mro__)):
-        if issubclass(kind, load_class(schema._target_, "strategy._target_", StagedModule)):
-            return schema
-    return StrategyConfig
-
-
-def _strategy(plain: Mapping[str, Any]) -> type[StagedModule]:
-    return load_class(plain["strategy"]["_target_"], "strategy._target_", StagedModule)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file such that it is either whole or as it was."""
-    with replacing(path) as temporary:
-        temporary.write_text(text)
-
-
-def _hyperparameters(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The chosen keys of the config, flat."""
-    config = OmegaConf.create(dict(plain))
-    values = {key: OmegaConf.select(config, key) for key in HYPERPARAMETERS}
-    values["strategy"] = plain["strategy"]["_target_"].rpartition(".")[2].lower()
-    return {
-        key: str(value) if OmegaConf.is_config(value) else value
-        for key, value in values.items()
-        if value is not None
-    }
-
-
-def _check_trained(trainer: pl.Trainer, start: Origin, plain: Mapping[str, Any]) -> None:
-    """Refuse to take a training of no batch for a finished one."""
-    if trainer.global_step == start.batches:
-        raise UserError(
-            f"trainer.max_time={plain['trainer']['max_time']} was over before the first batch, and nothing was "
-            "trained; allow more"
-        )
-
-
-def _validated_again(
-    trainer: pl.Trainer, module: StagedModule, datamodule: Any, best: BestCheckpoint, start: Origin
-) -> dict[str, Any]:
-    """What `_validated` gives, of a training that had ended when its process did."""
-    trainer.validate(module, datamodule, ckpt_path=start.ckpt, verbose=False, weights_only=True)
-    best.take_over(trainer, start.ckpt)
-    metrics = {**start.metrics, **_metrics(trainer, module)} | {
-        "run/epochs": start.epochs,
-        "run/steps": start.batches,
-    }
-    last = {f"{name}_last": metrics[name] for name in best.best_metrics}
-    return metrics | last | best.best_metrics
-
-
-def _validated(
-    trainer: pl.Trainer, module: StagedModule, datamodule: Any, best: BestCheckpoint
-) -> dict[str, Any]:
-    """Metrics of a training, those of the validation at its best epoch, and at its last as ``val/*_last``."""
-    metrics = _metrics(trainer, module)
-    # Stopped before the first validation, of this network.
-    if best.monitor not in metrics or best.validated_level not in (None, module.level):
-        trainer.validate(module, datamodule, verbose=False)
-        metrics |= _metrics(trainer, module)
-    last = {f"{name}_last": metrics[name] for name in best.best_metrics}
-    return metrics | last | best.best_metrics
-
-
-def _test(
-    trainer: pl.Trainer, module: StagedModule, datamodule: Any, best: BestCheckpoint, last: str | None
-) -> dict[str, Any]:
-    """The test of the best checkpoint; of the last one, or of the network as it is, where there is none."""
-    path = best.best_model_path or last
-    trainer.test(module, datamodule, ckpt_path=path, verbose=False, weights_only=True)
-    return {key: value for key, value in _metrics(trainer, module).items() if key.startswith("test/")}
-
-
-def _metrics(trainer: pl.Trainer, module: StagedModule) -> dict[str, Any]:
-    values = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("lr/")}
-    return values | {
-        "run/stages": len(module.cuts) - 1,
-        "run/workers": trainer.world_size,
-        "run/epochs": trainer.current_epoch,
-        "run/steps": trainer.global_step,
-    }
-
-
-@contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    """What Lightning finds wrong with settings while it runs, and a full disk, as a sentence."""
-    try:
-        yield
-    except MisconfigurationException as error:
-        raise UserError(
-            f"Lightning refuses the settings of trainer: {' '.join(str(error).split())}"
-        ) from error
-    except OverflowError as error:
-        raise Diverged(
-            f"a number has become too large ({error}); lower strategy.scheduler.gamma or strategy.optimizer.lr"
-        ) from error
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise _full(folder, error) from error
-    except RuntimeError as error:
-        if "PytorchStreamWriter failed" in str(error) or "file write failed" in str(error):
-            raise _full(folder, error) from error
-        if "Early stopping conditioned on metric" not in str(error):
-            raise
-        raise UserError(f"callbacks.early_stopping.monitor: {' '.join(str(error).split())}") from error
-
-
-def _full(folder: Path, error: Exception) -> RunFailed:
-    reason = error.strerror if isinstance(error, OSError) else "the disk takes no more"
-    return RunFailed(
-        f"{folder} cannot be written: {reason}; make room there, or choose another hydra.run.dir"
+    sizes = parts.summary.parameters.items()
+    found = results.as_json(
+        {
+            **metrics,
+            **parts.memory.metrics(),
+            "model/parameters": sum(size for name, size in sizes if name.startswith("stage_")),
+            "run/seed": task.plain["seed"],
+            "run/config_hash": task.name,
+            "run/monitored": monitored,
+            "run/status": "finished",
+        }
     )
+    if task.rank == 0:
+        if not task.plain["trainer"]["fast_dev_run"]:
+            results.write_metrics(task.folder / "metrics.json", found)
+        print_results(found, task.folder)

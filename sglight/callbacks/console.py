@@ -98,7 +98,7 @@ def print_summary(
     _print_line(console, "folder", str(folder))
 
 
-def print_results(metrics: Mapping[str, Any], folder: Path, has_events: bool) -> None:
+def print_results(metrics: Mapping[str, Any], folder: Path) -> None:
     """After the run: the figures that matter, where everything is, and how to look at it."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("result")
@@ -113,7 +113,7 @@ def print_results(metrics: Mapping[str, Any], folder: Path, has_events: bool) ->
             "the loss is not finite: lower strategy.optimizer.lr or model.horizon", style="bold red"
         )
     _print_line(console, "folder", str(folder))
-    if has_events:
+    if any(folder.glob("events.out.tfevents.*")):
         _print_line(console, "TensorBoard", f"{tensorboard()} --logdir {shlex.quote(str(folder))}")
 
 

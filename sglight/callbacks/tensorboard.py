@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from omegaconf import OmegaConf
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
 from sglight.compat.tensorboard import add_summary
 
+# Keys of the config and metrics on the page of hyperparameters.
+HYPERPARAMETERS = (
+    "seed", "dataset.name", "dataset.batch_size", "model.dynamics", "model.kernel", "model.steps", "model.horizon",
+    "model.channels", "strategy.stages", "strategy.cuts", "strategy.microbatches", "strategy.slack",
+    "strategy.backward", "strategy.lag", "strategy.estimator.name", "strategy.processors",
+    "strategy.synchronisation", "strategy.levels", "strategy.prolongation", "strategy.optimizer.name",
+    "strategy.optimizer.lr", "trainer.max_epochs", "trainer.precision", "trainer.devices",
+)  # fmt: skip
+COLUMNS = ("val/acc", "val/loss", "test/acc", "test/loss", "time/epoch_s", "memory/peak_bytes")
 # By category and chart, regular expressions of tags. A chart without data stays empty.
 LAYOUT = {
     "accuracy": {
@@ -74,8 +84,20 @@ def add_layout(logger: Logger) -> None:
         logger.experiment.add_custom_scalars(charts)
 
 
+def hyperparameters(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """`HYPERPARAMETERS` of a config, flat."""
+    config = OmegaConf.create(dict(plain))
+    values = {key: OmegaConf.select(config, key) for key in HYPERPARAMETERS}
+    values["strategy"] = plain["strategy"]["_target_"].rpartition(".")[2].lower()
+    return {
+        key: str(value) if OmegaConf.is_config(value) else value
+        for key, value in values.items()
+        if value is not None
+    }
+
+
 @rank_zero_only
-def add_hyperparameters(logger: Logger, values: Mapping[str, Any], columns: Sequence[str]) -> None:
+def add_hyperparameters(logger: Logger, values: Mapping[str, Any], columns: Sequence[str] = COLUMNS) -> None:
     """Log hyperparameters, for TensorBoard with the metrics that its page shows beside them.
 
     The run logs these metrics later. Lightning would log them now as well, as points of their curves.

@@ -65,13 +65,15 @@ def test_results_are_shown_with_units_and_the_command(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "a run"
-    print_results({"test/acc": 0.98765, "time/fit_s": 300, "memory/peak_bytes": 2**30}, folder, True)
+    folder.mkdir()
+    (folder / "events.out.tfevents.1").touch()
+    print_results({"test/acc": 0.98765, "time/fit_s": 300, "memory/peak_bytes": 2**30}, folder)
     out = capsys.readouterr().out
     assert "98.77%" in out
     assert "5 min" in out
     assert "1.1 GB" in out
     assert f"{tensorboard()} --logdir '{folder}'" in out
-    print_results({}, folder, False)
+    print_results({}, tmp_path)
     assert "tensorboard" not in capsys.readouterr().out
 
 

@@ -1,0 +1,92 @@
+"""What a run finds out, as the flat metrics of its ``metrics.json``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from sglight.callbacks.checkpoint import BestCheckpoint
+from sglight.errors import UserError
+from sglight.files import replacing
+from sglight.origin import Origin
+from sglight.strategies.staged import StagedModule
+
+
+def fit(
+    trainer: pl.Trainer, module: StagedModule, datamodule: Any, best: BestCheckpoint, start: Origin
+) -> dict[str, Any]:
+    """Train; gives the metrics of the validation at the best epoch, and at the last one as ``val/*_last``.
+
+    Raises:
+        UserError: if the time was over before the first batch.
+    """
+    trainer.fit(module, datamodule, ckpt_path=start.ckpt, weights_only=True)
+    if trainer.global_step == start.batches:
+        raise UserError(
+            "trainer.max_time was over before the first batch, and nothing was trained; allow more, or null"
+        )
+    metrics = logged(trainer, module)
+    # Stopped before the first validation, of this network.
+    if best.monitor not in metrics or best.validated_level not in (None, module.level):
+        trainer.validate(module, datamodule, verbose=False)
+        metrics |= logged(trainer, module)
+    return _with_best(metrics, best)
+
+
+def validate(
+    trainer: pl.Trainer, module: StagedModule, datamodule: Any, best: BestCheckpoint, start: Origin
+) -> dict[str, Any]:
+    """What `fit` gives, of a training that had ended when its process did."""
+    trainer.validate(module, datamodule, ckpt_path=start.ckpt, verbose=False, weights_only=True)
+    best.take_over(trainer, start.ckpt)
+    before = {"run/epochs": start.epochs, "run/steps": start.batches}
+    return _with_best({**start.metrics, **logged(trainer, module), **before}, best)
+
+
+def test(trainer: pl.Trainer, module: StagedModule, datamodule: Any, ckpt: str | None) -> dict[str, Any]:
+    """The metrics of a test, of a checkpoint or, without one, of the network as it is."""
+    trainer.test(module, datamodule, ckpt_path=ckpt, verbose=False, weights_only=True)
+    return logged(trainer, module)
+
+
+def logged(trainer: pl.Trainer, module: StagedModule) -> dict[str, Any]:
+    """What callbacks see now, and how long and where the training was."""
+    values = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("lr/")}
+    return values | {
+        "run/stages": len(module.cuts) - 1,
+        "run/workers": trainer.world_size,
+        "run/epochs": trainer.current_epoch,
+        "run/steps": trainer.global_step,
+    }
+
+
+def monitored(metrics: Mapping[str, Any], best: BestCheckpoint) -> float:
+    """The value of the metric that makes a checkpoint the best one."""
+    score = best.best_model_score
+    return float(metrics.get(str(best.monitor), math.nan) if score is None else score)
+
+
+def as_json(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics with null for what is not a number, which is no JSON either."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
+
+
+def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
+    """Write a file ``metrics.json``."""
+    write_atomically(path, json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file such that it is either whole or as it was."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def _with_best(metrics: dict[str, Any], best: BestCheckpoint) -> dict[str, Any]:
+    last = {f"{name}_last": metrics[name] for name in best.best_metrics}
+    return metrics | last | best.best_metrics
