@@ -5,17 +5,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
-from PIL import Image
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from typing_extensions import override
 
+from sglight.callbacks.pictures import publish
 from sglight.data.planar import PlanarData
-from sglight.files import replacing
 from sglight.networks import Segment
 from sglight.strategies.staged import StagedModule
 
@@ -201,27 +198,6 @@ def project(states: Tensor) -> tuple[Tensor, tuple[str, str]]:
 def spread(count: int, limit: int) -> Tensor:
     """At most ``limit`` of ``count`` indices, evenly spread: classes lie one behind the other in the data."""
     return torch.linspace(0, count - 1, min(count, limit)).round().long()
-
-
-def publish(trainer: pl.Trainer, figure: "Figure", folder: Path | None, name: str) -> None:
-    """Write ``<name>.png`` into the folder and ``figures/<name>`` into TensorBoard, if that is a logger.
-
-    Args:
-        folder: None for ``figures`` in the run's folder.
-    """
-    path = (folder or Path(trainer.default_root_dir, "figures")) / f"{name}.png"
-    save_figure(figure, path)
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            # From the file: `add_figure` would draw it once more.
-            picture = np.asarray(Image.open(path).convert("RGB"))
-            logger.experiment.add_image(f"figures/{name}", picture, trainer.global_step, dataformats="HWC")
-
-
-def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a PNG such that it is either whole or as it was."""
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
 
 
 def _epochs(count: int) -> str:

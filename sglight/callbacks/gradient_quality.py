@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from typing_extensions import override
 
-from sglight.callbacks.figures import publish
+from sglight.callbacks.pictures import new_figure, publish, tidy
 from sglight.gradients.base import COMPARED
 from sglight.strategies.diagnosis import MEASURED
 from sglight.strategies.staged import StagedModule
@@ -106,19 +106,14 @@ class GradientQuality(Callback):
 
 def draw(history: History, picture: str = "gradient_quality") -> Figure:
     """A panel for each kind of comparison, a curve for each boundary or stage; what would be perfect is dotted."""
-    # matplotlib takes half a second to import.
-    from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from matplotlib import colormaps  # half a second, which only runs that draw are to pay
 
     part, kinds, called, title = PICTURES[picture]
     numbers = sorted(
         {int(name.partition("/")[0][len(part) + 1 :]) for name in history if name.startswith(f"{part}_")}
     )
     shades = colormaps["viridis"]
-    figure = Figure(figsize=(8, 2 * len(kinds)), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=11)
+    figure = new_figure(8, 2 * len(kinds), title)
     panels = figure.subplots(len(kinds), 1, sharex=True)
     for axes, kind in zip(panels, kinds, strict=True):
         for place, i in enumerate(numbers):
@@ -130,8 +125,7 @@ def draw(history: History, picture: str = "gradient_quality") -> Figure:
             )  # fmt: skip
         axes.axhline(PERFECT[kind], color="#777777", linewidth=0.8, linestyle=":")
         axes.set_ylabel(kind.replace("_", " "))
-        axes.grid(alpha=0.25, linewidth=0.5)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
     panels[-1].set_xlabel("batch")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(

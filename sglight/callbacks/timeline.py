@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from typing_extensions import override
 
-from sglight.callbacks.figures import publish, save_figure
+from sglight.callbacks.pictures import new_figure, publish, save_figure, tidy
 from sglight.files import replacing
 from sglight.strategies.recorder import COMPUTING
 from sglight.strategies.schedule import stage_names
@@ -160,21 +160,16 @@ def timeline_figure(spans: Sequence[Sequence[Span]]) -> Figure:
 
     At the right stands which share of the time shown a worker spent on computing.
     """
-    # matplotlib takes half a second to import.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     begin, end = min(s.start for s in chain(*spans)), max(s.end for s in chain(*spans))
     lanes = _lanes(spans)
     bottom = lanes[-1].top + LANE + GAP
-    figure = Figure(figsize=(12, 1.4 + 0.36 * bottom), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(12, 1.4 + 0.36 * bottom)
     axes = figure.add_subplot()
     axes.set(xlim=(0, (end - begin) * 1e3), ylim=(bottom, 0), xlabel="time [ms]")
     axes.set_title(_title(spans), fontsize=11)
     axes.set_yticks([lane.top + LANE / 2 for lane in lanes], [lane.name for lane in lanes])
     axes.tick_params(axis="y", length=0)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes, grid=False)
     for lane in lanes:
         _draw_bars(axes, lane, begin)
     for worker, own in enumerate(spans):

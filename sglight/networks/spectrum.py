@@ -6,9 +6,9 @@ A map takes states ``[B, ...]`` to states ``[B, ...]`` (of another shape, perhap
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 Map = Callable[[Tensor], Tensor]
@@ -16,16 +16,16 @@ Map = Callable[[Tensor], Tensor]
 
 def push(f: Map, x: Tensor, v: Tensor) -> Tensor:
     """J v, the derivative of f at x in the direction v: forward mode."""
-    with torch.no_grad(), forward_ad.dual_level():
-        out = forward_ad.unpack_dual(f(forward_ad.make_dual(x, v)))
-        return torch.zeros_like(out.primal) if out.tangent is None else out.tangent.clone()
+    with torch.no_grad():
+        tangent: Tensor = torch.func.jvp(f, (x,), (v,))[1]
+        return tangent
 
 
 def pull(f: Map, x: Tensor, u: Tensor) -> Tensor:
     """J^T u at x: reverse mode."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        return torch.autograd.grad(f(x), x, u)[0]
+    pullback: Any = torch.func.vjp(f, x)[1]
+    gradient: Tensor = pullback(u)[0]
+    return gradient
 
 
 def jacobian(f: Map, x: Tensor) -> Tensor:
