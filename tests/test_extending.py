@@ -117,6 +117,7 @@ def test_the_readme_shows_each(folder: Path) -> None:
     assert set(blocks()) == {
         "my_package/dynamics.py", "my_conf/model/midpoint.yaml", "my_package/estimators.py", "my_package/strategies.py",
         "my_conf/strategy/replay.yaml", "my_package/data.py", "my_conf/dataset/moons.yaml",
+        "my_package/callbacks.py", "my_conf/callbacks/mine.yaml",
     }  # fmt: skip
 
 
@@ -163,6 +164,24 @@ def test_an_estimator_is_made_costed_and_taught(mine: Any, tmp_path: Path) -> No
     learnt = [value for key, value in saved.items() if key.startswith("estimators.")]
     assert len(learnt) == 2
     assert all(value.any() for value in learnt), "they begin at zero"
+
+
+def test_a_callback_by_a_yaml_goes_on_with_the_run(mine: Any, tmp_path: Path) -> None:
+    start_module.run(mine(*SMALL, "callbacks=mine"), tmp_path)
+    assert metrics(tmp_path)["mine/largest_loss"] > 0
+    assert "stability" in mine("callbacks=mine").callbacks, "ours are still there"
+
+
+def test_an_optimizer_and_a_schedule_by_their_paths(mine: Any, tmp_path: Path) -> None:
+    options = (
+        *SMALL, "strategy=backprop", "strategy.optimizer.name=torch.optim.RMSprop", "strategy.optimizer.lr=0.01",
+        "+strategy.optimizer.kwargs={alpha: 0.5}", "strategy.scheduler.name=torch.optim.lr_scheduler.StepLR",
+        "+strategy.scheduler.kwargs={step_size: 2, gamma: 0.5}",
+    )  # fmt: skip
+    start_module.run(mine(*options), tmp_path)
+    saved = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    (group,) = saved["optimizer_states"][0]["param_groups"]
+    assert (group["alpha"], group["lr"]) == (0.5, 0.01 * 0.5**2), "four updates"
 
 
 def test_sections_in_part_have_the_schemas_defaults(mine: Any) -> None:

@@ -41,6 +41,52 @@ def rates(name: str, epochs: int = 6, batches: int = 5, **settings: Any) -> list
     return found
 
 
+def weight() -> nn.Parameter:
+    return nn.Parameter(torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (
+            {"name": "torch.optim.RMSprop", "kwargs": {"alfa": 1}},
+            r"optimizer\.kwargs\.alfa is unknown .* alpha",
+        ),
+        ({"name": "torch.optim.LBFGS"}, r"LBFGS evaluates the loss several times a step"),
+        ({"name": "torch.nn.Linear"}, r"name=torch\.nn\.Linear is no subclass of torch\.optim"),
+        ({"name": "adamx"}, r"optimizer\.name=adamx is not allowed; did you mean adam"),
+        ({"name": "adam", "kwargs": {"amsgrad": True}}, r"kwargs is for package\.module\.Class"),
+        ({"learning_rate": 1}, r"optimizer\.learning_rate is unknown"),
+    ],
+)
+def test_optimizers_that_there_are_not_are_refused(given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        make_optimizer(given, [weight()])
+
+
+def test_an_optimizer_from_outside_is_the_same_as_by_hand() -> None:
+    ours, theirs = weight(), weight()
+    config = {"name": "torch.optim.RMSprop", "lr": 0.1, "weight_decay": 0.5, "kwargs": {"alpha": 0.7}}
+    made = make_optimizer(config, [ours])
+    by_hand = torch.optim.RMSprop([theirs], lr=0.1, weight_decay=0.5, alpha=0.7)
+    for optimizer, parameter in ((made, ours), (by_hand, theirs)):
+        parameter.grad = torch.tensor([1.0, 2.0])
+        optimizer.step()
+    assert torch.equal(ours, theirs)
+
+
+def test_a_schedule_from_outside_is_made_with_its_arguments() -> None:
+    config = {"name": "torch.optim.lr_scheduler.StepLR", "kwargs": {"step_size": 3, "gamma": 0.5}}
+    optimizer = torch.optim.SGD([weight()], lr=1.0)
+    scheduler = make_scheduler(config, optimizer, Length(1, 6))
+    found = []
+    for _ in range(6):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert found == [1, 1, 1, 0.5, 0.5, 0.5]
+
+
 def test_none_keeps_the_rate() -> None:
     assert set(rates("none")) == {1.0}
 
