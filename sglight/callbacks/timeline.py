@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Look(NamedTuple):
+class PhaseStyle(NamedTuple):
     """Of a phase: colours of its bars and of what is written in them, and the name of a colour of chrome://tracing."""
 
     colour: str
@@ -34,12 +34,12 @@ class Look(NamedTuple):
 
 # Okabe & Ito 2008: told apart with any colour vision. Waiting is hatched.
 LOOKS = {
-    "forward": Look("#0072B2", "white", "thread_state_runnable"),
-    "estimate": Look("#CC79A7", "black", "thread_state_uninterruptible"),
-    "backward": Look("#D55E00", "white", "thread_state_iowait"),
-    "learn": Look("#009E73", "white", "thread_state_running"),
-    "send": Look("#F0E442", "black", "thread_state_unknown"),
-    "wait": Look("#F4F4F4", "#AAAAAA", "thread_state_sleeping"),
+    "forward": PhaseStyle("#0072B2", "white", "thread_state_runnable"),
+    "estimate": PhaseStyle("#CC79A7", "black", "thread_state_uninterruptible"),
+    "backward": PhaseStyle("#D55E00", "white", "thread_state_iowait"),
+    "learn": PhaseStyle("#009E73", "white", "thread_state_running"),
+    "send": PhaseStyle("#F0E442", "black", "thread_state_unknown"),
+    "wait": PhaseStyle("#F4F4F4", "#AAAAAA", "thread_state_sleeping"),
 }
 LANE, GAP = 1.0, 0.4  # height of a stage's lane, and between workers
 FONT_SIZE = 8
@@ -207,21 +207,23 @@ def _lanes(spans: Sequence[Sequence[Span]]) -> list[Lane]:
 
 
 def _draw_bars(axes: Axes, lane: Lane, begin: float) -> None:
-    for phase, look in LOOKS.items():
+    for phase, style in LOOKS.items():
         bars = [((s.start - begin) * 1e3, (s.end - s.start) * 1e3) for s in lane.spans if s.phase == phase]
-        axes.broken_barh(bars, (lane.top + 0.06, LANE - 0.12), **_style(phase, look))
+        axes.broken_barh(bars, (lane.top + 0.06, LANE - 0.12), **_style(phase, style))
 
 
-def _style(phase: str, look: Look) -> dict[str, Any]:
+def _style(phase: str, style: PhaseStyle) -> dict[str, Any]:
     if phase == "wait":
-        return {"facecolor": look.colour, "edgecolor": look.ink, "hatch": "////", "linewidth": 0}
-    return {"facecolor": look.colour, "edgecolor": "white", "linewidth": 0.3}
+        return {"facecolor": style.colour, "edgecolor": style.ink, "hatch": "////", "linewidth": 0}
+    return {"facecolor": style.colour, "edgecolor": "white", "linewidth": 0.3}
 
 
 def _draw_legend(figure: Figure, phases: set[str]) -> None:
     from matplotlib.patches import Patch
 
-    handles = [Patch(label=phase, **_style(phase, look)) for phase, look in LOOKS.items() if phase in phases]
+    handles = [
+        Patch(label=phase, **_style(phase, style)) for phase, style in LOOKS.items() if phase in phases
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
 
 

@@ -327,5 +327,5 @@ def _take_over(trainer: pl.Trainer, outcome: Outcome) -> None:
     module = trainer.lightning_module
     assert isinstance(module, StagedModule)
     module.configure_model()
-    module.go_on_from(outcome.progress)
+    module.restore_progress(outcome.progress)
     module.load_state_dict(outcome.state_dict)

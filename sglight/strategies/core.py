@@ -169,7 +169,7 @@ class StagedNetwork(pl.LightningModule):
         return in_flight(self.plan.schedule, self.plan.last + 1)
 
     @property
-    def held(self) -> range:
+    def local_stages(self) -> range:
         """Numbers of the stages whose parameters are here."""
         return self.placement.own
 
@@ -177,7 +177,7 @@ class StagedNetwork(pl.LightningModule):
         """Say which stages live here, and what leads to the others; parts that live elsewhere are dropped."""
         self.runtime.placement = placement
         for part in (self.stages, self.estimators):
-            for key in [key for key in part if int(key) not in self.held]:
+            for key in [key for key in part if int(key) not in self.local_stages]:
                 del part[key]
 
     @override
@@ -194,7 +194,7 @@ class StagedNetwork(pl.LightningModule):
     @override
     def configure_model(self) -> None:
         # Lightning may call this more than once.
-        for i in self.held:
+        for i in self.local_stages:
             if str(i) not in self.stages:
                 self.stages[str(i)] = Stage(self.spec, self.cuts[i], self.cuts[i + 1])
         for i in self.runtime.boundaries:

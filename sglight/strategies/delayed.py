@@ -119,9 +119,9 @@ class Delayed(StagedModule):
         return {**super().progress(), "is_late": self.is_late}
 
     @override
-    def go_on_from(self, progress: Mapping[str, Any]) -> None:
+    def restore_progress(self, progress: Mapping[str, Any]) -> None:
         self._begin(progress["is_late"])
-        super().go_on_from(progress)
+        super().restore_progress(progress)
 
     @override
     def facts(self) -> list[str]:

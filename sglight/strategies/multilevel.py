@@ -30,7 +30,7 @@ from sglight.networks.segment import Rule
 from sglight.strategies import descent, naming, refinement
 from sglight.strategies.loss import Loss
 from sglight.strategies.modes import Modes
-from sglight.strategies.optim import go_on
+from sglight.strategies.optim import carry_over
 from sglight.strategies.pieces import settled
 from sglight.strategies.plan import Plan
 from sglight.strategies.simulation import in_flight
@@ -248,7 +248,7 @@ class Multilevel(StagedModule):
         for optimizer, state in zip(self.trainer.strategy.optimizers, states, strict=True):
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
         for scheduler, earlier in zip(self.schedulers(), schedulers, strict=True):
-            go_on(scheduler, earlier)
+            carry_over(scheduler, earlier)
         self._begin_level({"loss_before": before, "loss_after": self._validation_loss()})
 
     @property
@@ -331,8 +331,8 @@ class Multilevel(StagedModule):
         return {**super().progress(), "level": self.level, "history": self.history, "course": course}
 
     @override
-    def go_on_from(self, progress: Mapping[str, Any]) -> None:
-        super().go_on_from(progress)
+    def restore_progress(self, progress: Mapping[str, Any]) -> None:
+        super().restore_progress(progress)
         self.history = [dict(facts) for facts in progress["history"]]
         self.course = Course(*progress["course"])
         if progress["level"] != self.level:

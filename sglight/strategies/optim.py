@@ -217,7 +217,7 @@ def forget_moments(optimizer: Optimizer) -> None:
         optimizer.state.clear()
 
 
-def go_on(scheduler: LRScheduler, earlier: LRScheduler) -> None:
+def carry_over(scheduler: LRScheduler, earlier: LRScheduler) -> None:
     """Put a new schedule, of another optimiser and perhaps another rate, where an earlier one of its kind is."""
     of_rates: dict[str, Any] = {
         k: v for k, v in scheduler.state_dict().items() if k in ("base_lrs", "min_lrs")

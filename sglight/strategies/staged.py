@@ -142,7 +142,7 @@ class StagedModule(StagedTraining):
         training = self.training_identity() if trainer and trainer.state.fn == TrainerFn.FITTING else None
         path = getattr(trainer, "ckpt_path", None)
         naming.check(checkpoint, self.identity(), training, f"ckpt_path={path}" if path else "this")
-        self.go_on_from(checkpoint["progress"])
+        self.restore_progress(checkpoint["progress"])
         self._build()
         flight.take_up(self.runtime, checkpoint.get("in_flight", {}))
         own = self.state_dict()
@@ -155,7 +155,7 @@ class StagedModule(StagedTraining):
             "batch": self.runtime.batch, "round": self.runtime.round, "next_diagnosis": self.diagnosis.next,
         }  # fmt: skip
 
-    def go_on_from(self, progress: Mapping[str, Any]) -> None:
+    def restore_progress(self, progress: Mapping[str, Any]) -> None:
         """Be where `progress` says, before parameters are loaded."""
         self.runtime.begin(progress["batch"], progress["round"])
         self.diagnosis.next = progress["next_diagnosis"]

@@ -428,7 +428,7 @@ def test_progress_is_gone_on_from() -> None:
     module = Multilevel(DEEP, ADAM, stages=2, levels=2)
     module.configure_model()
     earlier = {**module.progress(), "next_diagnosis": 50}
-    module.go_on_from(earlier)
+    module.restore_progress(earlier)
     assert module.progress() == earlier
 
 

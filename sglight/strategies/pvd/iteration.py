@@ -23,12 +23,12 @@ class Iteration:
 
     Attributes:
         start: the point from which it goes. directions: one a block.
-        rest_s: seconds that finding them took besides the processors' shares.
+        serial_s: seconds that finding them took besides the processors' shares.
     """
 
     start: Evaluated
     directions: Point
-    rest_s: float
+    serial_s: float
 
 
 @dataclass
@@ -99,13 +99,13 @@ class Iterations:
         directions = self._directions(self.shared.differentiate(x, "directions")[1])
         for processor in self.processors.values():
             processor.begin(x, directions)
-        self.current = Iteration(start, directions, watch.rest_s())
+        self.current = Iteration(start, directions, watch.serial_s())
 
     def end(self) -> dict[str, float]:
         """Exchange the candidates and go to the next point; returns what the iteration has come to, by name."""
         assert self.current is not None
         start, directions = self.current.start, self.current.directions
-        offers = self.shared.of_all({i: p.candidate(start, directions) for i, p in self.processors.items()})
+        offers = self.shared.gather({i: p.candidate(start, directions) for i, p in self.processors.items()})
         watch = self.shared.stopwatch("synchronisation")
         candidates, scalars = list[Evaluated](), list[list[float]]()
         for i, (block, m, value, accuracy) in offers.items():
@@ -116,7 +116,7 @@ class Iterations:
         result = self._synchronise(start, candidates)
         self.shared.objective.write(result.reached.point)
         self._progress.reached = result.reached.value, result.reached.accuracy
-        costs = self._costs(self.current.rest_s + watch.rest_s())
+        costs = self._costs(self.current.serial_s + watch.serial_s())
         self.current = None
         return outcome(start, candidates, scalars, result) | costs
 
@@ -145,19 +145,19 @@ class Iterations:
         """Take up an iteration where it was interrupted."""
         directions = [d.to(block) for d, block in zip(directions, x, strict=True)]
         for i, processor in self.processors.items():
-            processor.go_on(x, directions, positions[f"processor_{i}"])
+            processor.resume(x, directions, positions[f"processor_{i}"])
         assert self._progress.reached is not None
         self.current = Iteration(Evaluated(x, *self._progress.reached), directions, 0.0)
         self._progress.interrupted = None
 
-    def _costs(self, rest_s: float) -> dict[str, float]:
+    def _costs(self, serial_s: float) -> dict[str, float]:
         """What an iteration has cost on all processors, by name, and the evaluations until now."""
-        tallies, rest_s = self.shared.costs(rest_s)
+        tallies, serial_s = self.shared.costs(serial_s)
         evaluations = self._progress.evaluations
         for kind in evaluations:
             evaluations[kind] += sum(tally.samples[kind] for tally in tallies) / self._samples.total
         counts = {f"pvd/{kind}_evaluations": number for kind, number in evaluations.items()}
-        return {**counts, **times(tallies, rest_s)}
+        return {**counts, **times(tallies, serial_s)}
 
 
 def outcome(

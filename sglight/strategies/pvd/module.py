@@ -145,7 +145,7 @@ class PVD(StagedModule):
 
     @property
     @override
-    def held(self) -> range:
+    def local_stages(self) -> range:
         # Every worker has the whole network; its own are the processors.
         return range(self.processors)
 

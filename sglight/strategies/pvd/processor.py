@@ -73,7 +73,7 @@ class Processor:
         """Where it is, for a checkpoint in mid-iteration."""
         return *self._variables(), dict(self._shared.tallies[self.own].samples)
 
-    def go_on(self, x: Point, directions: Point, position: Position) -> None:
+    def resume(self, x: Point, directions: Point, position: Position) -> None:
         """Be in that position of an iteration from x."""
         block, scalars, samples = position
         self._problem.begin(x, directions)

@@ -86,7 +86,7 @@ class SharedObjective:
         for i in self._placement.own:
             with self.counted(i, phase, self._samples[i], "function"):
                 own[i] = self.objective.sums(x, self._samples[i], i)
-        return self._evaluated(x, chain(*self.of_all(own).values()))
+        return self._evaluated(x, chain(*self.gather(own).values()))
 
     def differentiate(self, x: Point, phase: str = "synchronisation") -> tuple[float, Point]:
         """f at a point and its gradient."""
@@ -94,7 +94,7 @@ class SharedObjective:
         for i in self._placement.own:
             with self.counted(i, phase, self._samples[i], "gradient"):
                 own[i] = self.objective.loss_gradient(x, self._samples[i], processor=i)
-        parts = self.of_all(own).values()
+        parts = self.gather(own).values()
         total = totals(chain(*(sums for sums, _ in parts)))
         penalties, extra = self.objective.penalties(x)
         gradient = [g.to(block.device) for g, block in zip(_sum([g for _, g in parts]), x, strict=True)]
@@ -106,7 +106,7 @@ class SharedObjective:
             sums = self.objective.sums(x, self.samples, processor)
         return self._evaluated(x, sums)
 
-    def of_all(self, own: dict[int, Any]) -> dict[int, Any]:
+    def gather(self, own: dict[int, Any]) -> dict[int, Any]:
         """What each processor has, of those here and elsewhere, in order; tensors may be on the CPU."""
         with self._waiting():
             everyone = self._placement.peers.share(own)
@@ -116,14 +116,14 @@ class SharedObjective:
         """Started now, for what the phase takes besides the processors' shares."""
         return Stopwatch(self, self._placement.peers, phase)
 
-    def costs(self, rest_s: float) -> tuple[list[Tally], float]:
+    def costs(self, serial_s: float) -> tuple[list[Tally], float]:
         """All processors' tallies, and the seconds that worker 0 gives."""
         peers, rows = self._placement.peers, list[list[float]]()
         for i in range(self._processors):
             tally = self.tallies.get(i, Tally())
             rows.append([*(tally.seconds[p] for p in PHASES), *(float(tally.samples[k]) for k in KINDS)])
         with self._waiting():
-            *flat, rest_s = peers.total([*chain(*rows), rest_s if peers.rank == 0 else 0.0]).result()
+            *flat, serial_s = peers.total([*chain(*rows), serial_s if peers.rank == 0 else 0.0]).result()
         tallies = []
         for i in range(self._processors):
             row = flat[i * len(rows[0]) : (i + 1) * len(rows[0])]
@@ -131,7 +131,7 @@ class SharedObjective:
             tally.seconds.update(zip(PHASES, row, strict=False))
             tally.samples.update(zip(KINDS, map(int, row[len(PHASES) :]), strict=True))
             tallies.append(tally)
-        return tallies, rest_s
+        return tallies, serial_s
 
     @contextmanager
     def counted(self, processor: int, phase: str, chunks: Sequence[Chunk], kind: str) -> Iterator[None]:
@@ -157,23 +157,23 @@ class Stopwatch:
         self._shared, self._peers, self._phase = shared, peers, phase
         self._began, self._waited = perf_counter(), peers.waited_s
 
-    def rest_s(self) -> float:
+    def serial_s(self) -> float:
         """These seconds, since it was started."""
         parts = sum(tally.seconds[self._phase] for tally in self._shared.tallies.values())
         return perf_counter() - self._began - parts - (self._peers.waited_s - self._waited)
 
 
-def times(tallies: Sequence[Tally], rest_s: float) -> dict[str, float]:
+def times(tallies: Sequence[Tally], serial_s: float) -> dict[str, float]:
     """Seconds of all processors by phase, and what a worker for each would gain, by name.
 
-    That is the sum of all seconds over those of the slowest in each phase; ``rest_s``, which everyone spends, counts in
+    That is the sum of all seconds over those of the slowest in each phase; ``serial_s``, which everyone spends, counts in
     both.
     """
     seconds = {phase: [tally.seconds[phase] for tally in tallies] for phase in PHASES}
-    in_turn = rest_s + sum(map(sum, seconds.values()))
-    at_once = rest_s + sum(map(max, seconds.values()))
+    in_turn = serial_s + sum(map(sum, seconds.values()))
+    at_once = serial_s + sum(map(max, seconds.values()))
     each = {f"time/processor_{i}/{phase}_s": s for phase, all_ in seconds.items() for i, s in enumerate(all_)}
-    return {**each, "time/iteration_rest_s": rest_s, "speedup/theoretical": in_turn / at_once}
+    return {**each, "time/iteration_rest_s": serial_s, "speedup/theoretical": in_turn / at_once}
 
 
 def now(chunks: Sequence[Chunk]) -> float:

@@ -62,7 +62,7 @@ def test_it_goes_on_from_a_position() -> None:
     position, expected = processor.position(), processor.candidate(start, directions)
     processor.begin(start.point, directions)
     f.forget()
-    processor.go_on(start.point, directions, position)
+    processor.resume(start.point, directions, position)
     assert f.tallies[1].samples == position[2] and position[2]["gradient"] > 20
     found = processor.candidate(start, directions)
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])

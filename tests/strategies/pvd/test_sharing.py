@@ -36,6 +36,6 @@ def test_the_speed_up_is_the_sum_over_the_slowest_of_each_phase() -> None:
     tallies = [Tally(), Tally()]
     tallies[0].seconds |= {"directions": 1.0, "local": 4.0, "synchronisation": 1.0}
     tallies[1].seconds |= {"directions": 1.0, "local": 2.0, "synchronisation": 2.0}
-    found = times(tallies, rest_s=1.0)
+    found = times(tallies, serial_s=1.0)
     assert found["speedup/theoretical"] == pytest.approx((6 + 5 + 1) / (1 + 4 + 2 + 1))
     assert found["time/processor_1/local_s"] == 2.0
