@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from sglight.archive import DATA
 from sglight.data.module import affine
@@ -59,6 +60,7 @@ class Predictor(nn.Module):
         self.register_buffer("scale", one if scale is None else scale)
         self.register_buffer("shift", none if shift is None else shift)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.network(x.to(self.scale.dtype) * self.scale + self.shift)
         return logits

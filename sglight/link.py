@@ -16,6 +16,7 @@ from time import perf_counter
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import override
 
 Waiting = Callable[[], AbstractContextManager[Any]]
 
@@ -80,6 +81,7 @@ class Channel(Waits, ABC):
 class Sender(Channel):
     """The end at which tensors go in."""
 
+    @override
     def receive(self, shape: Sequence[int]) -> Tensor:
         raise AssertionError("they come out in another process")
 
@@ -87,6 +89,7 @@ class Sender(Channel):
 class Receiver(Channel):
     """The end at which tensors come out."""
 
+    @override
     def send(self, tensor: Tensor) -> None:
         raise AssertionError("they go in in another process")
 
@@ -99,9 +102,11 @@ class LocalChannel(Channel):
     def __init__(self) -> None:
         self._queue: deque[Tensor] = deque()
 
+    @override
     def send(self, tensor: Tensor) -> None:
         self._queue.append(tensor)
 
+    @override
     def receive(self, shape: Sequence[int]) -> Tensor:
         return self._queue.popleft()
 
@@ -165,21 +170,27 @@ class Alone(Peers):
 
     rank, size = 0, 1
 
+    @override
     def total(self, values: Sequence[float]) -> Pending:
         return Known(list(values))
 
+    @override
     def gather(self, value: Any) -> list[Any]:
         return [value]
 
+    @override
     def share(self, value: Any) -> list[Any]:
         return [value]
 
+    @override
     def broadcast(self, value: Any, source: int = 0) -> Any:
         return value
 
+    @override
     def barrier(self) -> None:
         pass
 
+    @override
     def stops(self, point: int, signum: int | None) -> int | None:
         return signum
 
@@ -190,9 +201,11 @@ class Known(Pending):
     def __init__(self, values: list[float]) -> None:
         self._values = values
 
+    @override
     def ready(self) -> bool:
         return True
 
+    @override
     def result(self) -> list[float]:
         return self._values
 

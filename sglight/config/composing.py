@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import Container, DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
+from typing_extensions import override
 
 from sglight.archive import check_whole, read_record
 from sglight.compat.hydra import config_groups, hide_schemas, set_hydra_config
@@ -167,6 +168,7 @@ class CheckFirst(Callback):
 
     _began_ns = 0
 
+    @override
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         cfg = deepcopy(config)
         for node in (cfg, cfg.hydra):
@@ -261,8 +263,8 @@ def _varied() -> str:
     ``ckpt=PATH``. Paths are left out.
     """
     parts = []
-    for override in HydraConfig.get().overrides.task:
-        key, _, value = override.partition("=")
+    for each in HydraConfig.get().overrides.task:
+        key, _, value = each.partition("=")
         if key.startswith(VARIED) and "/" not in value:
             parts.append(f"-{key.rpartition('.')[2]}_{value.replace(',', 'x')}")
     return re.sub(r"[^\w.-]", "", "".join(parts))[:LONGEST_NAME]

@@ -16,6 +16,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from sglight.config.extension import load_class
 from sglight.networks.parts import Conv, Linear, Shape
@@ -74,6 +75,7 @@ class TrainedEstimator(Estimator):
 class SyntheticGradient(TrainedEstimator):
     """A regression model of the gradient, trained on the squared error."""
 
+    @override
     def estimate(self, state: Tensor, labels: Tensor, time: float) -> Tensor:
         with torch.no_grad():
             prediction: Tensor = self(state, labels)
@@ -100,6 +102,7 @@ class ClassTerm(nn.Module):
         channels, *image = shape
         self.weight = nn.Parameter(torch.zeros(classes, *image, channels))
 
+    @override
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         return features + self.weight[labels].movedim(-1, 1).to(features.dtype)
 
@@ -128,6 +131,7 @@ class DenseSyntheticGradient(SyntheticGradient):
         )
         self.terms = nn.ModuleList(ClassTerm(classes, (width,)) for width in widths[1:] if conditional)
 
+    @override
     def forward(self, state: Tensor, labels: Tensor) -> Tensor:
         return _layers(state.flatten(1), labels, self.layers, self.terms).view(state.shape)
 
@@ -157,6 +161,7 @@ class ConvSyntheticGradient(SyntheticGradient):
         shapes = [*((width, 1, 1) for width in hidden), shape]
         self.terms = nn.ModuleList(ClassTerm(classes, s) for s in shapes if conditional)
 
+    @override
     def forward(self, state: Tensor, labels: Tensor) -> Tensor:
         return _layers(state, labels, self.layers, self.terms)
 

@@ -45,6 +45,7 @@ class Reduced(nn.Module):
         self.tiles = tuple(-(-length // side) for length in shape[1:])
         self.shape = (shape[0], *(-(-n // k) for n, k in zip(shape[1:], self.tiles, strict=True)))
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return F.avg_pool2d(x, self.tiles, ceil_mode=True) if max(self.tiles, default=1) > 1 else x
 

@@ -100,6 +100,7 @@ class Synthetic(GradientSource):
         return cls(**{**found, "optimizer": settings(OptimizerConfig, found.get("optimizer"), OPTIMIZER)})
 
     @property
+    @override
     def lesson_every(self) -> int:  # type: ignore[override]
         return self.every_n_batches
 

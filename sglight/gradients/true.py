@@ -37,6 +37,7 @@ class Taught(TrueGradient):
     source: GradientSource
 
     @property
+    @override
     def lesson_every(self) -> int:  # type: ignore[override]
         return self.source.lesson_every or 1  # 0 if it learns in giving gradients, which nobody asks for here
 

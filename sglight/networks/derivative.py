@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 Backward = Callable[..., Any]
 
@@ -33,10 +34,12 @@ def first_derivative(backward: Backward) -> Backward:
 
 class _Refused(torch.autograd.Function):
     @staticmethod
+    @override
     def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(tensor.view_as(tensor) for tensor in tensors)
 
     @staticmethod
+    @override
     def backward(ctx: Any, *grads: Tensor) -> Any:
         raise RuntimeError(
             "the hand-written backward pass of a segment gives first derivatives only; for second ones call plain() on "

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from sglight.config.extension import load_class
 
@@ -89,6 +90,7 @@ class Dynamics(ABC):
 class Euler(Dynamics):
     """y+ = y + h s(K y + b): forward Euler, a residual network (Haber & Ruthotto 2017, eq. 2.1)."""
 
+    @override
     def step(self, state: State, f: Step) -> State:
         (y,) = state
         return (y + f.h * f.s(f.K(y), 0),)
@@ -97,6 +99,7 @@ class Euler(Dynamics):
 class Antisymmetric(Dynamics):
     """y+ = y + h s( 1/2 (K - K^T - g I) y + b ), g >= 0 (Haber & Ruthotto 2017, section 4.1)."""
 
+    @override
     def step(self, state: State, f: Step) -> State:
         (y,) = state
         return (y + f.h * f.s(0.5 * (f.K(y) - f.Kt(y) - f.gamma * y), 0),)
@@ -110,18 +113,21 @@ class Hamiltonian(Dynamics):
     maps = 2
     reversible = True
 
+    @override
     def step(self, state: State, f: Step) -> State:
         y, z = state
         z = z - f.h * f.s(f.Kt(y), 0)
         y = y + f.h * f.s(f.K(z), 1)
         return y, z
 
+    @override
     def inverse(self, state: State, f: Step) -> State:
         y, z = state
         y = y - f.h * f.s(f.K(z), 1)
         z = z + f.h * f.s(f.Kt(y), 0)
         return y, z
 
+    @override
     def start(self, y: Tensor, initial_velocity: str = "zero") -> State:
         return y, torch.zeros_like(y)
 
@@ -136,29 +142,36 @@ class Leapfrog(Dynamics):
     maps = 2
     reversible = True
 
+    @override
     def step(self, state: State, f: Step) -> State:
         y, y_prev = state
         return 2 * y - y_prev + f.h**2 * f.s(-f.Kt(f.K(y)), 0), y
 
+    @override
     def inverse(self, state: State, f: Step) -> State:
         y_next, y = state
         return y, 2 * y - y_next + f.h**2 * f.s(-f.Kt(f.K(y)), 0)
 
+    @override
     def to_phase(self, state: State, h: float) -> State:
         y, y_prev = state
         return y, (y - y_prev) / h
 
+    @override
     def from_phase(self, phase: State, h: float) -> State:
         y, velocity = phase
         return y, y - h * velocity
 
+    @override
     def start(self, y: Tensor, initial_velocity: str = "zero") -> State:
         return y, y if initial_velocity == "zero" else torch.zeros_like(y)
 
+    @override
     def restepped(self, state: State, factor: float) -> State:
         y, y_prev = state
         return y, y + factor * (y_prev - y)
 
+    @override
     def restepped_gradient(self, gradient: State, factor: float) -> State:
         g, g_prev = gradient
         return g + (1 - 1 / factor) * g_prev, g_prev / factor

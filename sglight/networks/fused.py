@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from sglight.networks.activations import Activation
 from sglight.networks.derivative import first_derivative
@@ -110,6 +111,7 @@ class EulerScheme:
 class AntisymmetricScheme(EulerScheme):
     """Forward Euler with W = 1/2 (K - K^T - g I), formed once for all steps."""
 
+    @override
     def stacks(self, weight: Tensor, kernel: Kernel, gamma: float) -> tuple[Tensor, ...]:
         W = 0.5 * (weight - kernel.adjoint(weight))
         return (W - 0.5 * gamma * kernel.identity(weight) if gamma else W,)
@@ -258,6 +260,7 @@ def _autocast(tensor: Tensor) -> torch.dtype | None:
 
 class _Fused(torch.autograd.Function):
     @staticmethod
+    @override
     def forward(
         ctx: Any, setting: Setting, known: Tensor | None, state: Tensor, bias: Tensor, *stacks: Tensor
     ) -> Tensor:
@@ -280,6 +283,7 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     @first_derivative
+    @override
     def backward(ctx: Any, grad: Tensor) -> Any:
         setting: Setting = ctx.setting
         bias, *rest = ctx.saved_tensors

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from sglight.compat.torch import conv2d_backward, is_transformed
 
@@ -98,11 +99,13 @@ def arranged(x: Tensor, layout: Callable[[Tensor], Tensor]) -> Tensor:
 
 class _Arranged(torch.autograd.Function):
     @staticmethod
+    @override
     def forward(ctx: Any, x: Tensor, layout: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.layout = layout
         return layout(x)
 
     @staticmethod
+    @override
     def backward(ctx: Any, grad: Tensor) -> Any:
         return ctx.layout(grad), None
 
@@ -197,15 +200,18 @@ def _product(grad: Tensor, x: Tensor) -> Tensor:
 class FrugalDense(Dense):
     """`Dense` with weight gradients taken step by step: slower for small states, which then can be forgotten."""
 
+    @override
     def pullback(
         self, into: Tensor | None, scale: float, grad: Tensor, x: Tensor, weight: Tensor
     ) -> tuple[Tensor, Record]:
         out, _ = super().pullback(into, scale, grad, x, weight)
         return out, (_product(grad, x), grad.sum(0))
 
+    @override
     def ledger(self, weights: Sequence[Tensor]) -> Stacks:
         return Stacks(weights)
 
+    @override
     def collect(self, records: Any, scale: float) -> tuple[Tensor, Tensor]:
         return records.scaled(scale)
 

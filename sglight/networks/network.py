@@ -305,6 +305,7 @@ class Stage(nn.Module):
             Classifier(spec.head, spec.segment_shapes[-1], spec.classes, spec.seed) if self.is_last else None
         )
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         state = self.open(x) if self.is_first else x
         for part in self.flow():

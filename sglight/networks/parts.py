@@ -11,6 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from sglight.networks.activations import ACTIVATIONS
 from sglight.networks.kernels import arranged, channels_last
@@ -26,6 +27,7 @@ class PadOpening(nn.Module):
         super().__init__()
         self.channels = channels
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return pad_channels(x, self.channels)
 
@@ -37,6 +39,7 @@ class RepeatOpening(nn.Module):
         super().__init__()
         self.channels = channels
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return x[:, torch.arange(self.channels, device=x.device) % x.shape[1]]
 
@@ -63,7 +66,8 @@ class Conv(nn.Conv2d):
         self.weight = nn.Parameter(normal((outputs, inputs, size, size), std, seed, *place))
         self.bias = nn.Parameter(torch.zeros(outputs))
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in nn.Conv2d)
+    @override
+    def forward(self, input: Tensor) -> Tensor:
         # The segments run on channels-last memory; sums over the image round by it, forward and backward.
         return arranged(super().forward(arranged(input, channels_last)), channels_last)
 
@@ -79,6 +83,7 @@ class ConvOpening(nn.Module):
         self.conv = Conv(inputs, channels, size, seed, "opening", gain=self.activation.gain)
         self.norm = nn.BatchNorm2d(channels) if normalisation == "batch" else nn.Identity()
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return arranged(self.activation.function(self.norm(self.conv(x))), channels_last)
 
@@ -109,6 +114,7 @@ class Connector(nn.Module):
         elif kind == "linear":
             self.mix = Linear(inputs, outputs, seed, "connectors", index)
 
+    @override
     def forward(self, state: Tensor) -> Tensor:
         if self.pool:
             state = F.avg_pool2d(state, 2)
@@ -127,6 +133,7 @@ class Classifier(nn.Module):
         self.shape = shape
         self.linear = Linear(shape[0] if self.pool else math.prod(shape), classes, seed, "classifier")
 
+    @override
     def forward(self, state: Tensor) -> Tensor:
         y = state[:, : self.shape[0]]
         return self.linear(y.mean((2, 3)) if self.pool else y.flatten(1))

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from sglight.networks.derivative import first_derivative
 
@@ -31,6 +32,7 @@ def run(
 
 class _Rebuilt(torch.autograd.Function):
     @staticmethod
+    @override
     def forward(
         ctx: Any,
         step: StepFunction,
@@ -55,6 +57,7 @@ class _Rebuilt(torch.autograd.Function):
 
     @staticmethod
     @first_derivative
+    @override
     def backward(ctx: Any, *grads: Tensor) -> Any:
         fields, parameters = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
         slices = list(zip(*(p.unbind(0) for p in parameters), strict=True))

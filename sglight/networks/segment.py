@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from sglight.compat.torch import is_transformed
 from sglight.networks import fused, rebuilt
@@ -191,6 +192,7 @@ class Segment(nn.Module):
         """The time that the steps held here cover."""
         return self.step_size * self.steps
 
+    @override
     def extra_repr(self) -> str:
         s = self.spec
         return f"{s.dynamics}, {s.kernel}, steps={self.steps}, channels={s.channels}, h={self.step_size:g}"

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import FileStore, PrefixStore, Store, Work, rendezvous  # type: ignore[attr-defined]
+from typing_extensions import override
 
 from sglight.compat.torch import Group, loopback_gloo
 from sglight.compat.torch import nccl as make_nccl
@@ -95,9 +96,11 @@ class GroupPending(Pending):
     def __init__(self, peers: GroupPeers, work: Work, values: Tensor) -> None:
         self._peers, self._work, self._values = peers, work, values
 
+    @override
     def ready(self) -> bool:
         return self._work.is_completed()
 
+    @override
     def result(self) -> list[float]:
         self._peers.finish(self._work)
         return self._values.tolist()
@@ -132,10 +135,12 @@ class GroupPeers(Peers):
         with self.blocked():
             self._group = gloo(store, rank, size, name, local)
 
+    @override
     def total(self, values: Sequence[float]) -> Pending:
         sums = torch.tensor(values, dtype=torch.float64)
         return GroupPending(self, self._start("allreduce", [sums]), sums)
 
+    @override
     def gather(self, value: Any) -> list[Any]:
         message = as_bytes(packed(value))
         sizes = self._sizes(message)
@@ -145,6 +150,7 @@ class GroupPeers(Peers):
         self._do("alltoall_base", messages, message, here, there)
         return [unpacked(io.BytesIO(part.numpy())) for part in messages.split(here) if self.rank == 0]
 
+    @override
     def share(self, value: Any) -> list[Any]:
         message = as_bytes(packed(value))
         sizes = self._sizes(message)
@@ -160,6 +166,7 @@ class GroupPeers(Peers):
         self._do("_allgather_base", sizes, torch.tensor([len(message)]))
         return sizes.tolist()
 
+    @override
     def broadcast(self, value: Any, source: int = 0) -> Any:
         own = self.rank == source
         message = packed(value) if own else io.BytesIO()
@@ -171,12 +178,15 @@ class GroupPeers(Peers):
         self._do("broadcast", as_bytes(message), source)
         return value if own else unpacked(message)
 
+    @override
     def barrier(self) -> None:
         self._do("barrier")
 
+    @override
     def stops(self, point: int, signum: int | None) -> int | None:
         return None if self.gate is None else self.gate.stops(point, signum, self.blocked)
 
+    @override
     def close(self) -> None:
         if not all(work.is_completed() for work in self._under_way):
             hang_up(self._group)
@@ -227,14 +237,17 @@ class GlooLine(Line):
     def __init__(self, group: Group) -> None:
         self._group, self._other = group, 1 - group.rank()
 
+    @override
     def put(self, data: Tensor) -> None:
         with noticing():
             self._group.send([data], self._other, 0).wait()
 
+    @override
     def get(self, data: Tensor) -> None:
         with noticing():
             self._group.recv([data], self._other, 0).wait()
 
+    @override
     def hang_up(self) -> None:
         hang_up(self._group)
 
@@ -280,6 +293,7 @@ class NcclSender(Sender):
         self._group, self._other, self._format, self._limit = group, 1 - group.rank(), memory_format, slots
         self._under_way: deque[tuple[Work, Tensor]] = deque()
 
+    @override
     def send(self, tensor: Tensor) -> None:
         tensor = tensor.detach().contiguous(memory_format=format_of(tensor.shape, self._format))
         self._under_way.append((self._group.send([flat(tensor)], self._other, 0), tensor))
@@ -305,6 +319,7 @@ class NcclReceiver(Receiver):
         self._group, self._other, self._format = group, 1 - group.rank(), memory_format
         self._kind: dict[str, Any] = {"device": device, "dtype": dtype}
 
+    @override
     def receive(self, shape: Sequence[int]) -> Tensor:
         tensor = torch.empty(shape, **self._kind, memory_format=format_of(shape, self._format))
         self._group.recv([flat(tensor)], self._other, 0).wait()

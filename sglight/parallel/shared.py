@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, UntypedStorage
+from typing_extensions import override
 
 from sglight.errors import PeerLost
 from sglight.link import Channel, Receiver, Sender, Waiting
@@ -74,6 +75,7 @@ class End(Channel):
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
 
+    @override
     def close(self) -> None:
         self._sock.close()
 
@@ -116,6 +118,7 @@ class SharedSender(End, Sender):
         self._slots: list[UntypedStorage] = []
         self._free: list[int] = []
 
+    @override
     def send(self, tensor: Tensor) -> None:
         layout = Layout.of(tensor)
         slot = self._take(layout.size)
@@ -125,6 +128,7 @@ class SharedSender(End, Sender):
         self.moved_s += perf_counter() - start
         self._post(Header(slot, self._slots[slot].nbytes() if descriptors else 0, layout), descriptors)
 
+    @override
     def close(self) -> None:
         super().close()
         self._slots.clear()
@@ -181,6 +185,7 @@ class SharedReceiver(End, Receiver):
         self._slots: dict[int, UntypedStorage] = {}
         self._held = b""
 
+    @override
     def receive(self, shape: Sequence[int]) -> Tensor:
         self._give_back()
         self._wait()
@@ -192,6 +197,7 @@ class SharedReceiver(End, Receiver):
         header.layout.check(shape, self._peer)
         return header.layout.on(self._slots[header.slot])
 
+    @override
     def close(self) -> None:
         super().close()
         self._slots.clear()

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from sglight.errors import PeerLost
 from sglight.link import Channel, Receiver, Sender, Waiting
@@ -162,6 +163,7 @@ class Staged(Channel):
 class StagedSender(Staged, Sender):
     """The end that sends; arguments: see `Staged`."""
 
+    @override
     def send(self, tensor: Tensor) -> None:
         if not self._thread.is_alive():
             raise self._lost()
@@ -171,6 +173,7 @@ class StagedSender(Staged, Sender):
         self.moved_s += perf_counter() - start
         self._full.put((layout, buffer))
 
+    @override
     def close(self) -> None:
         self._full.put(None)
         self._thread.join(CLOSE_S)
@@ -201,6 +204,7 @@ class StagedReceiver(Staged, Receiver):
         self._held: Buffer | None = None
         super().__init__(line, buffers, peer, waiting)
 
+    @override
     def receive(self, shape: Sequence[int]) -> Tensor:
         self._give_back()
         layout, self._held = self._next(self._full)

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
+from typing_extensions import override
+
 Kind = Literal["forward", "backward", "learn", "update"]
 
 
@@ -86,6 +88,7 @@ class Locked(Schedule):
     lessons: bool = False
     flushes: bool = True
 
+    @override
     def actions(self, n: int, own: range, last: int) -> Iterator[Action]:
         yield from (Action("forward", i, n) for i in own)
         if self.lessons and n > 0:
@@ -93,9 +96,11 @@ class Locked(Schedule):
         yield from (Action("backward", i, n) for i in reversed(own))
         yield from (Action("update", i, n) for i in own)
 
+    @override
     def latency(self, last: int) -> int:
         return int(self.lessons)
 
+    @override
     def describe(self) -> str:
         return "true gradients"
 
@@ -114,6 +119,7 @@ class Decoupled(Schedule):
         if self.lag < 0:
             raise ValueError(f"strategy.lag={self.lag} must be 0 (wait for the true gradient) or more")
 
+    @override
     def actions(self, n: int, own: range, last: int) -> Iterator[Action]:
         for i in own:
             yield Action("forward", i, n)
@@ -122,12 +128,15 @@ class Decoupled(Schedule):
         if n >= self.lag:
             yield from (Action("learn", i, n - self.lag) for i in own if i < last)
 
+    @override
     def latency(self, last: int) -> int:
         return self.lag
 
+    @override
     def describe(self) -> str:
         return f"lag {self.lag}"
 
+    @override
     def explain(self) -> str:
         if not self.lag:
             return (
@@ -142,15 +151,18 @@ class Unanswered(Schedule):
 
     waits: ClassVar[bool] = False
 
+    @override
     def actions(self, n: int, own: range, last: int) -> Iterator[Action]:
         for i in own:
             yield Action("forward", i, n)
             yield Action("backward", i, n)
             yield Action("update", i, n)
 
+    @override
     def describe(self) -> str:
         return "gradients of their own"
 
+    @override
     def explain(self) -> str:
         return "a stage waits for states only: no gradient comes back"
 
@@ -176,9 +188,11 @@ class Pipelined(Schedule):
         """d_i: how many rounds behind its forward pass a piece goes backward through stage i."""
         return (1 + self.slack) * (last - i)
 
+    @override
     def lateness(self, i: int, last: int) -> float:
         return 0.0 if self.flushes or last == 0 else (last - i) / last
 
+    @override
     def actions(self, n: int, own: range, last: int) -> Iterator[Action]:
         yield from (Action("forward", i, n) for i in own)
         first = n - n % self.pieces if self.flushes else 0  # earlier pieces are done with
@@ -197,15 +211,18 @@ class Pipelined(Schedule):
                 if not self.flushes and (piece + 1) % self.pieces == 0:
                     yield Action("update", i, piece)
 
+    @override
     def latency(self, last: int) -> int:
         return 0 if self.flushes else self.delay(0, last)
 
+    @override
     def describe(self) -> str:
         pieces = f"{self.pieces} microbatch{'es' if self.pieces > 1 else ''} a batch"
         if self.flushes:
             return f"true gradients, {pieces}, flushed"
         return f"delayed gradients, {pieces}, slack {self.slack}"
 
+    @override
     def explain(self) -> str:
         if self.flushes:
             return ""

@@ -166,8 +166,8 @@ class Stopwatch:
 def times(tallies: Sequence[Tally], serial_s: float) -> dict[str, float]:
     """Seconds of all processors by phase, and what a worker for each would gain, by name.
 
-    That is the sum of all seconds over those of the slowest in each phase; ``serial_s``, which everyone spends, counts in
-    both.
+    That is the sum of all seconds over those of the slowest in each phase; ``serial_s``, which everyone spends,
+    counts in both.
     """
     seconds = {phase: [tally.seconds[phase] for tally in tallies] for phase in PHASES}
     in_turn = serial_s + sum(map(sum, seconds.values()))
