@@ -180,7 +180,7 @@ def test_an_optimizer_and_a_schedule_by_their_paths(mine: Any, tmp_path: Path) -
     )  # fmt: skip
     start_module.run(mine(*options), tmp_path)
     saved = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
-    (group,) = saved["optimizer_states"][0]["param_groups"]
+    (group,) = saved["optimizer_states"]["stage_0"]["param_groups"]
     assert (group["alpha"], group["lr"]) == (0.5, 0.01 * 0.5**2), "four updates"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from importlib import import_module
 from inspect import signature
 from typing import Any, TypeVar
 
@@ -21,9 +22,10 @@ def load_class(path: str, key: str, base: type[T]) -> type[T]:
     Raises:
         UserError: if there is none; ``key`` is where the config names it.
     """
-    try:
-        found: Any = hydra.utils.get_object(path)
-    except (ImportError, ValueError) as error:
+    module, _, name = path.rpartition(".")
+    try:  # hydra.utils.get_class would log an error besides, and say less
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
             f"{key}={path} cannot be imported ({error}); give package.module.Class, where the package is in the "
             "current directory or in a folder of PYTHONPATH"

@@ -79,14 +79,14 @@ class Ends(ABC):
 
     @abstractmethod
     def sender(self, name: str) -> Channel:
-        """The end from which tensors go."""
+        """The end that sends; ``name`` says what it sends, such as ``the state behind stage 1``."""
 
     @abstractmethod
     def receiver(self, name: str) -> Channel:
-        """The end at which they come, called by what they are: ``the state behind stage 1``."""
+        """The end that receives; ``name`` as for `sender`."""
 
     def peer_arguments(self, name: str) -> dict[str, Any]:
-        """A channel's arguments ``peer`` and ``waiting``: whom messages name, and what it is waited for."""
+        """A channel's arguments: the other worker's name for messages, and what a worker that waits is waiting for."""
         return {
             "peer": f"worker {self.other}",
             "waiting": waiting_for(f"{name}, with worker {self.other}"),

@@ -207,7 +207,7 @@ def _part(now: float, first: int, end: int | None) -> float:
 
 
 def forget_moments(optimizer: Optimizer) -> None:
-    """Forget which way an optimiser was going, and, if that is not finite, how large gradients were."""
+    """Set the first moments of an optimiser to zero; clear its whole state if a value in it is not finite."""
     for state in optimizer.state.values():
         for moment in (state.get("exp_avg"), state.get("momentum_buffer")):
             if moment is not None:
@@ -218,7 +218,7 @@ def forget_moments(optimizer: Optimizer) -> None:
 
 
 def carry_over(scheduler: LRScheduler, earlier: LRScheduler) -> None:
-    """Put a new schedule, of another optimiser and perhaps another rate, where an earlier one of its kind is."""
+    """Let a new schedule, of another optimiser and perhaps another base rate, go on where an earlier one is."""
     of_rates: dict[str, Any] = {
         k: v for k, v in scheduler.state_dict().items() if k in ("base_lrs", "min_lrs")
     }
