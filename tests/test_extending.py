@@ -152,7 +152,7 @@ def test_a_dynamics_by_its_path_and_by_a_yaml_is_the_same_run_that_goes_on(mine:
 
 
 def test_an_estimator_is_made_costed_and_taught(mine: Any, tmp_path: Path) -> None:
-    cfg = mine(*SMALL, "strategy.estimator.name=my_package.estimators.ByClass", "strategy.stages=3")
+    cfg = mine(*SMALL, "strategy=dni", "strategy.estimator.name=my_package.estimators.ByClass", "strategy.stages=3")
     plain = to_plain(cfg)
     module: Any = build_module(plain, build_datamodule(plain))
     assert prediction_cost("my_package.estimators.ByClass", (8,), (), 3) == 8
@@ -295,7 +295,7 @@ def test_what_is_wrong_is_said_in_a_sentence(mine: Any, override: str) -> None:
 
     small = SMALL[4:] if override.startswith("dataset") else SMALL
     with pytest.raises(UserError, match=WRONG[override]):
-        build(*small, override)
+        build(*small, "strategy=dni", override)
 
 
 def test_all_four_at_once_by_the_command_on_two_workers(folder: Path) -> None:

@@ -109,7 +109,7 @@ MISTAKES = {
     "seed=null": "seed=null is not allowed; it must be a whole number",
     "trainer.enable_progress_bar=yess": "it must be true or false",
     "trainer.limit_val_batches=x": "it must be a whole number, a number or null",
-    "strategy.estimator.hidden=3": "it must be a list, as [1,2], each entry a whole number",
+    "strategy.optimizer.betas=3": "it must be a list, as [1,2], each entry a number",
     "strategy.optimizer=adam": "set its keys instead: strategy.optimizer.name,",
     "strategy=null": "strategy=null is not allowed; choose one of backprop, delayed, dni, multilevel",
     "~model": "model has no value; give one with model=...",
@@ -125,7 +125,7 @@ MISTAKES = {
     "+model=resnet": "model is chosen already; write it without the +",
     "strategy.stages=99": "strategy.stages=99 is more than the network's 8 time steps",
     "model=[resnet]": "model=[resnet] is a list, but there is one model; write model=resnet",
-    "+strategy.lagg=2": "strategy.lagg is unknown; did you mean strategy.lag?",
+    "+strategy.slak=2": "strategy.slak is unknown; did you mean strategy.slack?",
     "+dataset.foo=2": "dataset.foo is unknown; the keys here are",
     "hydra/launcher=joblib": "hydra/launcher=joblib is not installed; install it with pip install 'sglight[joblib]'",
     "data_dir=/a/b,c": "put a path with a comma in quotes: 'data_dir=\"/a/b,c\"'",
@@ -173,7 +173,7 @@ def test_the_run_gets_the_checked_config(call, tmp_path):
     assert done.status == 0
     assert seen[0].data_dir == str(tmp_path / "store")
     (folder,) = (tmp_path / "outputs").glob("*/*")
-    assert folder.name.endswith("-ellipse-hamiltonian-dni-seed1")
+    assert folder.name.endswith("-ellipse-hamiltonian-delayed-seed1")
 
 
 def test_a_users_mistake_in_the_run_is_one_sentence(call):
@@ -291,7 +291,7 @@ def test_a_failed_job_does_not_take_the_others_down(call, tmp_path, error):
     assert "job 1 (seed=2)" in done.err
     assert str(error) in done.err
     assert ("Traceback" in done.err) == isinstance(error, RuntimeError)
-    assert len(list((tmp_path / "outputs" / "multirun").glob("*/*/*-digits-hamiltonian-dni-seed?"))) == 3
+    assert len(list((tmp_path / "outputs" / "multirun").glob("*/*/*-digits-hamiltonian-delayed-seed?"))) == 3
 
 
 def test_a_job_whose_keys_do_not_go_together_does_not_take_the_others_down(call):
@@ -334,7 +334,7 @@ def test_folders_are_named_without_paths_and_brackets(call, tmp_path):
     call("-m", "dataset=mnist", f"dataset.raw_dir={tmp_path}/raw", "trainer.max_epochs=3", "seed=4")
     names = {folder.name for folder in tmp_path.glob("outputs/multirun/*/*/*-mnist-*")}
     assert all(re.fullmatch(r"[\w.-]+", name) for name in names), "ckpt=PATH would need quotes"
-    common = "mnist-hamiltonian-dni-seed"
+    common = "mnist-hamiltonian-delayed-seed"
     assert names == {f"{k}-{common}{k + 1}-raw_dir_raw-channels_8x8" for k in (0, 1)} | {f"0-{common}4"}
 
 
