@@ -86,7 +86,13 @@ def test_what_is_measured_beside_the_training_is_a_choice(
     for enabled in ("true", "false"):
         folder = tmp_path / enabled
         choices = [f"callbacks.{name}.enabled={enabled}" for name in names]
-        start(folder, *choices, "strategy=dni", "strategy.diagnose_every_n_batches=1", "trainer.log_every_n_steps=1")
+        start(
+            folder,
+            *choices,
+            "strategy=dni",
+            "strategy.diagnose_every_n_batches=1",
+            "trainer.log_every_n_steps=1",
+        )
         tags = EventAccumulator(str(folder)).Reload().Tags()["scalars"]
         figures = {path.stem for path in (folder / "figures").glob("*.png")}
         found[enabled] = figures, set(metrics(folder)) | set(tags), weights(folder)

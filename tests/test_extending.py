@@ -152,7 +152,9 @@ def test_a_dynamics_by_its_path_and_by_a_yaml_is_the_same_run_that_goes_on(mine:
 
 
 def test_an_estimator_is_made_costed_and_taught(mine: Any, tmp_path: Path) -> None:
-    cfg = mine(*SMALL, "strategy=dni", "strategy.estimator.name=my_package.estimators.ByClass", "strategy.stages=3")
+    cfg = mine(
+        *SMALL, "strategy=dni", "strategy.estimator.name=my_package.estimators.ByClass", "strategy.stages=3"
+    )
     plain = to_plain(cfg)
     module: Any = build_module(plain, build_datamodule(plain))
     assert prediction_cost("my_package.estimators.ByClass", (8,), (), 3) == 8

@@ -41,7 +41,8 @@ SAME = [
 OTHER = [
     ["seed=2"], ["model.horizon=4.5"], ["strategy.slack=1"], ["strategy=backprop"], ["model.steps=9"],
     ["trainer.devices=2"], ["trainer.max_epochs=21"], ["strategy.optimizer.lr=0.002"],
-    ["callbacks.stability.enabled=true"], ["dataset.batch_size=65"], ["strategy=dni", "strategy.estimator.hidden=[64,64]"],
+    ["callbacks.stability.enabled=true"], ["dataset.batch_size=65"],
+    ["strategy=dni", "strategy.estimator.hidden=[64,64]"],
 ]  # fmt: skip
 
 

@@ -151,8 +151,14 @@ REFUSED = {
         ["model.normalisation=group", "model.groups=7"],
         r"model\.groups=7 does not divide model\.channels=64",
     ),
-    "estimator": (["strategy=dni", "strategy.estimator.name=conv"], r"strategy\.estimator\.name=conv .* model\.kernel=conv"),
-    "estimator width": (["strategy=dni", "strategy.estimator.hidden=[0]"], r"strategy\.estimator\.hidden=\[0\]"),
+    "estimator": (
+        ["strategy=dni", "strategy.estimator.name=conv"],
+        r"strategy\.estimator\.name=conv .* model\.kernel=conv",
+    ),
+    "estimator width": (
+        ["strategy=dni", "strategy.estimator.hidden=[0]"],
+        r"strategy\.estimator\.hidden=\[0\]",
+    ),
     "rate": (["strategy.optimizer.lr=0"], r"strategy\.optimizer\.lr=0\.0 .* greater than 0"),
     "betas": (["strategy.optimizer.betas=[0.9]"], r"strategy\.optimizer\.betas=\[0\.9\]"),
     "clip": (["strategy.clip_norm=-1"], r"strategy\.clip_norm=-1"),
