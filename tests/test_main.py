@@ -77,7 +77,7 @@ def test_help_is_quick_and_says_what_there_is(tmp_path):
     for word in (
         "hamiltonian",
         "mnist_conv",
-        "backprop, delayed, dni, multilevel",
+        "backprop, delayed, dni, local, multilevel",
         "overfit",
         "strategy.stages",
         "seed",
@@ -111,7 +111,7 @@ MISTAKES = {
     "trainer.limit_val_batches=x": "it must be a whole number, a number or null",
     "strategy.optimizer.betas=3": "it must be a list, as [1,2], each entry a number",
     "strategy.optimizer=adam": "set its keys instead: strategy.optimizer.name,",
-    "strategy=null": "strategy=null is not allowed; choose one of backprop, delayed, dni, multilevel",
+    "strategy=null": "strategy=null is not allowed; choose one of backprop, delayed, dni, local, multilevel",
     "~model": "model has no value; give one with model=...",
     "model.steps.x=3": "model.steps is a value and has no keys of its own",
     "dataset.raw_dir=x": "dataset.raw_dir is a key of dataset=cifar10,",
