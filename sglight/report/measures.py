@@ -92,7 +92,7 @@ MEASURES = (
         "part of the training's time that is less than with strategy.levels=1 and the same config otherwise",
     ),
     Measure("time/epoch_s", "epoch", units.seconds, min, "median over the epochs, training batches only"),
-    Measure("throughput/samples_per_s", "samples / s", units.count, max, "median over the epochs"),
+    Measure("throughput/samples_per_s", "samples\N{NO-BREAK SPACE}/\N{NO-BREAK SPACE}s", units.count, max, "median over the epochs"),
     Measure(
         ALONE, "speed-up over one worker", units.ratio, max,
         "samples a second over those of the same config with trainer.devices=1",
