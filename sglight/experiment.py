@@ -18,14 +18,15 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from sglight.archive import read_plain
 from sglight.callbacks.checkpoint import BestCheckpoint
-from sglight.callbacks.console import Summary, print_results
+from sglight.callbacks.console import Summary, print_result, print_results
 from sglight.callbacks.memory import PeakMemory, forget_peak
 from sglight.callbacks.record import Record, describe_data
 from sglight.callbacks.stability import StabilityMonitor
-from sglight.callbacks.tensorboard import add_hyperparameters, add_layout
+from sglight.callbacks.tensorboard import add_hyperparameters, add_layout, add_results
 from sglight.callbacks.timing import EpochTimer
 from sglight.config.composing import check_settings
 from sglight.config.extension import check_arguments, load_class
+from sglight.config.machine import processor
 from sglight.config.resumption import record_of, run_hash
 from sglight.config.schema import STRATEGIES, StrategyConfig
 from sglight.config.shapes import check_filters
@@ -34,27 +35,36 @@ from sglight.files import replacing
 from sglight.origin import Origin
 from sglight.parallel.environment import agree, environment
 from sglight.process import set_up, useful_threads
+from sglight.report.measures import BACKPROP
 from sglight.strategies.balance import measured_cuts
 from sglight.strategies.staged import StagedModule, limited
 from sglight.trainer import build_callbacks, build_trainer, uses_gpu
+from sglight.yardstick import measured_speedup, versions
 
 HYPERPARAMETERS = (
-    "seed", "dataset.name", "dataset.batch_size", "model.dynamics", "model.kernel", "model.steps", "model.horizon",
-    "model.channels", "strategy.stages", "strategy.cuts", "strategy.microbatches", "strategy.slack",
+    "strategy", "strategy.stages", "model.dynamics", "model.kernel", "model.steps", "model.horizon", "model.channels",
+    "dataset.name", "dataset.batch_size", "strategy.cuts", "strategy.microbatches", "strategy.slack",
     "strategy.backward", "strategy.lag", "strategy.estimator.name", "strategy.processors",
     "strategy.synchronisation", "strategy.levels", "strategy.prolongation", "strategy.optimizer.name",
     "strategy.optimizer.lr", "trainer.max_epochs", "trainer.precision", "trainer.devices",
+    "seed",
 )  # fmt: skip
 # Errors of a system call that a file has no room.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What a run asks of a data module.
 NEEDED = ("name", "batch_size", "shape", "classes", "train_size", "val_size", "test_size")
 # Of TensorBoard's HParams page.
-COLUMNS = ("val/acc", "val/loss", "test/acc", "test/loss", "time/epoch_s", "memory/peak_bytes")
+COLUMNS = (
+    "val/acc", "val/loss", "test/acc", "test/loss", "time/epoch_s", BACKPROP, "memory/peak_bytes",
+)  # fmt: skip
 
 
-def run(plain: dict[str, Any], folder: Path) -> float:
-    """The run that a plain config describes, in this process, or this worker's part of it; see `sglight.start.run`."""
+def run(plain: dict[str, Any], folder: Path, brief: bool = False) -> float:
+    """The run that a plain config describes, in this process, or this worker's part of it; see `sglight.start.run`.
+
+    Args:
+        brief: print a line at its end only.
+    """
     with _explained(folder):
         rank, name = 0 if (place := environment()) is None else place.global_rank(), ""
         before: dict[str, Any] = {}
@@ -63,10 +73,12 @@ def run(plain: dict[str, Any], folder: Path) -> float:
             name = run_hash(plain, before)
             plain = with_measured_cuts(plain)
         plain, folder, name, before = agree((plain, folder, name, before))
-        return _run(plain, folder, name, before, rank)
+        return _run(plain, folder, name, before, rank, brief)
 
 
-def _run(plain: dict[str, Any], folder: Path, name: str, before: Mapping[str, Any], rank: int) -> float:
+def _run(
+    plain: dict[str, Any], folder: Path, name: str, before: Mapping[str, Any], rank: int, brief: bool
+) -> float:
     ckpt, testing = plain["ckpt"], plain["mode"] == "test"
     set_up(plain, rank)
     forget_peak()
@@ -81,7 +93,7 @@ def _run(plain: dict[str, Any], folder: Path, name: str, before: Mapping[str, An
     if rank == 0:
         write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
     best, callbacks = build_callbacks(plain["callbacks"], folder, plain["trainer"]["max_time"])
-    summary = Summary(folder, plain["trainer"]["show_schedule"])
+    summary = Summary(folder, plain["trainer"]["show_schedule"], brief)
     timer = EpochTimer(curves=plain["callbacks"]["timing"]["enabled"])
     memory = PeakMemory(curves=plain["callbacks"]["memory"]["enabled"])
     record = Record(plain, name, data["fingerprint"], before)
@@ -115,17 +127,23 @@ def _run(plain: dict[str, Any], folder: Path, name: str, before: Mapping[str, An
         "run/seed": plain["seed"],
         "run/config_hash": name,
         "run/monitored": monitored,
+        "run/machine": _place(trainer),
+        "run/versions": versions(),
         "run/status": "finished",
     }
+    if rank == 0 and not testing and _strategy_name(plain) != "backprop":
+        metrics[BACKPROP] = measured_speedup(folder, metrics, Path("outputs"))
     # Not a number is no JSON either.
     metrics = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
     if rank == 0:
         if not plain["trainer"]["fast_dev_run"]:
             text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n"
             write_atomically(folder / "metrics.json", text)
-        print_results(
-            metrics, folder, any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
-        )
+        for logger in trainer.loggers:
+            add_results(logger, {key: metrics.get(key) for key in COLUMNS}, trainer.global_step)
+        logs = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
+        tell = print_result if brief else print_results
+        tell(metrics, folder, logs)
     return monitored
 
 
@@ -221,12 +239,22 @@ def _hyperparameters(plain: Mapping[str, Any]) -> dict[str, Any]:
     """The chosen keys of the config, flat."""
     config = OmegaConf.create(dict(plain))
     values = {key: OmegaConf.select(config, key) for key in HYPERPARAMETERS}
-    values["strategy"] = plain["strategy"]["_target_"].rpartition(".")[2].lower()
+    values["strategy"] = _strategy_name(plain)
     return {
         key: str(value) if OmegaConf.is_config(value) else value
         for key, value in values.items()
         if value is not None
     }
+
+
+def _strategy_name(plain: Mapping[str, Any]) -> str:
+    return str(plain["strategy"]["_target_"]).rpartition(".")[2].lower()
+
+
+def _place(trainer: pl.Trainer) -> str:
+    """What the run was computed on."""
+    device = trainer.strategy.root_device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
 
 
 def _check_trained(trainer: pl.Trainer, start: Origin, plain: Mapping[str, Any]) -> None:

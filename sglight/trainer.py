@@ -13,9 +13,11 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from typing_extensions import override
 
 from sglight.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
+from sglight.callbacks.console import PROFILE
 from sglight.callbacks.figures import PlanarFigures
 from sglight.callbacks.forecast import Forecast
 from sglight.callbacks.gradient_quality import GradientQuality
@@ -29,6 +31,13 @@ from sglight.parallel.strategy import StageStrategy
 
 # Keys of trainer.* that are ours, or that need translation, before the rest goes to Lightning's Trainer.
 OWN_TRAINER_KEYS = ("threads", "idle_timeout_s", "share_devices", "show_schedule", "max_time")
+
+
+PROFILERS: dict[str, Any] = {
+    "simple": SimpleProfiler,
+    "advanced": AdvancedProfiler,
+    "pytorch": PyTorchProfiler,
+}
 
 
 def build_callbacks(
@@ -81,6 +90,8 @@ def build_trainer(
             c for c in callbacks if not isinstance(c, BestCheckpoint | LastCheckpoint | LearningRateMonitor)
         ]
     config |= _workers(plain["trainer"])
+    if (name := config.get("profiler")) is not None:
+        config["profiler"] = PROFILERS[name](dirpath=folder, filename=PROFILE)
     try:
         trainer = pl.Trainer(
             **config,

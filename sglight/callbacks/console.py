@@ -19,10 +19,19 @@ from rich.table import Table
 from typing_extensions import override
 
 from sglight.commandline import tensorboard
+from sglight.config.machine import cores
 from sglight.networks import NetworkSpec
+from sglight.strategies.advice import advise
 from sglight.strategies.staged import StagedModule
 
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+PROFILE = "profile"  # how the file of a profiler's table ends
+IDEAL, MEASURED = "speedup/theoretical", "speedup/backprop"
+BRIEF = ("test/acc", "time/fit_s", MEASURED)
+UNMEASURED = (
+    "Speed-up over backprop: not measured, for want of a run of strategy=backprop with the same data and network under "
+    "outputs."
+)
 TIMES = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
 
 
@@ -31,14 +40,14 @@ class Summary(Callback):
 
     Args:
         folder: the run's.
-        schedule: whether to print who does what when, too.
+        schedule: whether to print who does what when, too. brief: print nothing.
 
     Attributes:
         parameters: how many each part of the network has, at worker 0, as it was when a training or test began.
     """
 
-    def __init__(self, folder: Path, schedule: bool = False) -> None:
-        self.folder, self.schedule = folder, schedule
+    def __init__(self, folder: Path, schedule: bool = False, brief: bool = False) -> None:
+        self.folder, self.schedule, self.brief = folder, schedule, brief
         self.parameters: dict[str, int] = {}
         self._printed = False
         self._level = 0
@@ -55,7 +64,7 @@ class Summary(Callback):
         assert isinstance(module, StagedModule)
         # Counted again for the test: the network may have been refined.
         self.parameters = all_parameter_counts(module)
-        if not self._printed and trainer.is_global_zero:
+        if not self._printed and not self.brief and trainer.is_global_zero:
             data = trainer.datamodule  # type: ignore[attr-defined]
             print_summary(module, self.parameters, data, trainer, self.folder)
             if self.schedule:
@@ -106,15 +115,34 @@ def print_results(metrics: Mapping[str, Any], folder: Path, has_events: bool) ->
     for key, (name, show) in _RESULTS.items():
         if metrics.get(key) is not None:
             table.add_row(name, show(metrics[key]))
+    if metrics.get(IDEAL) is not None:
+        workers = int(metrics["run/workers"] if metrics["run/workers"] > 1 else metrics["run/stages"])
+        table.add_row(
+            "ideal speed-up over itself on one worker", f"{metrics[IDEAL]:.2f} by {workers} workers"
+        )
     console = Console()
     console.print(table)
+    if MEASURED in metrics and metrics[MEASURED] is None:
+        console.print(UNMEASURED, highlight=False)
     if "test/loss" in metrics and metrics["test/loss"] is None:
         console.print(
             "the loss is not finite: lower strategy.optimizer.lr or model.horizon", style="bold red"
         )
     _print_line(console, "folder", str(folder))
+    for path in sorted(folder.glob(f"*-{PROFILE}.txt")):
+        _print_line(console, "profile", str(path))
     if has_events:
         _print_line(console, "TensorBoard", f"{tensorboard()} --logdir {shlex.quote(str(folder))}")
+
+
+def print_result(metrics: Mapping[str, Any], folder: Path, has_events: bool) -> None:
+    """The same as a line, of one of many runs."""
+    figures = [
+        f"{name} {show(metrics[key])}"
+        for key, (name, show) in _RESULTS.items()
+        if key in BRIEF and metrics.get(key) is not None
+    ]
+    print(f"{folder.name}: {', '.join(figures)}")
 
 
 def count(number: float) -> str:
@@ -148,6 +176,7 @@ def _facts(module: StagedModule, datamodule: Any, trainer: pl.Trainer) -> dict[s
         "data": "\n".join([data, *getattr(datamodule, "notes", [])]),
         "network": _network(spec),
         "strategy": module.describe(),
+        "advice": advise(spec, datamodule.batch_size, cores()),
         "device": f"{name}, {torch.get_num_threads()} thread(s), precision {trainer.precision}, seed {spec.seed}",
     }
 
@@ -227,7 +256,7 @@ _RESULTS = {
     "time/fit_s": ("training", seconds),
     "time/epoch_s": ("an epoch", seconds),
     "throughput/samples_per_s": ("samples a second", count),
-    "speedup/theoretical": ("ideal speed-up over itself on one worker", "{:.2f}".format),
-    "memory/peak_bytes": ("peak memory", lambda value: decimal(int(value))),
+    MEASURED: ("speed-up over backprop, measured", "{:.2f}".format),
+    "memory/peak_bytes": ("memory that it took", lambda value: decimal(int(value))),
     "model/parameters": ("parameters", count),
 }

@@ -107,7 +107,7 @@ def draw_decision(cloud: Cloud, regions: Regions, predicted: Array, title: str) 
         )
         ring.set_label(f"wrong ({wrong.sum()} of {len(wrong)})")
         handles.append(ring)
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False)
+    figure.legend(handles=handles, loc="outside right upper", frameon=False)
     _add_probability_bar(figure, axes, regions.probabilities.shape[-1])
     return figure
 
@@ -127,7 +127,7 @@ def draw_trajectories(paths: Paths, title: str, snapshots: int = 4) -> Figure:
         axes.set_aspect("equal", adjustable="datalim")
         axes.tick_params(labelsize=7)
         axes.margins(0.1)
-    figure.legend(handles=_legend_handles(paths.names), loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(handles=_legend_handles(paths.names), loc="outside right upper", frameon=False)
     return figure
 
 

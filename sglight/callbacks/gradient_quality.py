@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from typing_extensions import override
 
-from sglight.callbacks.figures import publish
+from sglight.callbacks.figures import publish, run_name
 from sglight.gradients.base import COMPARED
 from sglight.strategies.diagnosis import MEASURED
 from sglight.strategies.staged import StagedModule
@@ -74,9 +74,15 @@ class GradientQuality(Callback):
         self._stop_listening(pl_module)
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
+        assert isinstance(pl_module, StagedModule)
         for picture, (part, *_) in PICTURES.items():
             if any(name.startswith(f"{part}_") for name in self.history):
-                publish(trainer, draw(self.history, picture), self.folder, picture)
+                publish(
+                    trainer,
+                    draw(self.history, picture, f"{run_name(trainer, pl_module)}: "),
+                    self.folder,
+                    picture,
+                )
 
     @override
     def on_exception(
@@ -104,7 +110,7 @@ class GradientQuality(Callback):
                 self.history.setdefault(name, []).append((step, value))
 
 
-def draw(history: History, picture: str = "gradient_quality") -> Figure:
+def draw(history: History, picture: str = "gradient_quality", of: str = "") -> Figure:
     """A panel for each kind of comparison, a curve for each boundary or stage; what would be perfect is dotted."""
     # matplotlib takes half a second to import.
     from matplotlib import colormaps
@@ -118,7 +124,7 @@ def draw(history: History, picture: str = "gradient_quality") -> Figure:
     shades = colormaps["viridis"]
     figure = Figure(figsize=(8, 2 * len(kinds)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(f"{of}{title}", fontsize=11)
     panels = figure.subplots(len(kinds), 1, sharex=True)
     for axes, kind in zip(panels, kinds, strict=True):
         for place, i in enumerate(numbers):
@@ -134,7 +140,5 @@ def draw(history: History, picture: str = "gradient_quality") -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     panels[-1].set_xlabel("batch")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(len(labels), 4), frameon=False, fontsize=8
-    )
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
     return figure

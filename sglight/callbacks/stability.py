@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from typing_extensions import override
 
-from sglight.callbacks.figures import publish, spread
+from sglight.callbacks.figures import publish, run_name, spread
 from sglight.networks import Stage
 from sglight.networks.network import share
 from sglight.networks.stability import Stability, analyse
@@ -97,7 +97,8 @@ class StabilityMonitor(Callback):
         )
         for logger in trainer.loggers:
             logger.log_metrics(measures(self.latest), trainer.global_step - 1)
-        title = f"stability by depth, {epochs} epoch{'' if epochs == 1 else 's'}, {len(labels)} validation samples"
+        name, plural = run_name(trainer, pl_module), "" if epochs == 1 else "s"
+        title = f"{name}: stability by depth, {epochs} epoch{plural}, {len(labels)} validation samples"
         publish(trainer, draw(self.latest, title), self.folder, "stability")
 
 
