@@ -81,10 +81,10 @@ def _run(
 ) -> float:
     ckpt, testing = plain["ckpt"], plain["mode"] == "test"
     set_up(plain, rank)
-    forget_peak()
     datamodule = build_datamodule(plain, inputs=rank == 0 or _strategy(plain).inputs_everywhere)
     data = describe_data(datamodule)
     module = build_module(plain, datamodule)
+    forget_peak()  # the libraries that read the data are there, and the data themselves not yet
     here = plain["trainer"]["devices"]
     torch.set_num_threads(
         plain["trainer"]["threads"] or useful_threads(module.spec, datamodule.batch_size, here)

@@ -64,9 +64,7 @@ _begun_with: dict[str, int] = {}
 
 def forget_peak() -> None:
     """Begin to measure anew: the jobs of a sweep share a process, whose memory is given back first."""
-    import matplotlib.backends.backend_agg  # what only the first run of a process loads counts for none
-    import matplotlib.figure  # noqa: F401
-
+    _load_what_every_run_does()
     gc.collect()
     with suppress(
         OSError, AttributeError
@@ -78,6 +76,16 @@ def forget_peak() -> None:
     with suppress(OSError):  # Linux only
         Path("/proc/self/clear_refs").write_text("5")
     _begun_with["cpu"] = _resident_peak()
+
+
+def _load_what_every_run_does() -> None:
+    """What torch and the figures load when they are first used would count for the first job of a sweep only."""
+    import matplotlib.backends.backend_agg
+    import matplotlib.font_manager  # noqa: F401
+
+    weight = torch.nn.Parameter(torch.ones(8, 8))
+    torch.tanh(torch.ones(8, 8) @ weight).sum().backward()
+    torch.optim.Adam([weight]).step()
 
 
 def peak_bytes(device: torch.device) -> int:
