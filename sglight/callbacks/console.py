@@ -25,6 +25,12 @@ from sglight.strategies.advice import advise
 from sglight.strategies.staged import StagedModule
 
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+# Of the table of stages: headers, and what stands beneath them.
+HEADERS = {
+    "stage": "stage", "worker": "worker", "steps": "steps", "h": "h", "parameters": "parameters",
+    "mult. /\nsample": "cost", "share": "share", "estimator's\nparameters": "estimator",
+}  # fmt: skip
+NARROW, SPARED = 76, ("h", "mult. /\nsample")
 PROFILE = "profile"  # how the file of a profiler's table ends
 IDEAL, MEASURED = "speedup/theoretical", "speedup/backprop"
 BRIEF = ("test/acc", "time/fit_s", MEASURED)
@@ -101,7 +107,7 @@ def print_summary(
         facts.add_row(name, escape(text))
     console = Console()
     console.print(facts)
-    console.print(_stage_table(module, parameters, trainer.world_size))
+    console.print(_stage_table(module, parameters, trainer.world_size, narrow=console.width < NARROW))
     if warning := _oversized(parameters):
         console.print(warning, style="yellow")
     _print_line(console, "folder", str(folder))
@@ -191,47 +197,38 @@ def _network(spec: NetworkSpec) -> str:
     return f"{spec.dynamics}, {spec.kernel}, {spec.activation}: {', '.join([segments, *extras])}"
 
 
-def _stage_table(module: StagedModule, parameters: Mapping[str, int], workers: int) -> Table:
+def _stage_table(
+    module: StagedModule, parameters: Mapping[str, int], workers: int, narrow: bool = False
+) -> Table:
+    """A line a stage, and one for all; a narrow terminal has no room for step sizes and multiplications."""
     spec, costs = module.spec, module.spec.step_costs()
     table = Table(box=box.SIMPLE_HEAD)
-    headers = (
-        "stage",
-        "worker",
-        "steps",
-        "h",
-        "parameters",
-        "mult. / sample",
-        "share",
-        "estimator's parameters",
-    )
-    for header in headers:
-        table.add_column(header, justify="right")
+    shown = [header for header in HEADERS if not (narrow and header in SPARED)]
+    for header in shown:
+        table.add_column(header, justify="right", no_wrap=True)
+
+    def add(style: str = "", **cells: str) -> None:
+        table.add_row(*(cells.get(HEADERS[header], "") for header in shown), style=style)
+
     worker_of = {i: rank for rank, group in enumerate(module.groups(workers)) for i in group}
     for i, (start, stop) in enumerate(pairwise(module.cuts)):
         cost = sum(costs[start:stop])
-        table.add_row(
-            str(i),
-            str(worker_of[i]),
-            f"{start + 1}-{stop}",
-            ", ".join(sorted({f"{h:.3g}" for h in spec.step_sizes()[start:stop]})),
-            count(parameters[f"stage_{i}"]),
-            count(cost),
-            f"{cost / sum(costs):.0%}",
-            count(parameters[f"estimator_{i}"]) if f"estimator_{i}" in parameters else "-",
+        add(
+            stage=str(i),
+            worker=str(worker_of[i]),
+            steps=f"{start + 1}-{stop}",
+            h=", ".join(sorted({f"{h:.3g}" for h in spec.step_sizes()[start:stop]})),
+            parameters=count(parameters[f"stage_{i}"]),
+            cost=count(cost),
+            share=f"{cost / sum(costs):.0%}",
+            estimator=count(parameters[f"estimator_{i}"]) if f"estimator_{i}" in parameters else "-",
         )
     if len(module.cuts) > 2:
         total = sum(number for name, number in parameters.items() if name.startswith("stage_"))
-        table.add_row(
-            "all",
-            str(workers),
-            str(spec.total_steps),
-            "",
-            count(total),
-            count(sum(costs)),
-            "100%",
-            "",
-            style="bold",
-        )
+        add(
+            "bold", stage="all", worker=str(workers), steps=str(spec.total_steps), parameters=count(total),
+            cost=count(sum(costs)), share="100%",
+        )  # fmt: skip
     return table
 
 

@@ -47,23 +47,22 @@ def advise(spec: NetworkSpec, samples: int, cores: int) -> str:
     found = options(spec, samples, workers)
     exact, late, predicted = found["backprop"], found["delayed"], found["dni"]
     command = f"strategy.stages={workers} trainer.devices={workers}"
+    delay = f"true gradients, late by at most {late.staleness} update{'s' * (late.staleness != 1)},"
     said = {
-        "backprop": f"a pipeline with exact gradients gives {exact.gain:.2f} times backprop on one worker",
-        "delayed": f"true gradients, late by at most {late.staleness} update{'s' * (late.staleness != 1)}, give "
-        f"{late.gain:.2f} times backprop on one worker",
-        "dni": f"synthetic gradients, which are inexact, {predicted.gain:.2f} times",
+        "backprop": f"exact gradients in a pipeline, ideally {exact.gain:.2f} times",
+        "delayed": f"{delay} ideally {late.gain:.2f} times",
+        "dni": f"synthetic ones, which are inexact, {predicted.gain:.2f} times",
     }
-    if max(exact.gain, late.gain) < WORTH:
-        best = max(exact.gain, late.gain)
+    best = max(exact.gain, late.gain)
+    if best < WORTH:
         return (
             f"Prefer strategy=backprop on one worker: {workers} workers would ideally be {best:.2f} times as fast, "
-            f"as the stages cannot be cut evenly. By the cost model {said['dni']}."
+            f"as the stages cannot be cut evenly. Synthetic gradients would give {predicted.gain:.2f} times."
         )
-    name = "backprop" if exact.gain * NEAR >= late.gain else "delayed"
-    other = "delayed" if name == "backprop" else "backprop"
+    name, other = ("backprop", "delayed") if exact.gain * NEAR >= late.gain else ("delayed", "backprop")
     return (
-        f"Prefer strategy={name} {command}: ideally, by the cost model, {said[name]}. "
-        f"Beside it {said[other]}, and {said['dni']}; messages are not counted, so measure."
+        f"Prefer strategy={name} {command}: {said[name]} as fast as backprop on one worker by the cost model. "
+        f"It gives {said[other]}, and {said['dni']}; messages are not counted, so measure."
     )
 
 
