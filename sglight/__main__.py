@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 import traceback
+from contextlib import suppress
 from math import nan
 from pathlib import Path
 
@@ -112,9 +113,10 @@ def _compare_jobs() -> None:
     for folder in SWEEPS:
         from sglight.report.__main__ import summarise
 
-        if summarise(folder):
-            command = f"{python('sglight.report')} {shlex.quote(str(folder))} --html report.html"
-            print(f"report       {command}")
+        with suppress(UserError, OSError):  # the jobs have had their say
+            if summarise(folder):
+                command = f"{python('sglight.report')} {shlex.quote(str(folder))} --html report.html"
+                print(f"report       {command}")
     SWEEPS.clear()
 
 

@@ -348,6 +348,20 @@ def finish(cfg):
     return cfg.seed / 8
 
 
+def test_a_sweep_ends_with_one_table_and_the_command_for_more(call, tmp_path):
+    def run(cfg):
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        metrics = {"test/acc": 0.9 + cfg.seed / 100, "run/status": "finished"}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        return 1.0
+
+    done = call("-m", "strategy=backprop,dni", "seed=1,2", run=run)
+    assert done.out.count("test accuracy  ") == 1 and "91.50 ± 0.71 %" in done.out
+    *_, last = done.out.splitlines()
+    assert last.startswith(f"report       {python('sglight.report')} {tmp_path}/outputs/multirun/")
+    assert "report" not in call("seed=1", run=run).out
+
+
 def test_completed_jobs_are_skipped_and_the_others_done(call, tmp_path, monkeypatch):
     call("-m", "seed=1,2", run=finish)
     seen, returned, job = [], [], command._job
