@@ -202,7 +202,7 @@ def _stage_table(
 ) -> Table:
     """A line a stage, and one for all; a narrow terminal has no room for step sizes and multiplications."""
     spec, costs = module.spec, module.spec.step_costs()
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0) if narrow else (0, 1))
     shown = [header for header in HEADERS if not (narrow and header in SPARED)]
     for header in shown:
         table.add_column(header, justify="right", no_wrap=True)
