@@ -115,14 +115,18 @@ class Segment(nn.Module):
     Args:
         dynamics: ``euler``, ``antisymmetric``, ``hamiltonian`` or ``leapfrog`` or ``package.module.Class`` (see
             `find_dynamics`).
-        steps: N. channels: C. horizon: T; the step size is h = T / N.
+        steps: N.
+        channels: C.
+        horizon: T; the step size is h = T / N.
         kernel: ``dense`` on ``[B, C]`` or ``conv`` on ``[B, C, H, W]`` with ``kernel_size`` (odd).
-        activation: ``tanh`` or ``relu``. gamma: damping of ``antisymmetric``.
+        activation: ``tanh`` or ``relu``.
+        gamma: damping of ``antisymmetric``.
         normalisation: of the pre-activation: ``none``, ``batch``, ``group`` (with ``groups``) or ``layer``.
         reversible: rebuild states in the backward pass instead of storing them.
         init: ``random`` (one draw a step), ``smooth`` (one draw for all steps), ``identity`` or ``zeros``.
         seed: of the initial values; drawn from torch's generator if not given.
-        index: number of the segment in its network. start, stop: the steps of [0, N) that are kept (a stage's
+        index: number of the segment in its network.
+        start, stop: the steps of [0, N) that are kept (a stage's
             share); step size and initial values are those of the whole.
 
     Attributes:
