@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -10,14 +11,28 @@ import nbformat
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent
+ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def execute(path: Path, folder: Path) -> nbformat.NotebookNode:
     """The notebook with its outputs, executed in ``folder``; raises at the first cell that fails."""
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+    client = NotebookClient(
+        notebook, timeout=300, coalesce_streams=True, resources={"metadata": {"path": str(folder)}}
+    )
+    client.execute()
+    return cleaned(notebook)
+
+
+def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Without times of day, colours of a terminal, and what a terminal would have overwritten."""
     for cell in notebook.cells:
-        cell.metadata.pop("execution", None)  # times of day
+        cell.metadata.pop("execution", None)
+        for output in cell.get("outputs", ()):
+            if output.output_type == "stream":
+                text = output.text.replace("\r\n", "\n")
+                last = "".join(line.rpartition("\r")[2] for line in re.findall(r"[^\n]*\n?", text))
+                output.text = ESCAPE.sub("", last)
     return notebook
 
 
