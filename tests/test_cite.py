@@ -29,7 +29,9 @@ USES = {
     "strategy=multilevel model=resnet strategy.level.mode=[exact,local]": {
         "haber2017", "chang2018multilevel", "belilovsky2020", "kingma2015",
     },
-    "strategy=multilevel model=resnet": {"haber2017", "chang2018multilevel", "jaderberg2017", "kingma2015"},
+    "strategy=multilevel model=resnet": {
+        "haber2017", "chang2018multilevel", "huo2018decoupled", "narayanan2019", "narayanan2021", "kingma2015",
+    },
 }  # fmt: skip
 
 
