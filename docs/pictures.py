@@ -38,9 +38,9 @@ SCHEDULES: dict[str, tuple[Schedule, StageTimes, int, float]] = {
 }
 
 # The network of the timelines: what a stage computes for a batch takes long enough to be seen.
-NETWORK = {"shape": (64,), "classes": 10, "channels": 512, "steps": 32, "horizon": 4.0}
+NETWORK = {"shape": (64,), "classes": 10, "channels": 256, "steps": 32, "horizon": 4.0}
 OPTIMIZER = {"name": "adam", "lr": 0.001}
-BATCHES, FIRST, SHOWN = 20, 4, 6  # recorded; the first that is shown; how many of the locked training are
+BATCHES, SHOWN = 60, 5  # recorded; shown of the locked training
 
 
 def lanes(axes: Axes, workers: Sequence[Sequence[Span]], end: float, size: float = 8) -> None:
@@ -113,7 +113,7 @@ def record(module: Any, late: bool = False) -> list[list[Span]]:
     from sglight.parallel.strategy import StageStrategy
 
     x, y = load_digits(return_X_y=True)
-    samples = TensorDataset(torch.tensor(x / 16, dtype=torch.float32).repeat(3, 1), torch.tensor(y).repeat(3))
+    samples = TensorDataset(torch.tensor(x / 16, dtype=torch.float32).repeat(9, 1), torch.tensor(y).repeat(9))
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
             strategy=StageStrategy(threads=1), devices=2, accelerator="cpu", max_epochs=1, logger=False,
@@ -149,8 +149,8 @@ def timelines(folder: Path) -> None:
     made, panels = figure(len(recorded), 2)
     seconds = 0.0
     for axes, (title, workers) in zip(panels, recorded.items(), strict=True):
-        begin = start_of(workers, FIRST)
-        seconds = seconds or start_of(workers, FIRST + SHOWN) - begin  # as many for both
+        begin, end = fastest(workers)
+        seconds = seconds or end - begin  # as many for both
         shown = [clipped(own, begin, begin + seconds) for own in workers]
         busy = sum(s.end - s.start for own in shown for s in own) / (seconds * 1e3) / len(shown)
         lanes(axes, shown, seconds * 1e3)
@@ -160,9 +160,10 @@ def timelines(folder: Path) -> None:
     made.savefig(folder / "locked-decoupled.png")
 
 
-def start_of(workers: Sequence[Sequence[Span]], batch: int) -> float:
-    """When the first worker goes forward on a batch."""
-    return min(s.start for s in workers[0] if s.batch == batch and s.phase == "forward")
+def fastest(workers: Sequence[Sequence[Span]]) -> tuple[float, float]:
+    """From when to when ``SHOWN`` batches took the least time: others on the machine disturbed these least."""
+    starts = sorted(span.start for span in workers[0] if span.phase == "forward")
+    return min(zip(starts, starts[SHOWN:], strict=False), key=lambda ends: ends[1] - ends[0])
 
 
 def clipped(spans: Sequence[Span], begin: float, end: float) -> list[Span]:

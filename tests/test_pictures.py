@@ -23,14 +23,9 @@ def test_every_schedule_is_drawn_and_shown(script, tmp_path):
     assert drawn == set(re.findall(r"pictures/(schedule-\w+\.png)", page))
 
 
-def test_what_is_shown_of_a_recording_is_cut_at_both_ends_and_leaves_waiting_out(script):
-    spans = [
-        script.Span(*each)
-        for each in (("forward", 0, 0, 0.0, 1.0), ("wait", 0, 0, 1.0, 2.0), ("backward", 0, 0, 2.0, 4.0))
-    ]
-    assert script.start_of([spans], 0) == 0.0
-    shown = script.clipped(spans, 0.5, 3.0)
-    assert [(s.phase, s.start, s.end) for s in shown] == [
-        ("forward", 0.0, 500.0),
-        ("backward", 1500.0, 2500.0),
-    ]
+def test_the_fastest_batches_are_shown_cut_at_both_ends_without_waiting(script):
+    starts = [0.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 11.0]
+    spans = [script.Span("forward", 0, k, start, start + 0.5) for k, start in enumerate(starts)]
+    assert script.fastest([spans, []]) == (3.0, 8.0)
+    shown = script.clipped([*spans, script.Span("wait", 0, 1, 3.5, 4.0)], 3.25, 4.25)
+    assert [(s.phase, s.start, s.end) for s in shown] == [("forward", 0.0, 250.0), ("forward", 750.0, 1000.0)]

@@ -76,6 +76,7 @@ def python() -> list[tuple[str, str]]:
     return [(name, code) for name, code in found if not FILE.match(code)]
 
 
+@pytest.mark.timeout(300)  # the first that needs workers waits for a server of processes to import torch
 @pytest.mark.parametrize(("document", "code"), python())
 def test_python_runs(start, tmp_path, monkeypatch, document, code):
     if document == "CONTRIBUTING.md":  # a method out of a class
