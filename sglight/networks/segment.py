@@ -16,6 +16,7 @@ from sglight.networks import fused, rebuilt
 from sglight.networks.activations import ACTIVATIONS
 from sglight.networks.dynamics import Dynamics, Step, find_dynamics
 from sglight.networks.kernels import KERNELS, arranged
+from sglight.networks.precision import autocast_where_faster
 from sglight.networks.seeding import draw_seed, normal
 
 Rule = Literal["linear", "constant"]
@@ -225,6 +226,10 @@ class Segment(nn.Module):
 
     def forward(self, state: Tensor) -> Tensor:
         """The state N steps later; by `reference` where ``plain`` is set, under `torch.func` and in an export."""
+        with autocast_where_faster(state, self.weight):
+            return self._forward(state)
+
+    def _forward(self, state: Tensor) -> Tensor:
         if self.plain or state.is_meta or is_transformed():
             return self.reference(state)
         self._check(state)
@@ -243,6 +248,10 @@ class Segment(nn.Module):
         Args:
             state: gets its gradient; of its values none is used. out: the state N steps later.
         """
+        with autocast_where_faster(out, self.weight):
+            return self._rebuilt(state, out)
+
+    def _rebuilt(self, state: Tensor, out: Tensor) -> Tensor:
         if self._has_fused:
             return self._run_fused(state, self.spec.reversible or out.numel() >= 1 << 15, True, out)
         known = tuple(field.contiguous() for field in self._fields(out))
