@@ -208,7 +208,7 @@ def test_bf16_of_large_states(dynamics: str, kernel: str, reversible: bool, acti
     assert 0 < relative(evaluated, segment(x)) < 5e-3
     parameters = [segment.weight, segment.bias]
     for got, expected in zip(gradients(mixed, x, parameters), gradients(segment, x, parameters), strict=True):
-        assert relative(got, expected) < 0.03
+        assert relative(got, expected) < 0.06  # with relu some slopes are of the other side
 
 
 @pytest.mark.usefixtures("bf16_everywhere")
