@@ -226,16 +226,8 @@ def publish(trainer: pl.Trainer, figure: "Figure", folder: Path, name: str) -> N
 
 def save_figure(figure: "Figure", path: Path) -> None:
     """Write a PNG such that it is either whole or as it was."""
-    lay_out(figure)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
-
-
-def lay_out(figure: "Figure") -> None:
-    """Lay a figure out for good; otherwise `savefig` draws it twice, and does it again."""
-    if (layout := figure.get_layout_engine()) is not None:
-        layout.execute(figure)
-        figure.set_layout_engine(None)
 
 
 def _epochs(count: int) -> str:

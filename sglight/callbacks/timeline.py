@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from typing_extensions import override
 
-from sglight.callbacks.figures import lay_out, publish, run_name, save_figure
+from sglight.callbacks.figures import publish, run_name, save_figure
 from sglight.files import replacing
 from sglight.strategies.recorder import COMPUTING
 from sglight.strategies.schedule import stage_names
@@ -255,7 +255,10 @@ def _draw_legend(figure: Figure, phases: set[str]) -> None:
 
 def _number_bars(figure: Figure, axes: Axes, lanes: Sequence[Lane], begin: float) -> None:
     """Write the batch into each bar of a computation that is wide enough."""
-    lay_out(figure)  # only then the axes have their width
+    layout = figure.get_layout_engine()
+    assert layout is not None
+    layout.execute(figure)  # only then the axes have their width
+    figure.set_layout_engine("none")  # numbers in bars change nothing of it
     left, right = axes.get_xlim()
     points_per_ms = axes.get_window_extent().width / figure.dpi * 72 / (right - left)
     for lane in lanes:
