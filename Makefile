@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # A start imports 4,000 modules: seconds longer where their byte code is not kept.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test check format
+.PHONY: run test check docs format
 
 run: $(STAMP)
 	$(BIN)/python -m sglight $(ARGS)
@@ -23,6 +23,12 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory docs
+
+# Any warning ends it: a link that leads nowhere, a page that no other one leads to. No network is needed.
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -W --keep-going --quiet docs docs/_build
+	@echo "written: docs/_build/index.html"
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -32,5 +38,5 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sglight needs Python 3.11 or newer; make PYTHON=/path/to/one")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev,docs]'
 	@touch $@

@@ -32,7 +32,7 @@ from rich.table import Table
 from sglight.parallel.launcher import launch
 
 ONE = ["strategy=backprop"]
-LEVELS = ["strategy=multilevel", "strategy.levels=2", "strategy.stages=2"]
+LEVELS = ["strategy=multilevel", "strategy.stages=2"]  # how many, and how long: conf/experiment/tuned
 # By name: overrides, workers, threads of each.
 CONTENDERS: dict[str, tuple[list[str], int, int]] = {
     "backprop": (ONE, 1, 1),
@@ -42,7 +42,7 @@ CONTENDERS: dict[str, tuple[list[str], int, int]] = {
     "dni": (["strategy=dni", "strategy.stages=2"], 2, 1),
     "delayed": (["strategy=delayed", "strategy.stages=2"], 2, 1),
     "multilevel": ([*LEVELS, "strategy.level.mode=exact"], 2, 1),
-    "multilevel-delayed": ([*LEVELS, "strategy.level.mode=[exact,delayed]"], 2, 1),
+    "multilevel-delayed": (LEVELS, 2, 1),
 }
 BEST = ("backprop", "backprop-2t", "ddp")
 Curve = list[tuple[float, float]]

@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 import traceback
+from contextlib import suppress
 from math import nan
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from sglight import __version__, signals, start, status
 from sglight.commandline import arranged, python
 from sglight.config.checks import TORCHRUN
 from sglight.config.completed import Completed, find_completed
-from sglight.config.composing import CONF, DIVERGED, check, to_plain
+from sglight.config.composing import CONF, DIVERGED, SWEEPS, check, to_plain
 from sglight.config.explanations import explain
 from sglight.errors import Diverged, UserError, interruption
 from sglight.output import tolerate
@@ -65,6 +66,7 @@ def main() -> None:
     handlers = signals.answer()
     DIVERGED.clear()
     _begun.clear()
+    SWEEPS.clear()
     if _torchrun_rank() > 0:
         sys.argv += WITHOUT_FOLDER
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
@@ -76,7 +78,10 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its exceptions on instead of printing them
     try:
         sys.argv[1:] = arranged(sys.argv[1:])
-        _launch()
+        try:
+            _launch()
+        finally:
+            _compare_jobs()
         if DIVERGED:
             sys.exit(f"error: {', '.join(DIVERGED)} diverged; see the messages above")
     except JobFailed:
@@ -104,6 +109,18 @@ def _launch() -> None:
         if (signum := interruption(error)) is not None:
             _interrupted(signum)
         raise
+
+
+def _compare_jobs() -> None:
+    """At the end of a sweep, one table of its jobs and the command for more."""
+    for folder in SWEEPS:
+        from sglight.report.__main__ import summarise
+
+        with suppress(UserError, OSError):  # the jobs have had their say
+            if summarise(folder):
+                command = f"{python('sglight.report')} {shlex.quote(str(folder))} --html report.html"
+                print(f"report       {command}")
+    SWEEPS.clear()
 
 
 def _run(cfg: DictConfig) -> float:

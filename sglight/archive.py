@@ -80,10 +80,11 @@ def read_record(path: Path, name: str) -> dict[str, Any]:
     What it tells of the data is in ``data``, with the fingerprint.
     """
     content = read_plain(path, name)
-    record, data = content.get(RECORD), content.get(DATA)
+    record = content.get(RECORD)
     if not isinstance(record, dict):
         return {}
-    return {**record, "data": {**(data if isinstance(data, dict) else {}), **record["data"]}}
+    data = [part for part in (content.get(DATA), record.get("data")) if isinstance(part, dict)]
+    return {**record, "data": {k: v for part in data for k, v in part.items()}} if data else record
 
 
 def damaged(name: str) -> UserError:

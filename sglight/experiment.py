@@ -21,10 +21,10 @@ from sglight.building import (
     with_measured_cuts,
 )
 from sglight.callbacks.checkpoint import BestCheckpoint
-from sglight.callbacks.console import Summary, print_results
+from sglight.callbacks.console import Summary, print_result, print_results
 from sglight.callbacks.memory import PeakMemory, forget_peak
 from sglight.callbacks.record import Record, describe_data
-from sglight.callbacks.tensorboard import add_hyperparameters, add_layout, hyperparameters
+from sglight.callbacks.tensorboard import add_hyperparameters, add_layout, add_results
 from sglight.callbacks.timing import EpochTimer
 from sglight.config.resumption import record_of, run_hash
 from sglight.failures import explained
@@ -32,9 +32,11 @@ from sglight.loggers import finish_loggers
 from sglight.origin import Origin
 from sglight.parallel.environment import agree, environment
 from sglight.process import set_up
+from sglight.report.measures import BACKPROP
 from sglight.results import write_atomically
 from sglight.strategies.staged import StagedModule, limited
 from sglight.trainer import build_callbacks, build_trainer, results_of
+from sglight.yardstick import measured_speedup, versions
 
 __all__ = [
     "build_callbacks", "build_datamodule", "build_module", "build_trainer", "prepare", "run", "set_up",
@@ -47,7 +49,7 @@ class Task:
 
     Attributes:
         plain: the config. folder: of the run. name: see `run_hash`. before: the record of the checkpoint that the run
-            begins from; empty for none. rank: of this worker.
+            begins from; empty for none. rank: of this worker. brief: whether to print a line at its end only.
     """
 
     plain: Mapping[str, Any]
@@ -55,6 +57,7 @@ class Task:
     name: str
     before: Mapping[str, Any]
     rank: int
+    brief: bool
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,14 @@ class Parts:
     memory: PeakMemory
 
 
-def run(plain: dict[str, Any], folder: Path) -> float:
-    """The run that a plain config describes, in this process, or this worker's part of it; see `sglight.start.run`."""
+def run(plain: dict[str, Any], folder: Path, brief: bool = False) -> float:
+    """The run that a plain config describes, in this process, or this worker's part of it; see `sglight.start.run`.
+
+    Args:
+        brief: print a line at its end only.
+    """
     with explained(folder):
-        task = agreed(plain, folder)
+        task = agreed(plain, folder, brief)
         parts = build(task)
         if task.plain["mode"] == "test":
             metrics = results.test(parts.trainer, parts.module, parts.datamodule, task.plain["ckpt"])
@@ -88,7 +95,7 @@ def run(plain: dict[str, Any], folder: Path) -> float:
     return monitored
 
 
-def agreed(plain: dict[str, Any], folder: Path) -> Task:
+def agreed(plain: dict[str, Any], folder: Path, brief: bool) -> Task:
     """The task as worker 0 sees it."""
     rank, name = 0 if (place := environment()) is None else place.global_rank(), ""
     before: dict[str, Any] = {}
@@ -97,23 +104,23 @@ def agreed(plain: dict[str, Any], folder: Path) -> Task:
         name = run_hash(plain, before)
         plain = with_measured_cuts(plain)
     plain, folder, name, before = agree((plain, folder, name, before))
-    return Task(plain, folder, name, before, rank)
+    return Task(plain, folder, name, before, rank, brief)
 
 
 def build(task: Task) -> Parts:
     """Put the parts together; a checkpoint that does not fit is refused here."""
     plain, folder = task.plain, task.folder
     set_up(plain, task.rank)
-    forget_peak()
     datamodule = build_datamodule(plain, inputs=task.rank == 0 or strategy_class(plain).inputs_everywhere)
     data = describe_data(datamodule)
     module = build_module(plain, datamodule)
+    forget_peak()  # the libraries that read the data are there, and the data themselves not yet
     set_threads(plain, module, datamodule.batch_size)
     start = Origin.of(plain, module, data, task.before)
     if task.rank == 0:
         write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(plain))))
     best, callbacks = build_callbacks(plain["callbacks"], folder, plain["trainer"]["max_time"])
-    summary = Summary(folder, plain["trainer"]["show_schedule"])
+    summary = Summary(folder, plain["trainer"]["show_schedule"], task.brief)
     timer = EpochTimer(curves=plain["callbacks"]["timing"]["enabled"])
     memory = PeakMemory(curves=plain["callbacks"]["memory"]["enabled"])
     record = Record(plain, task.name, data["fingerprint"], task.before)
@@ -122,7 +129,7 @@ def build(task: Task) -> Parts:
     everything = [summary, *callbacks, timer, memory, record]
     trainer = build_trainer(plain, folder, everything, start.batches, batches)
     for logger in trainer.loggers:
-        add_hyperparameters(logger, hyperparameters(plain))
+        add_hyperparameters(logger, results.hyperparameters(plain), results.COLUMNS)
         add_layout(logger)
     return Parts(datamodule, module, start, trainer, callbacks, best, summary, timer, memory)
 
@@ -148,20 +155,27 @@ def test(parts: Parts) -> dict[str, Any]:
 
 def write(task: Task, parts: Parts, metrics: Mapping[str, Any], monitored: float) -> None:
     """Write what came of it, and print it."""
-    finish_loggers()
-    sizes = parts.summary.parameters.items()
-    found = results.as_json(
-        {
-            **metrics,
-            **parts.memory.metrics(),
-            "model/parameters": sum(size for name, size in sizes if name.startswith("stage_")),
-            "run/seed": task.plain["seed"],
-            "run/config_hash": task.name,
-            "run/monitored": monitored,
-            "run/status": "finished",
-        }
-    )
+    sizes, plain = parts.summary.parameters.items(), task.plain
+    found = {
+        **metrics,
+        **parts.memory.metrics(),
+        "model/parameters": sum(size for name, size in sizes if name.startswith("stage_")),
+        "run/seed": plain["seed"],
+        "run/config_hash": task.name,
+        "run/monitored": monitored,
+        "run/machine": results.machine(parts.trainer),
+        "run/versions": versions(),
+        "run/status": "finished",
+    }
+    if task.rank == 0 and plain["mode"] != "test" and results.strategy_name(plain) != "backprop":
+        found[BACKPROP] = measured_speedup(task.folder, found, Path("outputs"))
+    found = results.as_json(found)
     if task.rank == 0:
-        if not task.plain["trainer"]["fast_dev_run"]:
+        if not plain["trainer"]["fast_dev_run"]:
             results.write_metrics(task.folder / "metrics.json", found)
-        print_results(found, task.folder)
+        for logger in parts.trainer.loggers:
+            columns = {key: found.get(key) for key in results.COLUMNS}
+            add_results(logger, columns, parts.trainer.global_step)
+        has_events = any(task.folder.glob("events.out.tfevents.*"))
+        (print_result if task.brief else print_results)(found, task.folder, has_events)
+    finish_loggers()

@@ -36,7 +36,9 @@ class Predictor(nn.Module):
     ``[B, C, H, W]``; features), in; logits ``[B, classes]`` out.
 
     Attributes:
-        network: takes normalised samples. class_names: of the logits, in order. shape: of a sample.
+        network: takes normalised samples.
+        class_names: of the logits, in order.
+        shape: of a sample.
         pixels: whether samples are bytes, 0 to 255.
     """
 

@@ -53,5 +53,9 @@ def escape_unknown() -> None:
 def _tolerant(stream: Any) -> Any:
     if type(stream) is not io.TextIOWrapper or stream not in (sys.__stdout__, sys.__stderr__):
         return stream
-    encoding, buffered = stream.encoding, stream.line_buffering
-    return Tolerant(stream.detach(), encoding, "replace", line_buffering=buffered)
+    stream.flush()
+    # Not detached: handlers of logging may hold the stream from before.
+    return Tolerant(
+        stream.buffer, stream.encoding, "replace",
+        line_buffering=stream.line_buffering, write_through=stream.write_through,
+    )  # fmt: skip

@@ -9,12 +9,29 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
+from omegaconf import OmegaConf
 
 from sglight.callbacks.checkpoint import BestCheckpoint
+from sglight.config.machine import processor
 from sglight.errors import UserError
 from sglight.files import replacing
 from sglight.origin import Origin
+from sglight.report.measures import BACKPROP
 from sglight.strategies.staged import StagedModule
+
+HYPERPARAMETERS = (
+    "strategy", "strategy.stages", "model.dynamics", "model.kernel", "model.steps", "model.horizon", "model.channels",
+    "dataset.name", "dataset.batch_size", "strategy.cuts", "strategy.microbatches", "strategy.slack",
+    "strategy.backward", "strategy.lag", "strategy.estimator.name", "strategy.processors",
+    "strategy.synchronisation", "strategy.levels", "strategy.prolongation", "strategy.optimizer.name",
+    "strategy.optimizer.lr", "trainer.max_epochs", "trainer.precision", "trainer.devices",
+    "seed",
+)  # fmt: skip
+# Of TensorBoard's HParams page.
+COLUMNS = (
+    "val/acc", "val/loss", "test/acc", "test/loss", "time/epoch_s", BACKPROP, "memory/peak_bytes",
+)  # fmt: skip
 
 
 def fit(
@@ -85,6 +102,29 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a file such that it is either whole or as it was."""
     with replacing(path) as temporary:
         temporary.write_text(text)
+
+
+def hyperparameters(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The chosen keys of the config, flat."""
+    config = OmegaConf.create(dict(plain))
+    values = {key: OmegaConf.select(config, key) for key in HYPERPARAMETERS}
+    values["strategy"] = strategy_name(plain)
+    return {
+        key: str(value) if OmegaConf.is_config(value) else value
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def strategy_name(plain: Mapping[str, Any]) -> str:
+    """The name of the strategy's class, in lower case."""
+    return str(plain["strategy"]["_target_"]).rpartition(".")[2].lower()
+
+
+def machine(trainer: pl.Trainer) -> str:
+    """What the run was computed on."""
+    device = trainer.strategy.root_device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
 
 
 def _with_best(metrics: dict[str, Any], best: BestCheckpoint) -> dict[str, Any]:

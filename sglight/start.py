@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sglight.config.checks import DEPLOYMENT, TORCHRUN
@@ -48,9 +49,10 @@ def run(cfg: DictConfig, folder: Path | None = None) -> float:
             os.environ.pop(name, None)
     elif int(os.environ["RANK"]) > 0:  # the first has the folder
         return _run(plain, folder)
+    brief = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     with recorded(folder, EARLIER.pop(folder.resolve(), None)):
         try:
-            return _start(plain, folder)
+            return _start(plain, folder, brief)
         except Diverged:
             _tell_diverged(plain, folder)
             raise
@@ -74,19 +76,19 @@ def _tell_diverged(plain: dict[str, Any], folder: Path) -> None:
         temporary.write_text(json.dumps(metrics, indent=2) + "\n")
 
 
-def _start(plain: dict[str, Any], folder: Path) -> float:
+def _start(plain: dict[str, Any], folder: Path, brief: bool) -> float:
     if plain["mode"] in DEPLOYMENT:
         from sglight import deployment
 
         return float(deployment.run(plain, folder))
     workers = plain["trainer"]["devices"]
     if workers == 1 or TORCHRUN in os.environ:
-        return _run(plain, folder)
+        return _run(plain, folder, brief)
     # By one first, and without a limit: a download may stand still for longer than a worker should, and the others
     # would stand still with it.
     launcher.launch(_prepare, plain, workers=1, idle_timeout_s=inf)
     monitored: float = launcher.launch(
-        _run, plain, folder, workers=workers, idle_timeout_s=plain["trainer"]["idle_timeout_s"]
+        _run, plain, folder, brief, workers=workers, idle_timeout_s=plain["trainer"]["idle_timeout_s"]
     )
     return monitored
 
@@ -97,7 +99,7 @@ def _prepare(plain: dict[str, Any]) -> None:
     prepare(plain)
 
 
-def _run(plain: dict[str, Any], folder: Path) -> float:
+def _run(plain: dict[str, Any], folder: Path, brief: bool = False) -> float:
     from sglight.experiment import run
 
-    return run(plain, folder)
+    return run(plain, folder, brief)

@@ -10,8 +10,10 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, RichProgressBar
+from pytorch_lightning.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 
 from sglight.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
+from sglight.callbacks.console import PROFILE
 from sglight.callbacks.forecast import Forecast
 from sglight.callbacks.limits import Divergence, TimeLimit
 from sglight.compat.lightning import leave_signals
@@ -22,6 +24,13 @@ from sglight.parallel.strategy import StageStrategy
 
 # Keys of trainer.* that are ours, or that need translation, before the rest goes to Lightning's Trainer.
 OWN_TRAINER_KEYS = ("threads", "idle_timeout_s", "share_devices", "show_schedule", "max_time")
+
+
+PROFILERS: dict[str, Any] = {
+    "simple": SimpleProfiler,
+    "advanced": AdvancedProfiler,
+    "pytorch": PyTorchProfiler,
+}
 
 
 def build_callbacks(
@@ -88,6 +97,8 @@ def build_trainer(
             c for c in callbacks if not isinstance(c, BestCheckpoint | LastCheckpoint | LearningRateMonitor)
         ]
     config |= _workers(plain["trainer"])
+    if (name := config.get("profiler")) is not None:
+        config["profiler"] = PROFILERS[name](dirpath=folder, filename=PROFILE)
     try:
         trainer = pl.Trainer(
             **config,

@@ -88,7 +88,13 @@ def test_what_is_measured_beside_the_training_is_a_choice(
     for enabled in ("true", "false"):
         folder = tmp_path / enabled
         choices = [f"callbacks.{name}.enabled={enabled}" for name in names]
-        start(folder, *choices, "strategy.diagnose_every_n_batches=1", "trainer.log_every_n_steps=1")
+        start(
+            folder,
+            *choices,
+            "strategy=dni",
+            "strategy.diagnose_every_n_batches=1",
+            "trainer.log_every_n_steps=1",
+        )
         tags = EventAccumulator(str(folder)).Reload().Tags()["scalars"]
         figures = {path.stem for path in (folder / "figures").glob("*.png")}
         found[enabled] = figures, set(metrics(folder)) | set(tags), weights(folder)
@@ -324,9 +330,10 @@ def test_every_preset_takes_a_step(
     levels = "multilevel" in choice or (
         not choice and preset in ("warm_start", "multilevel_dni", "multilevel_mnist")
     )
-    epochs = 2 if levels else 1  # one a level
+    chosen = (f"experiment={preset}", *filter(None, [choice]))
+    epochs = compose_config(*chosen).strategy.levels if levels else 1  # one a level
     cfg = compose_config(
-        f"experiment={preset}", *filter(None, [choice]), f"trainer.max_epochs={epochs}",
+        *chosen, f"trainer.max_epochs={epochs}",
         "trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1",
         "trainer.accelerator=cpu", "callbacks.progress.enabled=false", "dataset.batch_size=8",
         *(["strategy.objective_samples=8"] if choice == "strategy=pvd" else []),
@@ -385,7 +392,7 @@ def test_val_metrics_are_all_of_the_best_epoch(start: Callable[..., float], tmp_
 
 
 def test_a_last_batch_of_one_sample(start: Callable[..., float], tmp_path: Path) -> None:
-    start(tmp_path, "dataset.train_points=65", "model.normalisation=batch", "strategy.lag=3")
+    start(tmp_path, "dataset.train_points=65", "model.normalisation=batch", "strategy=dni", "strategy.lag=3")
     assert metrics(tmp_path)["run/steps"] == 4
 
 
@@ -398,7 +405,7 @@ def test_an_unknown_metric_to_stop_by_is_one_sentence(start: Callable[..., float
 def test_a_run_stopped_in_mid_epoch_repeats_it(
     start: Callable[..., float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    common = ("trainer.max_epochs=3", "dataset.train_points=300")
+    common = ("strategy=dni", "trainer.max_epochs=3", "dataset.train_points=300")
     start(tmp_path / "straight", *common)
     step = DNI.training_step
 

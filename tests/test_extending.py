@@ -1,4 +1,4 @@
-"""A dynamics, an estimator, a strategy and a data set that live outside the package, as the README shows them."""
+"""A dynamics, an estimator, a strategy and a data set that live outside the package, those of docs/extending.md."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ SMALL = (
 
 
 def blocks() -> dict[str, str]:
-    """The files that the README's section shows, by the names that begin them."""
-    section = (ROOT / "README.md").read_text().partition("## Add your own")[2].partition("\n## ")[0]
-    found = re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", section, re.DOTALL)
+    """The files of docs/extending.md, by the names that begin them."""
+    text = (ROOT / "docs" / "extending.md").read_text()
+    found = re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", text, re.DOTALL)
     return dict(found)
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A researcher's folder with the README's files, and some beside them."""
+    """A researcher's folder with the files of docs/extending.md, and some beside them."""
     top = tmp_path_factory.mktemp("researcher")
     beside = {
         "my_package/wrong.py": """
@@ -113,7 +113,7 @@ def metrics(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_the_readme_shows_each(folder: Path) -> None:
+def test_the_page_shows_each(folder: Path) -> None:
     assert set(blocks()) == {
         "my_package/dynamics.py", "my_conf/model/midpoint.yaml", "my_package/estimators.py", "my_package/strategies.py",
         "my_conf/strategy/replay.yaml", "my_package/data.py", "my_conf/dataset/moons.yaml",
@@ -153,7 +153,9 @@ def test_a_dynamics_by_its_path_and_by_a_yaml_is_the_same_run_that_goes_on(mine:
 
 
 def test_an_estimator_is_made_costed_and_taught(mine: Any, tmp_path: Path) -> None:
-    cfg = mine(*SMALL, "strategy.estimator.name=my_package.estimators.ByClass", "strategy.stages=3")
+    cfg = mine(
+        *SMALL, "strategy=dni", "strategy.estimator.name=my_package.estimators.ByClass", "strategy.stages=3"
+    )
     plain = to_plain(cfg)
     module: Any = build_module(plain, build_datamodule(plain))
     assert prediction_cost("my_package.estimators.ByClass", (8,), (), 3) == 8
@@ -314,7 +316,7 @@ def test_what_is_wrong_is_said_in_a_sentence(mine: Any, override: str) -> None:
 
     small = SMALL[4:] if override.startswith("dataset") else SMALL
     with pytest.raises(UserError, match=WRONG[override]):
-        build(*small, override)
+        build(*small, "strategy=dni", override)
 
 
 def test_all_four_at_once_by_the_command_on_two_workers(folder: Path) -> None:

@@ -120,7 +120,7 @@ def test_what_was_once_a_traceback_is_a_sentence(compose_config, case: str) -> N
 
 WITHOUT_EFFECT = (
     "strategy.optimizer.momentum=0.5", "strategy.optimizer.nesterov=true", "strategy.scheduler.gamma=0.5",
-    "strategy.estimator.kernel_size=5", "model.kernel_size=5", "model.groups=4", "strategy.scheduler.patience=2",
+    "model.kernel_size=5", "model.groups=4", "strategy.scheduler.patience=2",
 )  # fmt: skip
 
 
@@ -131,6 +131,14 @@ def test_a_key_without_effect_is_refused_where_the_command_line_gives_it(compose
         check_effects(cfg, [key])
     check_effects(cfg, [])
     check_effects(compose_config(), [key])
+
+
+def test_an_estimators_key_without_effect_is_refused(compose_config) -> None:
+    with pytest.raises(UserError, match=r"strategy\.estimator\.kernel_size=.* has no effect with"):
+        check_effects(
+            compose_config("strategy=dni", "strategy.estimator.kernel_size=5"),
+            ["strategy.estimator.kernel_size"],
+        )
 
 
 def test_flags_may_come_behind_overrides() -> None:

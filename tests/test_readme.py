@@ -1,8 +1,13 @@
-"""What the documents say can be done and found: every command composes, every link leads somewhere."""
+"""What the documents say can be done and found: commands compose, Python runs, links lead somewhere.
+
+`make docs` checks links to sections too; tests/test_extending.py runs the files of docs/extending.md.
+"""
 
 import re
 import shlex
 from pathlib import Path
+from textwrap import dedent
+from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -10,14 +15,22 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from sglight.config.composing import CONF, check
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 PRESETS = sorted((CONF / "experiment").rglob("*.yaml"))
 COMMAND = re.compile(
     r"(?:python -m sglight |`(?=(?:-m )?(?:experiment|strategy|model|dataset)=))(?!\.)([^`#\n]*)"
 )
+PYTHON = re.compile(r"^( *)```python\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
+FILE = re.compile(r"# \S+/\S+\.py\n")  # of tests/test_extending.py
 LINK = re.compile(r"\]\(([^)#]+)[^)]*\)")
 # Of which the reader is to put in a part, or which need the files of the section.
-INCOMPLETE = ("...", "--help", "--config-dir", "ckpt=last", "hydra/launcher", "pictures.tar", "arrays.h5")
+INCOMPLETE = (
+    "...", "--help", "--config-dir", "--cfg", "ckpt=last", "hydra/launcher", "pictures.tar", "raw_dir=pictures",
+    "arrays.h5", "\\",
+)  # fmt: skip
 
 
 def commands() -> list[str]:
@@ -43,9 +56,46 @@ def test_every_command_composes(compose_config, arguments):
         check(compose_config(*overrides))
 
 
+def links(document: Path) -> list[str]:
+    """Those to other files."""
+    return [link for link in LINK.findall(document.read_text()) if "://" not in link]
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_link_leads_somewhere(document):
-    links = [link for link in LINK.findall(document.read_text()) if "://" not in link]
-    assert links
-    missing = [link for link in links if not (document.parent / link).exists()]
-    assert not missing
+    assert not [link for link in links(document) if not (document.parent / link).exists()]
+
+
+def test_links_are_found():
+    assert "docs/extending.md" in links(ROOT / "README.md")
+
+
+def python() -> list[tuple[str, str]]:
+    """Documents and the Python in them that is no file."""
+    found = [(path.name, dedent(code)) for path in DOCUMENTS for _, code in PYTHON.findall(path.read_text())]
+    return [(name, code) for name, code in found if not FILE.match(code)]
+
+
+@pytest.mark.timeout(300)  # the first that needs workers waits for a server of processes to import torch
+@pytest.mark.parametrize(("document", "code"), python())
+def test_python_runs(start, tmp_path, monkeypatch, document, code):
+    if document == "CONTRIBUTING.md":  # a method out of a class
+        assert code.strip() in dedent(
+            (ROOT / "sglight/networks/dynamics.py").read_text().replace("\n    ", "\n")
+        )
+        return
+    if "outputs/.../run" in code:
+        start(tmp_path / "run")
+        code = code.replace("outputs/.../run", str(tmp_path / "run"))
+    monkeypatch.chdir(tmp_path)
+    import torch
+    from torch.utils.data import DataLoader, TensorDataset
+
+    x = torch.randn(64, 2)
+    batches = DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), 16)
+    names: dict[str, Any] = {"__name__": "__main__", "pictures": x, "batches": batches}
+    exec(code, names)
+    if "trainer" in names:
+        assert names["trainer"].global_step == names["trainer"].max_epochs * len(names["batches"])
+    else:
+        assert len(names["names"]) == len(x)

@@ -26,7 +26,8 @@ pytestmark = [
 
 SMALL = (
     "dataset=ellipse", "dataset.train_points=90", "dataset.val_points=30", "dataset.test_points=30",
-    "dataset.batch_size=10", "model.channels=4", "model.steps=4", "strategy.stages=4", "trainer.accelerator=cpu",
+    "dataset.batch_size=10", "model.channels=4", "model.steps=4", "strategy=dni", "strategy.stages=4",
+    "trainer.accelerator=cpu",
     "trainer.threads=1", "callbacks.progress.enabled=false",
 )  # fmt: skip
 TIMES = ("time/", "worker_", "speedup/", "throughput/", "memory/", "run/workers", "run/config_hash")

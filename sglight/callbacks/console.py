@@ -19,10 +19,25 @@ from rich.table import Table
 from typing_extensions import override
 
 from sglight.commandline import tensorboard
+from sglight.config.machine import cores
 from sglight.networks import NetworkSpec
+from sglight.strategies.advice import advise
 from sglight.strategies.staged import StagedModule
 
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+# Of the table of stages: headers, and what stands beneath them.
+HEADERS = {
+    "stage": "stage", "worker": "worker", "steps": "steps", "h": "h", "parameters": "parameters",
+    "mult. /\nsample": "cost", "share": "share", "estimator's\nparameters": "estimator",
+}  # fmt: skip
+NARROW, SPARED = 76, ("h", "mult. /\nsample")
+PROFILE = "profile"  # how the file of a profiler's table ends
+IDEAL, MEASURED = "speedup/theoretical", "speedup/backprop"
+BRIEF = ("test/acc", "time/fit_s", MEASURED)
+UNMEASURED = (
+    "Speed-up over backprop: not measured, for want of a run of strategy=backprop with the same data and network under "
+    "outputs."
+)
 TIMES = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
 
 
@@ -31,14 +46,14 @@ class Summary(Callback):
 
     Args:
         folder: the run's.
-        schedule: whether to print who does what when, too.
+        schedule: whether to print who does what when, too. brief: print nothing.
 
     Attributes:
         parameters: how many each part of the network has, at worker 0, as it was when a training or test began.
     """
 
-    def __init__(self, folder: Path, schedule: bool = False) -> None:
-        self.folder, self.schedule = folder, schedule
+    def __init__(self, folder: Path, schedule: bool = False, brief: bool = False) -> None:
+        self.folder, self.schedule, self.brief = folder, schedule, brief
         self.parameters: dict[str, int] = {}
         self._printed = False
         self._level = 0
@@ -55,7 +70,7 @@ class Summary(Callback):
         assert isinstance(module, StagedModule)
         # Counted again for the test: the network may have been refined.
         self.parameters = all_parameter_counts(module)
-        if not self._printed and trainer.is_global_zero:
+        if not self._printed and not self.brief and trainer.is_global_zero:
             data = trainer.datamodule  # type: ignore[attr-defined]
             print_summary(module, self.parameters, data, trainer, self.folder)
             if self.schedule:
@@ -92,13 +107,13 @@ def print_summary(
         facts.add_row(name, escape(text))
     console = Console()
     console.print(facts)
-    console.print(_stage_table(module, parameters, trainer.world_size))
+    console.print(_stage_table(module, parameters, trainer.world_size, narrow=console.width < NARROW))
     if warning := _oversized(parameters):
         console.print(warning, style="yellow")
     _print_line(console, "folder", str(folder))
 
 
-def print_results(metrics: Mapping[str, Any], folder: Path) -> None:
+def print_results(metrics: Mapping[str, Any], folder: Path, has_events: bool) -> None:
     """After the run: the figures that matter, where everything is, and how to look at it."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("result")
@@ -106,15 +121,34 @@ def print_results(metrics: Mapping[str, Any], folder: Path) -> None:
     for key, (name, show) in _RESULTS.items():
         if metrics.get(key) is not None:
             table.add_row(name, show(metrics[key]))
+    if metrics.get(IDEAL) is not None:
+        workers = int(metrics["run/workers"] if metrics["run/workers"] > 1 else metrics["run/stages"])
+        table.add_row(
+            "ideal speed-up over itself on one worker", f"{metrics[IDEAL]:.2f} by {workers} workers"
+        )
     console = Console()
     console.print(table)
+    if MEASURED in metrics and metrics[MEASURED] is None:
+        console.print(UNMEASURED, highlight=False)
     if "test/loss" in metrics and metrics["test/loss"] is None:
         console.print(
             "the loss is not finite: lower strategy.optimizer.lr or model.horizon", style="bold red"
         )
     _print_line(console, "folder", str(folder))
-    if any(folder.glob("events.out.tfevents.*")):
+    for path in sorted(folder.glob(f"*-{PROFILE}.txt")):
+        _print_line(console, "profile", str(path))
+    if has_events:
         _print_line(console, "TensorBoard", f"{tensorboard()} --logdir {shlex.quote(str(folder))}")
+
+
+def print_result(metrics: Mapping[str, Any], folder: Path, has_events: bool) -> None:
+    """The same as a line, of one of many runs."""
+    figures = [
+        f"{name} {show(metrics[key])}"
+        for key, (name, show) in _RESULTS.items()
+        if key in BRIEF and metrics.get(key) is not None
+    ]
+    print(f"{folder.name}: {', '.join(figures)}")
 
 
 def count(number: float) -> str:
@@ -148,6 +182,7 @@ def _facts(module: StagedModule, datamodule: Any, trainer: pl.Trainer) -> dict[s
         "data": "\n".join([data, *getattr(datamodule, "notes", [])]),
         "network": _network(spec),
         "strategy": module.describe(),
+        "advice": advise(spec, datamodule.batch_size, cores()),
         "device": f"{name}, {torch.get_num_threads()} thread(s), precision {trainer.precision}, seed {spec.seed}",
     }
 
@@ -162,47 +197,38 @@ def _network(spec: NetworkSpec) -> str:
     return f"{spec.dynamics}, {spec.kernel}, {spec.activation}: {', '.join([segments, *extras])}"
 
 
-def _stage_table(module: StagedModule, parameters: Mapping[str, int], workers: int) -> Table:
+def _stage_table(
+    module: StagedModule, parameters: Mapping[str, int], workers: int, narrow: bool = False
+) -> Table:
+    """A line a stage, and one for all; a narrow terminal has no room for step sizes and multiplications."""
     spec, costs = module.spec, module.spec.step_costs()
-    table = Table(box=box.SIMPLE_HEAD)
-    headers = (
-        "stage",
-        "worker",
-        "steps",
-        "h",
-        "parameters",
-        "mult. / sample",
-        "share",
-        "estimator's parameters",
-    )
-    for header in headers:
-        table.add_column(header, justify="right")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0) if narrow else (0, 1))
+    shown = [header for header in HEADERS if not (narrow and header in SPARED)]
+    for header in shown:
+        table.add_column(header, justify="right", no_wrap=True)
+
+    def add(style: str = "", **cells: str) -> None:
+        table.add_row(*(cells.get(HEADERS[header], "") for header in shown), style=style)
+
     worker_of = {i: rank for rank, group in enumerate(module.groups(workers)) for i in group}
     for i, (start, stop) in enumerate(pairwise(module.cuts)):
         cost = sum(costs[start:stop])
-        table.add_row(
-            str(i),
-            str(worker_of[i]),
-            f"{start + 1}-{stop}",
-            ", ".join(sorted({f"{h:.3g}" for h in spec.step_sizes()[start:stop]})),
-            count(parameters[f"stage_{i}"]),
-            count(cost),
-            f"{cost / sum(costs):.0%}",
-            count(parameters[f"estimator_{i}"]) if f"estimator_{i}" in parameters else "-",
+        add(
+            stage=str(i),
+            worker=str(worker_of[i]),
+            steps=f"{start + 1}-{stop}",
+            h=", ".join(sorted({f"{h:.3g}" for h in spec.step_sizes()[start:stop]})),
+            parameters=count(parameters[f"stage_{i}"]),
+            cost=count(cost),
+            share=f"{cost / sum(costs):.0%}",
+            estimator=count(parameters[f"estimator_{i}"]) if f"estimator_{i}" in parameters else "-",
         )
     if len(module.cuts) > 2:
         total = sum(number for name, number in parameters.items() if name.startswith("stage_"))
-        table.add_row(
-            "all",
-            str(workers),
-            str(spec.total_steps),
-            "",
-            count(total),
-            count(sum(costs)),
-            "100%",
-            "",
-            style="bold",
-        )
+        add(
+            "bold", stage="all", worker=str(workers), steps=str(spec.total_steps), parameters=count(total),
+            cost=count(sum(costs)), share="100%",
+        )  # fmt: skip
     return table
 
 
@@ -227,7 +253,7 @@ _RESULTS = {
     "time/fit_s": ("training", seconds),
     "time/epoch_s": ("an epoch", seconds),
     "throughput/samples_per_s": ("samples a second", count),
-    "speedup/theoretical": ("ideal speed-up over itself on one worker", "{:.2f}".format),
-    "memory/peak_bytes": ("peak memory", lambda value: decimal(int(value))),
+    MEASURED: ("speed-up over backprop, measured", "{:.2f}".format),
+    "memory/peak_bytes": ("memory that it took", lambda value: decimal(int(value))),
     "model/parameters": ("parameters", count),
 }

@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, Normalize, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-
-from sglight.callbacks.pictures import new_figure
 
 Array = np.ndarray[Any, Any]
 
@@ -80,7 +79,7 @@ class Paths:
 def draw_decision(cloud: Cloud, regions: Regions, predicted: Array, title: str) -> Figure:
     """The class that is chosen at each place of the plane, shaded by its probability, and the points over it."""
     left, right, bottom, top = regions.extent
-    figure = new_figure(7.0, float(np.clip(5.4 * (top - bottom) / (right - left), 2.5, 8.0)) + 1.2)
+    figure = _figure(7.0, float(np.clip(5.4 * (top - bottom) / (right - left), 2.5, 8.0)) + 1.2)
     axes = figure.add_subplot()
     axes.imshow(
         _shade(regions.probabilities), extent=regions.extent, origin="lower", interpolation="bilinear"
@@ -108,14 +107,14 @@ def draw_decision(cloud: Cloud, regions: Regions, predicted: Array, title: str) 
         )
         ring.set_label(f"wrong ({wrong.sum()} of {len(wrong)})")
         handles.append(ring)
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False)
+    figure.legend(handles=handles, loc="outside right upper", frameon=False)
     _add_probability_bar(figure, axes, regions.probabilities.shape[-1])
     return figure
 
 
 def draw_trajectories(paths: Paths, title: str, snapshots: int = 4) -> Figure:
     """The points' ways through the layers, and below them the cloud at a few moments."""
-    figure = new_figure(8.0, 8.2)
+    figure = _figure(8.0, 8.2)
     figure.suptitle(title)
     grid = figure.add_gridspec(2, snapshots, height_ratios=(2.6, 1.0))
     main = figure.add_subplot(grid[0, :])
@@ -128,7 +127,13 @@ def draw_trajectories(paths: Paths, title: str, snapshots: int = 4) -> Figure:
         axes.set_aspect("equal", adjustable="datalim")
         axes.tick_params(labelsize=7)
         axes.margins(0.1)
-    figure.legend(handles=_legend_handles(paths.names), loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(handles=_legend_handles(paths.names), loc="outside right upper", frameon=False)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
     return figure
 
 

@@ -5,14 +5,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
+from PIL import Image
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from typing_extensions import override
 
-from sglight.callbacks.pictures import publish
+from sglight.config.schema import MODELS
 from sglight.data.planar import PlanarData
+from sglight.files import replacing
 from sglight.networks import Segment
 from sglight.strategies.staged import StagedModule
 
@@ -71,15 +75,19 @@ class PlanarFigures(Callback):
             return
         with undisturbed(module):
             figures = {
-                "decision": decision_figure(module, data, epochs, self.points),
-                "trajectories": trajectory_figure(module, data, epochs, self.paths),
+                "decision": decision_figure(module, data, epochs, self.points, run_name(trainer, module)),
+                "trajectories": trajectory_figure(
+                    module, data, epochs, self.paths, run_name(trainer, module)
+                ),
             }
         for name, figure in figures.items():
             publish(trainer, figure, self.folder, name)
         self._drawn_at = trainer.global_step
 
 
-def decision_figure(module: StagedModule, data: PlanarData, epochs: int, limit: int) -> "Figure":
+def decision_figure(
+    module: StagedModule, data: PlanarData, epochs: int, limit: int, name: str = ""
+) -> "Figure":
     """Decision regions of the network, with at most ``limit`` points over them."""
     # matplotlib takes half a second to import: only runs on planar data pay for it.
     from sglight.callbacks.drawing import Cloud, Regions, draw_decision
@@ -94,11 +102,13 @@ def decision_figure(module: StagedModule, data: PlanarData, epochs: int, limit: 
         Cloud(x[chosen].numpy(), y[chosen].numpy(), data.class_names),
         Regions(chances.view(*shape, -1).numpy(), extent),
         predicted[chosen].numpy(),
-        f"{data.name}, {_epochs(epochs)}: decision regions, {accuracy:.1%} of {len(x)} validation points right",
+        f"{name or data.name}, {_epochs(epochs)}: decision regions, {accuracy:.1%} of {len(x)} validation points right",
     )
 
 
-def trajectory_figure(module: StagedModule, data: PlanarData, epochs: int, limit: int) -> "Figure":
+def trajectory_figure(
+    module: StagedModule, data: PlanarData, epochs: int, limit: int, name: str = ""
+) -> "Figure":
     """The ways of at most ``limit`` points through the layers."""
     from sglight.callbacks.drawing import Paths, draw_trajectories
 
@@ -107,7 +117,7 @@ def trajectory_figure(module: StagedModule, data: PlanarData, epochs: int, limit
     finite = states.isfinite().all(2).all(0)
     plane, axes = project(states[:, finite])
     chosen = spread(int(finite.sum()), limit)
-    title = f"{data.name}, {_epochs(epochs)}: trajectories through {module.spec.total_steps} steps"
+    title = f"{name or data.name}, {_epochs(epochs)}: trajectories through {module.spec.total_steps} steps"
     if not finite.all():
         title += f" ({int((~finite).sum())} points, not finite, are left out)"
     return draw_trajectories(
@@ -198,6 +208,34 @@ def project(states: Tensor) -> tuple[Tensor, tuple[str, str]]:
 def spread(count: int, limit: int) -> Tensor:
     """At most ``limit`` of ``count`` indices, evenly spread: classes lie one behind the other in the data."""
     return torch.linspace(0, count - 1, min(count, limit)).round().long()
+
+
+def run_name(trainer: pl.Trainer, module: StagedModule) -> str:
+    """What a figure is of: ``digits-hamiltonian-dni``, by data, model and strategy."""
+    data: str = getattr(trainer.datamodule, "name", "data")  # type: ignore[attr-defined]
+    dynamics = module.spec.dynamics.rpartition(".")[2]
+    return f"{data}-{MODELS.get(dynamics, dynamics)}-{type(module).__name__.lower()}"
+
+
+def publish(trainer: pl.Trainer, figure: "Figure", folder: Path | None, name: str) -> None:
+    """Write ``<name>.png`` into the folder and ``figures/<name>`` into TensorBoard, if that is a logger.
+
+    Args:
+        folder: None for ``figures`` in the run's folder.
+    """
+    path = (folder or Path(trainer.default_root_dir, "figures")) / f"{name}.png"
+    save_figure(figure, path)
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            # From the file: `add_figure` would draw it once more.
+            picture = np.asarray(Image.open(path).convert("RGB"))
+            logger.experiment.add_image(f"figures/{name}", picture, trainer.global_step, dataformats="HWC")
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a PNG such that it is either whole or as it was."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
 
 
 def _epochs(count: int) -> str:

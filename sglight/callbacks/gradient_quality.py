@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from typing_extensions import override
 
-from sglight.callbacks.pictures import new_figure, publish, tidy
+from sglight.callbacks.figures import publish, run_name
 from sglight.gradients.base import COMPARED
 from sglight.strategies.diagnosis import MEASURED
 from sglight.strategies.staged import StagedModule
@@ -74,9 +74,15 @@ class GradientQuality(Callback):
         self._stop_listening(pl_module)
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
+        assert isinstance(pl_module, StagedModule)
         for picture, (part, *_) in PICTURES.items():
             if any(name.startswith(f"{part}_") for name in self.history):
-                publish(trainer, draw(self.history, picture), self.folder, picture)
+                publish(
+                    trainer,
+                    draw(self.history, picture, f"{run_name(trainer, pl_module)}: "),
+                    self.folder,
+                    picture,
+                )
 
     @override
     def on_exception(
@@ -104,16 +110,21 @@ class GradientQuality(Callback):
                 self.history.setdefault(name, []).append((step, value))
 
 
-def draw(history: History, picture: str = "gradient_quality") -> Figure:
+def draw(history: History, picture: str = "gradient_quality", of: str = "") -> Figure:
     """A panel for each kind of comparison, a curve for each boundary or stage; what would be perfect is dotted."""
-    from matplotlib import colormaps  # half a second, which only runs that draw are to pay
+    # matplotlib takes half a second to import.
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     part, kinds, called, title = PICTURES[picture]
     numbers = sorted(
         {int(name.partition("/")[0][len(part) + 1 :]) for name in history if name.startswith(f"{part}_")}
     )
     shades = colormaps["viridis"]
-    figure = new_figure(8, 2 * len(kinds), title)
+    figure = Figure(figsize=(8, 2 * len(kinds)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(f"{of}{title}", fontsize=11)
     panels = figure.subplots(len(kinds), 1, sharex=True)
     for axes, kind in zip(panels, kinds, strict=True):
         for place, i in enumerate(numbers):
@@ -125,10 +136,9 @@ def draw(history: History, picture: str = "gradient_quality") -> Figure:
             )  # fmt: skip
         axes.axhline(PERFECT[kind], color="#777777", linewidth=0.8, linestyle=":")
         axes.set_ylabel(kind.replace("_", " "))
-        tidy(axes)
+        axes.grid(alpha=0.25, linewidth=0.5)
+        axes.spines[["top", "right"]].set_visible(False)
     panels[-1].set_xlabel("batch")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(len(labels), 4), frameon=False, fontsize=8
-    )
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
     return figure

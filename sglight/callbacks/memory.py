@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import resource
 import sys
 from contextlib import suppress
@@ -16,7 +18,7 @@ from sglight.strategies.staged import StagedModule
 
 
 class PeakMemory(Callback):
-    """Measures the peak memory of all workers, from `forget_peak` to the end of the training or the test.
+    """Measures by how much the memory of all workers grew at most, from `forget_peak` to the end of training or test.
 
     Args:
         curves: whether to log the peak so far after each epoch, too.
@@ -56,18 +58,44 @@ class PeakMemory(Callback):
         ]
 
 
+# What the process, or the device, had when `forget_peak` was called, by the device's type.
+_begun_with: dict[str, int] = {}
+
+
 def forget_peak() -> None:
-    """Begin to measure anew: the jobs of a sweep share a process."""
+    """Begin to measure anew: the jobs of a sweep share a process, whose memory is given back first."""
+    _load_what_every_run_does()
+    gc.collect()
+    with suppress(
+        OSError, AttributeError
+    ):  # GNU's C library only: what it keeps would not have to grow again
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
+        _begun_with["cuda"] = torch.cuda.max_memory_allocated()
     with suppress(OSError):  # Linux only
         Path("/proc/self/clear_refs").write_text("5")
+    _begun_with["cpu"] = _resident_peak()
+
+
+def _load_what_every_run_does() -> None:
+    """What torch and the figures load when they are first used would count for the first job of a sweep only."""
+    import matplotlib.backends.backend_agg
+    import matplotlib.font_manager  # noqa: F401
+
+    weight = torch.nn.Parameter(torch.ones(8, 8))
+    torch.tanh(torch.ones(8, 8) @ weight).sum().backward()
+    torch.optim.Adam([weight]).step()
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Peak memory since `forget_peak`: allocated by torch on CUDA, resident set of the process on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    """Growth to the peak since `forget_peak`: allocated by torch on CUDA, resident set of the process on the CPU."""
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident_peak()
+    return max(peak - _begun_with.get("cuda" if device.type == "cuda" else "cpu", 0), 0)
+
+
+def _resident_peak() -> int:
+    """The largest resident set of this process, since it was last forgotten where that is possible."""
     with suppress(OSError):
         status = Path("/proc/self/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024

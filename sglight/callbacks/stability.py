@@ -12,8 +12,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from typing_extensions import override
 
-from sglight.callbacks.figures import spread
-from sglight.callbacks.pictures import new_figure, publish, tidy
+from sglight.callbacks.figures import publish, run_name, spread
 from sglight.networks import Stage
 from sglight.networks.network import share
 from sglight.networks.stability import Stability, analyse
@@ -98,7 +97,8 @@ class StabilityMonitor(Callback):
         )
         for logger in trainer.loggers:
             logger.log_metrics(measures(self.latest), trainer.global_step - 1)
-        title = f"stability by depth, {epochs} epoch{'' if epochs == 1 else 's'}, {len(labels)} validation samples"
+        name, plural = run_name(trainer, pl_module), "" if epochs == 1 else "s"
+        title = f"{name}: stability by depth, {epochs} epoch{plural}, {len(labels)} validation samples"
         publish(trainer, draw(self.latest, title), self.folder, "stability")
 
 
@@ -135,7 +135,13 @@ def assembled(module: StagedModule) -> Stage | None:
 
 def draw(found: Stability, title: str) -> Figure:
     """Singular values, growth of a perturbation, and norms of states and gradients, over the time steps."""
-    figure = new_figure(8, 9, title)
+    # matplotlib takes half a second to import.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 9), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=11)
     panels = figure.subplots(4, 1, sharex=True)
     steps, between = range(1, len(found.steps) + 1), range(len(found.steps) + 1)
     spectra = {"largest": [s.sigma_max for s in found.steps]}
@@ -166,6 +172,7 @@ def _panel(axes: Axes, name: str, places: range, curves: dict[str, list[float]])
     if positive and max(positive) > 20 * min(positive):
         axes.set_yscale("log", nonpositive="mask")
     axes.set_ylabel(name)
-    tidy(axes)
+    axes.grid(alpha=0.25, linewidth=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
     if len(curves) > 1:
         axes.legend(frameon=False, fontsize=8, ncols=3)

@@ -5,22 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from omegaconf import OmegaConf
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
-from sglight.compat.tensorboard import add_summary
+from sglight.compat.tensorboard import add_summary, name_columns
 
-# Keys of the config and metrics on the page of hyperparameters.
-HYPERPARAMETERS = (
-    "seed", "dataset.name", "dataset.batch_size", "model.dynamics", "model.kernel", "model.steps", "model.horizon",
-    "model.channels", "strategy.stages", "strategy.cuts", "strategy.microbatches", "strategy.slack",
-    "strategy.backward", "strategy.lag", "strategy.estimator.name", "strategy.processors",
-    "strategy.synchronisation", "strategy.levels", "strategy.prolongation", "strategy.optimizer.name",
-    "strategy.optimizer.lr", "trainer.max_epochs", "trainer.precision", "trainer.devices",
-)  # fmt: skip
-COLUMNS = ("val/acc", "val/loss", "test/acc", "test/loss", "time/epoch_s", "memory/peak_bytes")
+# What begins the tags of a run's results: `val/acc` is a curve, of which the last point need not be the result.
+RESULT = "result/"
 # By category and chart, regular expressions of tags. A chart without data stays empty.
 LAYOUT = {
     "accuracy": {
@@ -60,6 +52,7 @@ LAYOUT = {
         "an epoch [s]": [r"^time/epoch_s$"],
         "validation and overhead [s an epoch]": [r"^time/(validation|overhead)_s$"],
         "phases [s a batch]": [r"^time/(stage|processor)_\d+/"],
+        "speed-up over backprop, measured": [r"^result/speedup/backprop$"],
         "ideal speed-up over itself on one worker": [r"^speedup/theoretical$"],
     },
     "stability": {
@@ -84,25 +77,23 @@ def add_layout(logger: Logger) -> None:
         logger.experiment.add_custom_scalars(charts)
 
 
-def hyperparameters(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """`HYPERPARAMETERS` of a config, flat."""
-    config = OmegaConf.create(dict(plain))
-    values = {key: OmegaConf.select(config, key) for key in HYPERPARAMETERS}
-    values["strategy"] = plain["strategy"]["_target_"].rpartition(".")[2].lower()
-    return {
-        key: str(value) if OmegaConf.is_config(value) else value
-        for key, value in values.items()
-        if value is not None
-    }
-
-
 @rank_zero_only
-def add_hyperparameters(logger: Logger, values: Mapping[str, Any], columns: Sequence[str] = COLUMNS) -> None:
-    """Log hyperparameters, for TensorBoard with the metrics that its page shows beside them.
+def add_hyperparameters(logger: Logger, values: Mapping[str, Any], columns: Sequence[str]) -> None:
+    """Log hyperparameters, for TensorBoard with the results that its page shows beside them, see `add_results`.
 
-    The run logs these metrics later. Lightning would log them now as well, as points of their curves.
+    Lightning would log the results now as well, as points of curves.
     """
     logger.log_hyperparams(dict(values))
     if isinstance(logger, TensorBoardLogger):
-        for summary in hparams(dict(values), dict.fromkeys(columns, 0.0)):
+        page, *rest = hparams(dict(values), dict.fromkeys([f"{RESULT}{name}" for name in columns], 0.0))
+        name_columns(page, lambda tag: tag.removeprefix(RESULT))
+        for summary in (page, *rest):
             add_summary(logger.experiment, summary)
+
+
+@rank_zero_only
+def add_results(logger: Logger, results: Mapping[str, float | None], step: int) -> None:
+    """Log what `metrics.json` holds, so that the page of hyperparameters shows the very same numbers."""
+    if isinstance(logger, TensorBoardLogger):
+        logger.log_metrics({f"{RESULT}{k}": v for k, v in results.items() if v is not None}, step)
+        logger.finalize("success")

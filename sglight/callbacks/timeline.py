@@ -1,4 +1,4 @@
-"""What each worker did in the first batches: a trace to zoom into, and a picture."""
+"""What each worker did in a few batches: a trace to zoom into, and a picture."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from typing_extensions import override
 
-from sglight.callbacks.pictures import new_figure, publish, save_figure, tidy
+from sglight.callbacks.figures import publish, run_name, save_figure
 from sglight.files import replacing
 from sglight.strategies.recorder import COMPUTING
 from sglight.strategies.schedule import stage_names
@@ -41,14 +41,15 @@ LOOKS = {
     "send": PhaseStyle("#F0E442", "black", "thread_state_unknown"),
     "wait": PhaseStyle("#F4F4F4", "#AAAAAA", "thread_state_sleeping"),
 }
-LANE, GAP = 1.0, 0.4  # height of a stage's lane, and between workers
+LANE, GAP, EDGE = 1.0, 0.4, 0.06  # height of a stage's lane, between workers, and within a lane
 FONT_SIZE = 8
+WARM_UP = 8  # batches, in which much is made for the first time and a pipeline fills
 
 
 class Timeline(Callback):
-    """Writes `chrome_trace` and `draw` of the first batches, once: at the end of the first epoch that is trained.
+    """Writes `chrome_trace` and `draw` of a few batches in full swing, once: at the end of the first epoch trained.
 
-    Not as soon as the batches are through: what the workers did is gathered at worker 0, and for that all of them
+    Not as soon as these are through: what the workers did is gathered at worker 0, and for that all of them
     would have to stop in mid-epoch. Clocks are common to the workers of one machine only.
 
     Args:
@@ -65,7 +66,7 @@ class Timeline(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._trained = self._done = False  # a callback may see several trainings
         if isinstance(pl_module, StagedModule):
-            pl_module.recorder.kept = max(pl_module.recorder.kept, self.batches)
+            pl_module.recorder.kept = max(pl_module.recorder.kept, WARM_UP + self.batches)
 
     @override
     def on_train_batch_end(
@@ -81,26 +82,38 @@ class Timeline(Callback):
         self._done = True
         gathered = pl_module.placement.peers.gather(pl_module.recorder.spans)
         if pl_module.placement.peers.rank == 0 and not getattr(trainer, "fast_dev_run", False):
-            self._write(trainer, first_batches(gathered, self.batches))
+            self._write(trainer, pl_module, in_full_swing(gathered, self.batches))
 
-    def _write(self, trainer: pl.Trainer, spans: list[list[Span]]) -> None:
+    def _write(self, trainer: pl.Trainer, module: StagedModule, spans: list[list[Span]]) -> None:
         if not any(spans):
             return
         folder = self.folder or Path(trainer.default_root_dir)
         with replacing(folder / "timeline.json") as temporary:
-            temporary.write_text(json.dumps(chrome_trace(spans)))
-        publish(trainer, timeline_figure(spans), folder / "figures", "timeline")
+            temporary.write_text(json.dumps(chrome_trace(spans, module.part)))
+        publish(
+            trainer,
+            timeline_figure(spans, f"{run_name(trainer, module)}: ", module.part),
+            folder / "figures",
+            "timeline",
+        )
 
 
-def first_batches(spans: Sequence[Sequence[Span]], count: int) -> list[list[Span]]:
-    """Of each worker what it did for the first ``count`` batches, from the first forward pass of all workers on.
+def in_full_swing(spans: Sequence[Sequence[Span]], count: int) -> list[list[Span]]:
+    """Of each worker what it did for ``count`` batches behind the warm-up, or as far behind as there are as many."""
+    recorded = len({s.batch for s in chain(*spans) if s.phase == "forward"})
+    return batches_from(spans, min(WARM_UP, max(recorded - count, 0)), count)
+
+
+def batches_from(spans: Sequence[Sequence[Span]], first: int, count: int) -> list[list[Span]]:
+    """Of each worker what it did for ``count`` batches, from the forward pass of the ``first`` on.
 
     Waiting in an evaluation before or behind these is left out.
     """
     forward = [s for s in chain(*spans) if s.phase == "forward"]
     if not forward:
         return [[] for _ in spans]
-    begin, stop = min(s.start for s in forward), min(s.batch for s in forward) + count
+    number = min(s.batch for s in forward) + first
+    begin, stop = min(s.start for s in forward if s.batch >= number), number + count
     # In the order of time: a learning from an older batch belongs to the batch in which it is done.
     kept = [
         list(takewhile(lambda s: s.batch < stop, sorted((s for s in own if s.end > begin), key=_start)))
@@ -110,7 +123,7 @@ def first_batches(spans: Sequence[Sequence[Span]], count: int) -> list[list[Span
     return [[s._replace(start=max(s.start, begin)) for s in own if s.end <= end] for own in kept]
 
 
-def chrome_trace(spans: Sequence[Sequence[Span]]) -> dict[str, Any]:
+def chrome_trace(spans: Sequence[Sequence[Span]], part: str = "stage") -> dict[str, Any]:
     """The spans of each worker in the Trace Event Format, for https://ui.perfetto.dev or chrome://tracing.
 
     A process is a worker, a thread a stage; their ids begin at 1, as Perfetto keeps 0 for itself. Times are in
@@ -121,11 +134,13 @@ def chrome_trace(spans: Sequence[Sequence[Span]]) -> dict[str, Any]:
     for worker, own in enumerate(spans):
         stages = sorted({s.stage for s in own})
         process = {"ph": "M", "pid": worker + 1}
-        events.append({**process, "name": "process_name", "args": {"name": _worker_name(worker, stages)}})
+        events.append(
+            {**process, "name": "process_name", "args": {"name": _worker_name(worker, stages, part)}}
+        )
         events.append({**process, "name": "process_sort_index", "args": {"sort_index": worker}})
         for stage in stages:
             thread = {**process, "tid": stage + 1}
-            events.append({**thread, "name": "thread_name", "args": {"name": f"stage {stage}"}})
+            events.append({**thread, "name": "thread_name", "args": {"name": f"{part} {stage}"}})
             events.append({**thread, "name": "thread_sort_index", "args": {"sort_index": stage}})
         events += [_event(worker, span, begin) for span in sorted(own, key=_start)]
     return {"traceEvents": events, "displayTimeUnit": "ms"}
@@ -146,8 +161,8 @@ def _event(worker: int, span: Span, begin: float) -> dict[str, Any]:
     }
 
 
-def _worker_name(worker: int, stages: Sequence[int]) -> str:
-    return f"worker {worker}: {stage_names(stages)}" if stages else f"worker {worker}"
+def _worker_name(worker: int, stages: Sequence[int], part: str) -> str:
+    return f"worker {worker}: {stage_names(stages, part)}" if stages else f"worker {worker}"
 
 
 def draw(spans: Sequence[Sequence[Span]], path: Path) -> None:
@@ -155,21 +170,27 @@ def draw(spans: Sequence[Sequence[Span]], path: Path) -> None:
     save_figure(timeline_figure(spans), path)
 
 
-def timeline_figure(spans: Sequence[Sequence[Span]]) -> Figure:
-    """A lane for each stage of each worker: its phases as bars, with the number of the batch where that fits.
+def timeline_figure(spans: Sequence[Sequence[Span]], of: str = "", part: str = "stage") -> Figure:
+    """A lane for each stage of each worker: forward passes in its upper half, the rest of the computing below.
 
-    At the right stands which share of the time shown a worker spent on computing.
+    Numbers in the bars are those of the batches, where they fit. At the right stands which share of the time shown a
+    worker spent on computing.
     """
+    # matplotlib takes half a second to import.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     begin, end = min(s.start for s in chain(*spans)), max(s.end for s in chain(*spans))
-    lanes = _lanes(spans)
+    lanes = _lanes(spans, part)
     bottom = lanes[-1].top + LANE + GAP
-    figure = new_figure(12, 1.4 + 0.36 * bottom)
+    figure = Figure(figsize=(12, 1.4 + 0.36 * bottom), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set(xlim=(0, (end - begin) * 1e3), ylim=(bottom, 0), xlabel="time [ms]")
-    axes.set_title(_title(spans), fontsize=11)
+    axes.set_title(f"{of}{_title(spans)}", fontsize=11)
     axes.set_yticks([lane.top + LANE / 2 for lane in lanes], [lane.name for lane in lanes])
     axes.tick_params(axis="y", length=0)
-    tidy(axes, grid=False)
+    axes.spines[["top", "right"]].set_visible(False)
     for lane in lanes:
         _draw_bars(axes, lane, begin)
     for worker, own in enumerate(spans):
@@ -195,41 +216,50 @@ class Lane(NamedTuple):
     spans: list[Span]
 
 
-def _lanes(spans: Sequence[Sequence[Span]]) -> list[Lane]:
+def _lanes(spans: Sequence[Sequence[Span]], part: str) -> list[Lane]:
     lanes, top = list[Lane](), 0.0
     for worker, own in enumerate(spans):
         top += GAP
         for k, stage in enumerate(sorted({s.stage for s in own})):
-            name = f"worker {worker}   stage {stage}" if k == 0 else f"stage {stage}"
+            name = f"worker {worker}   {part} {stage}" if k == 0 else f"{part} {stage}"
             lanes.append(Lane(worker, stage, top, name, [s for s in own if s.stage == stage]))
             top += LANE
     return lanes
 
 
 def _draw_bars(axes: Axes, lane: Lane, begin: float) -> None:
-    for phase, style in LOOKS.items():
+    for phase, look in LOOKS.items():
         bars = [((s.start - begin) * 1e3, (s.end - s.start) * 1e3) for s in lane.spans if s.phase == phase]
-        axes.broken_barh(bars, (lane.top + 0.06, LANE - 0.12), **_style(phase, style))
+        top, height = _place(phase)
+        axes.broken_barh(bars, (lane.top + top, height), **_style(phase, look))
 
 
-def _style(phase: str, style: PhaseStyle) -> dict[str, Any]:
+def _place(phase: str) -> tuple[float, float]:
+    """Where in its lane a bar begins, and how high it is."""
+    if phase not in COMPUTING:
+        return EDGE, LANE - 2 * EDGE
+    return (EDGE if phase == "forward" else LANE / 2), LANE / 2 - EDGE
+
+
+def _style(phase: str, look: PhaseStyle) -> dict[str, Any]:
     if phase == "wait":
-        return {"facecolor": style.colour, "edgecolor": style.ink, "hatch": "////", "linewidth": 0}
-    return {"facecolor": style.colour, "edgecolor": "white", "linewidth": 0.3}
+        return {"facecolor": look.colour, "edgecolor": look.ink, "hatch": "////", "linewidth": 0}
+    return {"facecolor": look.colour, "edgecolor": "white", "linewidth": 0.3}
 
 
 def _draw_legend(figure: Figure, phases: set[str]) -> None:
     from matplotlib.patches import Patch
 
-    handles = [
-        Patch(label=phase, **_style(phase, style)) for phase, style in LOOKS.items() if phase in phases
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    handles = [Patch(label=phase, **_style(phase, look)) for phase, look in LOOKS.items() if phase in phases]
+    figure.legend(handles=handles, loc="outside right upper", frameon=False)
 
 
 def _number_bars(figure: Figure, axes: Axes, lanes: Sequence[Lane], begin: float) -> None:
     """Write the batch into each bar of a computation that is wide enough."""
-    figure.draw_without_rendering()  # lays out: only then the axes have their width
+    layout = figure.get_layout_engine()
+    assert layout is not None
+    layout.execute(figure)  # only then the axes have their width
+    figure.set_layout_engine("none")  # numbers in bars change nothing of it
     left, right = axes.get_xlim()
     points_per_ms = axes.get_window_extent().width / figure.dpi * 72 / (right - left)
     for lane in lanes:
@@ -237,16 +267,17 @@ def _number_bars(figure: Figure, axes: Axes, lanes: Sequence[Lane], begin: float
             room = (span.end - span.start) * 1e3 * points_per_ms
             if span.phase in COMPUTING and room > FONT_SIZE * (0.6 * len(str(span.batch)) + 0.4):
                 middle = (span.start + span.end) / 2 - begin
+                top, height = _place(span.phase)
                 axes.text(
-                    middle * 1e3, lane.top + LANE / 2, str(span.batch), color=LOOKS[span.phase].ink,
+                    middle * 1e3, lane.top + top + height / 2, str(span.batch), color=LOOKS[span.phase].ink,
                     fontsize=FONT_SIZE, ha="center", va="center_baseline",
                 )  # fmt: skip
 
 
 def _title(spans: Sequence[Sequence[Span]]) -> str:
     batches = {s.batch for s in chain(*spans) if s.phase == "forward"}
-    count = "1 batch" if len(batches) == 1 else f"{len(batches)} batches"
-    return f"the first {count} on {len(spans)} worker{'' if len(spans) == 1 else 's'}; in the bars: number of the batch"
+    shown = f"batch {min(batches)}" if len(batches) == 1 else f"batches {min(batches)} to {max(batches)}"
+    return f"{shown} on {len(spans)} worker{'' if len(spans) == 1 else 's'}; in the bars: number of the batch"
 
 
 def _start(span: Span) -> float:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 
 class Scalar(NamedTuple):
@@ -38,3 +39,12 @@ def read_scalars(path: Path) -> Iterator[Scalar]:
 def add_summary(writer: Any, summary: Any) -> None:
     """Write a summary as it is to the events of a `SummaryWriter`, whose own methods would make a file of its own."""
     writer._get_file_writer().add_summary(summary)
+
+
+def name_columns(page: Any, name: Callable[[str], str]) -> None:
+    """Give the metrics of a page of hyperparameters, torch's first summary of it, names of their own by their tags."""
+    plugin = page.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(plugin.content)
+    for info in content.experiment.metric_infos:
+        info.display_name = name(info.name.tag)
+    plugin.content = content.SerializeToString()

@@ -39,7 +39,7 @@ def find_completed(plain: Mapping[str, Any], outputs: Path, sweep: Path | None =
     Files that are none of ours, or half-written, are passed over.
     """
     wanted, found = config_hash(plain), list[tuple[float, Completed]]()
-    for path in {p.resolve() for p in _candidates(outputs, sweep)}:
+    for path in {p.resolve() for p in results_below(outputs, sweep)}:
         metrics = _read(path)
         if metrics.get("run/status") == "finished" and metrics.get("run/config_hash") == wanted:
             monitored = metrics.get("run/monitored")
@@ -63,7 +63,8 @@ def _relevant(node: Any, ignored: Iterable[str], prefix: str = "") -> Any:
     return int(node) if isinstance(node, float) and node.is_integer() else node
 
 
-def _candidates(outputs: Path, sweep: Path | None) -> Iterator[Path]:
+def results_below(outputs: Path, sweep: Path | None) -> Iterator[Path]:
+    """The `metrics.json` of runs under ``outputs``, and of jobs in the folder of a sweep; some perhaps twice."""
     for pattern in RUNS:
         yield from outputs.glob(pattern)
     if sweep is not None:

@@ -158,6 +158,8 @@ EARLIER: dict[Path, Contents] = {}
 
 # Folders of a sweep's jobs that have come to no result.
 DIVERGED: list[str] = []
+# Folders of the sweeps that this process has begun.
+SWEEPS: list[Path] = []
 
 
 class CheckFirst(Callback):
@@ -204,10 +206,12 @@ class CheckFirst(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Refuse a folder that cannot be written."""
         self._began_ns = time_ns()
+        folder = Path(absolute("hydra.sweep.dir", config.hydra.sweep.dir))
         try:
-            check_writable("hydra.sweep.dir", Path(absolute("hydra.sweep.dir", config.hydra.sweep.dir)))
+            check_writable("hydra.sweep.dir", folder)
         except UserError as error:
             raise SystemExit(f"error: {error}") from None
+        SWEEPS.append(folder)
 
 
 def check_writable(key: str, folder: Path) -> None:

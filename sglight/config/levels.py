@@ -33,7 +33,7 @@ class Level:
 def make_levels(count: int, config: Mapping[str, Any] | None = None) -> list[Level]:
     """``count`` levels; each field of ``config`` is one value for all of them or a list with one for each.
 
-    Without a mode all levels are ``exact`` but the last, which is ``dni``: the classic warm start.
+    Without a mode the first level is ``exact``, all others ``delayed``: an exact start makes late gradients harmless.
 
     Raises:
         ValueError: for a list of another length, or a value that is not allowed; the text names the key.
@@ -46,7 +46,7 @@ def make_levels(count: int, config: Mapping[str, Any] | None = None) -> list[Lev
             raise ValueError(f"strategy.level.{name} is unknown; choose among {', '.join(known)}")
     columns = {name: _spread(name, value, count) for name, value in (config or {}).items()}
     modes = columns.pop("mode", [None] * count)
-    default = [*["exact"] * (count - 1), "dni"]
+    default = ["exact", *["delayed"] * (count - 1)]
     for mode in modes:
         if mode not in (*MODES, None):
             raise ValueError(f"strategy.level.mode={mode} is unknown; choose one of {', '.join(MODES)}")

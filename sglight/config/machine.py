@@ -74,5 +74,9 @@ def processor() -> str:
         name = found[1] if found else ""
     except OSError:
         pass
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return f"{' '.join(name.split()) or 'CPU'}, {cores} core{'' if cores == 1 else 's'}"
+    return f"{' '.join(name.split()) or 'CPU'}, {cores()} core{'' if cores() == 1 else 's'}"
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -13,6 +13,7 @@ from omegaconf import II, MISSING
 Mode = StrEnum("Mode", ["fit", "test", "predict", "export"])
 ExportFormat = StrEnum("ExportFormat", ["torch", "safetensors", "onnx"])
 Dynamics = StrEnum("Dynamics", ["euler", "antisymmetric", "hamiltonian", "leapfrog"])
+MODELS = {"euler": "resnet"}  # model=resnet has the dynamics euler; the others have the same names
 Kernel = StrEnum("Kernel", ["dense", "conv"])
 Activation = StrEnum("Activation", ["tanh", "relu"])
 Velocity = StrEnum("Velocity", ["zero", "paper"])

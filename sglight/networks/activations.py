@@ -17,7 +17,7 @@ class Activation:
 
     Attributes:
         function: p -> s(p).
-        into: the same, overwriting p where that is faster.
+        into: the same, overwriting p where that is faster; of bf16 it may be float32.
         backward: (g, s(p)) -> g s'(p).
         gain: standard deviation of weights, times the root of the fan-in, that keeps the scale (He et al. 2015).
     """
@@ -29,12 +29,13 @@ class Activation:
 
 
 def _tanh_into(p: Tensor) -> Tensor:
-    """tanh in place; for large float32 tensors on the CPU by the logistic function, four times as fast there.
+    """tanh in place; for large tensors on the CPU by the logistic function in float32, four times as fast there.
 
     tanh p = 2 sigma(2 p) - 1, within 2e-7, which is less than what adding h s(p) to a state of size one rounds off.
+    In bf16 it would be wrong by .004 near zero: it is computed, and returned, in float32.
     """
-    if p.numel() >= 1 << 14 and p.dtype == torch.float32 and p.device.type == "cpu":
-        return p.mul_(2).sigmoid_().mul_(2).sub_(1)
+    if p.numel() >= 1 << 14 and p.dtype in (torch.float32, torch.bfloat16) and p.device.type == "cpu":
+        return p.float().mul_(2).sigmoid_().mul_(2).sub_(1)
     return p.tanh_()
 
 

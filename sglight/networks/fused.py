@@ -15,7 +15,7 @@ derived from it (the adjoint):
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -41,6 +41,16 @@ class Setting:
     activation: Activation
     h: float
     rebuild: bool
+    lower: torch.dtype | None = None
+
+    def low(self, x: Tensor) -> Tensor:
+        """x in the precision of the maps: what they take, and what is kept for the backward pass."""
+        return x if self.lower is None else x.to(self.lower)
+
+    def advance(self, x: Tensor, s: Tensor, scale: float) -> Tensor:
+        """x + scale * s; overwrites s where it is not what `low` gives, which is kept."""
+        spare = self.lower is not None and s.dtype != self.lower
+        return torch.add(x, s, alpha=scale, out=s if spare else None)
 
     def slope(self, grad: Tensor, s: Tensor) -> Tensor:
         """grad s'(p), in the precision of s = s(p)."""
@@ -87,10 +97,11 @@ class EulerScheme:
     def forward(self, x: Fields, w: Weights, b: Biases, c: Setting, tape: list[Entry] | None) -> Fields:
         (y,), apply, into = x, c.kernel.apply, c.activation.into
         for W, bias in zip(w[0], b[0], strict=True):
-            s = into(apply(y, W, bias))
+            y_low = c.low(y)
+            s = into(apply(y_low, W, bias))
             if tape is not None:
-                tape.append((y, s))
-            y = torch.add(y, s, alpha=c.h)
+                tape.append((y_low, c.low(s)))
+            y = c.advance(y, s, c.h)
         return (y,)
 
     def rebuild(self, x: Fields, w: Weights, b: Biases, c: Setting) -> Iterator[Entry]:
@@ -131,22 +142,28 @@ class HamiltonianScheme:
     def forward(self, x: Fields, w: Weights, b: Biases, c: Setting, tape: list[Entry] | None) -> Fields:
         (y, z), apply, into = x, c.kernel.apply, c.activation.into
         for W, V, b_z, b_y in zip(*w, *b, strict=True):
-            s_z = into(apply(y, V, b_z))
-            z = torch.add(z, s_z, alpha=-c.h)
-            s_y = into(apply(z, W, b_y))
+            y_low = c.low(y)
+            s_z = into(apply(y_low, V, b_z))
+            s_z_low = c.low(s_z)
+            z = c.advance(z, s_z, -c.h)
+            z_low = c.low(z)
+            s_y = into(apply(z_low, W, b_y))
             if tape is not None:
-                tape.append((y, s_z, z, s_y))
-            y = torch.add(y, s_y, alpha=c.h)
+                tape.append((y_low, s_z_low, z_low, c.low(s_y)))
+            y = c.advance(y, s_y, c.h)
         return y, z
 
     def rebuild(self, x: Fields, w: Weights, b: Biases, c: Setting) -> Iterator[Entry]:
         (y, z), apply, into = x, c.kernel.apply, c.activation.into
         for W, V, b_z, b_y in zip(*map(reversed, w), *map(reversed, b), strict=True):
-            s_y = into(apply(z, W, b_y))
-            y = torch.sub(y, s_y, alpha=c.h)
-            s_z = into(apply(y, V, b_z))
-            yield y, s_z, z, s_y
-            z = torch.add(z, s_z, alpha=c.h)
+            z_low = c.low(z)
+            s_y = into(apply(z_low, W, b_y))
+            s_y_low = c.low(s_y)
+            y = c.advance(y, s_y, -c.h)
+            y_low = c.low(y)
+            s_z = into(apply(y_low, V, b_z))
+            yield y_low, c.low(s_z), z_low, s_y_low
+            z = c.advance(z, s_z, c.h)
 
     def backward(
         self, g: list[Tensor], entries: Iterable[Entry], w: Weights, c: Setting
@@ -174,24 +191,25 @@ class LeapfrogScheme:
     def stacks(self, weight: Tensor, kernel: Kernel, gamma: float) -> tuple[Tensor, ...]:
         return weight, -kernel.adjoint(weight)
 
-    def _force(self, y: Tensor, W: Tensor, V: Tensor, bias: Tensor, c: Setting) -> tuple[Tensor, Tensor]:
-        u = c.kernel.apply(y, W, None)
-        return u, c.activation.into(c.kernel.apply(u, V, bias))
+    def _force(self, y: Tensor, W: Tensor, V: Tensor, bias: Tensor, c: Setting) -> Entry:
+        y_low = c.low(y)
+        u = c.kernel.apply(y_low, W, None)
+        return y_low, u, c.activation.into(c.kernel.apply(u, V, bias))
 
     def forward(self, x: Fields, w: Weights, b: Biases, c: Setting, tape: list[Entry] | None) -> Fields:
         y, y_prev = x
         for W, V, bias in zip(*w, *b, strict=True):
-            u, s = self._force(y, W, V, bias, c)
+            y_low, u, s = self._force(y, W, V, bias, c)
             if tape is not None:
-                tape.append((y, u, s))
+                tape.append((y_low, u, c.low(s)))
             y, y_prev = torch.lerp(y_prev, y, 2).add_(s, alpha=c.h**2), y
         return y, y_prev
 
     def rebuild(self, x: Fields, w: Weights, b: Biases, c: Setting) -> Iterator[Entry]:
         y_next, y = x
         for W, V, bias in zip(*map(reversed, w), *map(reversed, b), strict=True):
-            u, s = self._force(y, W, V, bias, c)
-            yield y, u, s
+            y_low, u, s = self._force(y, W, V, bias, c)
+            yield y_low, u, c.low(s)
             y_next, y = y, torch.lerp(y_next, y, 2).add_(s, alpha=c.h**2)
 
     def backward(
@@ -228,8 +246,9 @@ def run(
     """
     if torch.is_grad_enabled():
         return _Fused.apply(setting, known, state, bias, *stacks)
-    stacks = tuple(setting.kernel.align(stack) for stack in stacks)
-    return _join(_steps(setting, state, bias, stacks, None))
+    setting, bias, stacks = _lowered(setting, state, bias, stacks)
+    with torch.autocast(state.device.type, enabled=False):
+        return _join(_steps(setting, state, bias, stacks, None))
 
 
 def _steps(
@@ -253,9 +272,16 @@ def _join(fields: Sequence[Tensor]) -> Tensor:
     return fields[0] if len(fields) == 1 else torch.cat(list(fields), 1)
 
 
-def _autocast(tensor: Tensor) -> torch.dtype | None:
-    device = tensor.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+def _lowered(
+    setting: Setting, state: Tensor, bias: Tensor, stacks: tuple[Tensor, ...]
+) -> tuple[Setting, Tensor, tuple[Tensor, ...]]:
+    """Under autocast the maps run in the lower precision; states keep theirs. Cast once, not once a step."""
+    device = state.device.type
+    if torch.is_autocast_enabled(device):
+        lower = torch.get_autocast_dtype(device)
+        setting = replace(setting, lower=lower)
+        bias, stacks = bias.to(lower), tuple(stack.to(lower) for stack in stacks)
+    return setting, bias, tuple(setting.kernel.align(stack) for stack in stacks)
 
 
 class _Fused(torch.autograd.Function):
@@ -264,12 +290,9 @@ class _Fused(torch.autograd.Function):
     def forward(
         ctx: Any, setting: Setting, known: Tensor | None, state: Tensor, bias: Tensor, *stacks: Tensor
     ) -> Tensor:
-        ctx.setting = setting
         ctx.dtypes = [bias.dtype, *(stack.dtype for stack in stacks)]
-        # Under autocast the maps run in the lower precision; states keep theirs. Cast once, not once a step.
-        if (lower := _autocast(state)) is not None:
-            bias, stacks = bias.to(lower), tuple(stack.to(lower) for stack in stacks)
-        stacks = tuple(setting.kernel.align(stack) for stack in stacks)
+        setting, bias, stacks = _lowered(setting, state, bias, stacks)
+        ctx.setting = setting
         tape: list[Entry] | None = None if setting.rebuild else []
         if known is not None:
             out = known.detach()

@@ -174,7 +174,7 @@ class Dense:
         elif into.dtype == grad.dtype:
             out = into.addmm_(grad, weight, alpha=scale)
         else:
-            out = into.add_(torch.mm(grad, weight), alpha=scale)
+            out = into.add_(torch.mm(grad, weight).to(into.dtype), alpha=scale)
         return out, (grad, x)
 
     def ledger(self, weights: Sequence[Tensor]) -> Ledger:
@@ -280,7 +280,7 @@ class Conv:
     ) -> tuple[Tensor, Record]:
         pad = weight.shape[-1] // 2
         grad_x, grad_weight, grad_bias = conv2d_backward(grad, x.to(weight.dtype), weight, pad)
-        out = grad_x if into is None else into.add_(grad_x, alpha=scale)
+        out = grad_x if into is None else into.add_(grad_x.to(into.dtype), alpha=scale)
         return out, (grad_weight, grad_bias)
 
     def ledger(self, weights: Sequence[Tensor]) -> Stacks:

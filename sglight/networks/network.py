@@ -40,11 +40,15 @@ class NetworkSpec:
     """What a network is, without its numbers: enough to build any part of it anywhere.
 
     Args:
-        shape: of one sample: ``(D,)`` or ``(C, H, W)``. classes: number of logits.
+        shape: of one sample: ``(D,)`` or ``(C, H, W)``.
+        classes: number of logits.
         steps, horizon, channels: N, T and C of each segment: a number, or a list with one entry a segment.
-        opening: ``pad``, ``repeat``, ``linear`` or ``conv``; connector: ``pad`` or ``linear``; head: ``flatten`` or
-            ``pool``; the rest as in `Segment`.
+        opening: ``pad``, ``repeat``, ``linear`` or ``conv``.
+        connector: ``pad`` or ``linear``.
+        head: ``flatten`` or ``pool``.
         seed: of the initial values.
+
+    The rest as in `Segment`.
 
     Raises:
         ValueError: for choices that do not exist or do not go together; the text names the key.

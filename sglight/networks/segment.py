@@ -17,6 +17,7 @@ from sglight.networks import fused, rebuilt
 from sglight.networks.activations import ACTIVATIONS
 from sglight.networks.dynamics import Dynamics, Step, find_dynamics
 from sglight.networks.kernels import KERNELS, arranged
+from sglight.networks.precision import autocast_where_faster
 from sglight.networks.seeding import draw_seed, normal
 
 Rule = Literal["linear", "constant"]
@@ -116,14 +117,18 @@ class Segment(nn.Module):
     Args:
         dynamics: ``euler``, ``antisymmetric``, ``hamiltonian`` or ``leapfrog`` or ``package.module.Class`` (see
             `find_dynamics`).
-        steps: N. channels: C. horizon: T; the step size is h = T / N.
+        steps: N.
+        channels: C.
+        horizon: T; the step size is h = T / N.
         kernel: ``dense`` on ``[B, C]`` or ``conv`` on ``[B, C, H, W]`` with ``kernel_size`` (odd).
-        activation: ``tanh`` or ``relu``. gamma: damping of ``antisymmetric``.
+        activation: ``tanh`` or ``relu``.
+        gamma: damping of ``antisymmetric``.
         normalisation: of the pre-activation: ``none``, ``batch``, ``group`` (with ``groups``) or ``layer``.
         reversible: rebuild states in the backward pass instead of storing them.
         init: ``random`` (one draw a step), ``smooth`` (one draw for all steps), ``identity`` or ``zeros``.
         seed: of the initial values; drawn from torch's generator if not given.
-        index: number of the segment in its network. start, stop: the steps of [0, N) that are kept (a stage's
+        index: number of the segment in its network.
+        start, stop: the steps of [0, N) that are kept (a stage's
             share); step size and initial values are those of the whole.
 
     Attributes:
@@ -223,6 +228,10 @@ class Segment(nn.Module):
 
     def forward(self, state: Tensor) -> Tensor:
         """The state N steps later; by `reference` where ``plain`` is set, under `torch.func` and in an export."""
+        with autocast_where_faster(state, self.weight):
+            return self._forward(state)
+
+    def _forward(self, state: Tensor) -> Tensor:
         if self.plain or state.is_meta or is_transformed():
             return self.reference(state)
         self._check(state)
@@ -241,6 +250,10 @@ class Segment(nn.Module):
         Args:
             state: gets its gradient; of its values none is used. out: the state N steps later.
         """
+        with autocast_where_faster(out, self.weight):
+            return self._rebuilt(state, out)
+
+    def _rebuilt(self, state: Tensor, out: Tensor) -> Tensor:
         if self._has_fused:
             return self._run_fused(state, self.spec.reversible or out.numel() >= 1 << 15, True, out)
         known = tuple(field.contiguous() for field in self._fields(out))

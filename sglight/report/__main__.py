@@ -14,10 +14,12 @@ from sglight.errors import UserError
 from sglight.files import replacing
 from sglight.output import escape_unknown
 from sglight.report.groups import tasks
-from sglight.report.measures import compare
+from sglight.report.measures import BACKPROP, FIT, TARGET, compare
 from sglight.report.page import render
 from sglight.report.runs import find_runs
 from sglight.report.tables import markdown, print_tables, to_csv
+
+MATTER = ("test/acc", TARGET, FIT, BACKPROP, "memory/peak_bytes")  # at the end of a sweep
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -55,6 +57,15 @@ def report(options: argparse.Namespace) -> None:
         _write(options.csv, to_csv(comparisons, runs))
     if options.html is not None:
         _write(options.html, render(runs, comparisons, options.html.parent))
+
+
+def summarise(folder: Path) -> bool:
+    """Print what the runs in a folder come to, in a table of the figures that matter; whether there are any."""
+    runs = find_runs([folder]) if folder.is_dir() else []
+    if not any(run.metrics for run in runs):
+        return False
+    print_tables([compare(task) for task in tasks(runs)], runs, Console(), MATTER)
+    return True
 
 
 def _write(path: Path, text: str) -> None:

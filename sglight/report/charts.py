@@ -12,7 +12,7 @@ import numpy as np
 WIDTH, HEIGHT = 420, 270
 RIGHT, TOP, BOTTOM = 18, 12, 44
 # Of the axes' texts: about how wide a letter is and how high, and the room that the vertical axis's title takes.
-LETTER, LETTER_HEIGHT, TITLE_ROOM = 7.0, 13.0, 28
+LETTER, LETTER_HEIGHT, TITLE_ROOM = 7.0, 13.0, 32
 COLOURS, DASHES = 7, 4
 TICKS = 5  # about so many on an axis
 LEAST_PART = 2e-3  # of the values themselves: an axis reaches at least so far beyond them

@@ -92,7 +92,10 @@ MEASURES = (
         "part of the training's time that is less than with strategy.levels=1 and the same config otherwise",
     ),
     Measure("time/epoch_s", "epoch", units.seconds, min, "median over the epochs, training batches only"),
-    Measure("throughput/samples_per_s", "samples / s", units.count, max, "median over the epochs"),
+    Measure(
+        "throughput/samples_per_s", "samples\N{NO-BREAK SPACE}/\N{NO-BREAK SPACE}s", units.count, max,
+        "median over the epochs",
+    ),
     Measure(
         ALONE, "speed-up over one worker", units.ratio, max,
         "samples a second over those of the same config with trainer.devices=1",
@@ -170,10 +173,10 @@ def compare(task: Task, target: float | None = None) -> Comparison:
     """Statistics of all groups of a data set; the target is chosen (`default_target`) unless it is given."""
     target = default_target(task.groups) if target is None else target
     rows = [_statistics(group, target) for group in task.groups]
-    yardsticks = [_Yardstick(run) for group in task.groups for run in group.finished if _is_yardstick(run)]
+    yardsticks = [Yardstick(run) for group in task.groups for run in group.finished if is_yardstick(run)]
     unmeasured = []
     for group, row in zip(task.groups, rows, strict=True):
-        if ratios := _over_backprop(group, yardsticks):
+        if ratios := over_backprop(group.finished, yardsticks):
             row[BACKPROP] = statistic(ratios, len(group.finished))
         elif RATE in row and any(run.config["strategy"] != "backprop" for run in group.finished):
             unmeasured.append(group)
@@ -266,7 +269,7 @@ def _one_level(group: Group, groups: Sequence[Group]) -> Group | None:
     )
 
 
-class _Yardstick:
+class Yardstick:
     """A run of backpropagation on one worker: its samples a second, and to which runs it may be compared."""
 
     def __init__(self, run: Run) -> None:
@@ -284,14 +287,15 @@ class _Yardstick:
         return sum(self.config.get(key) != value for key, value in config.items())
 
 
-def _is_yardstick(run: Run) -> bool:
+def is_yardstick(run: Run) -> bool:
+    """Whether others are measured by it: backpropagation on one worker."""
     return run.config["strategy"] == "backprop" and _workers(run.config) == (1, 1) and RATE in run.metrics
 
 
-def _over_backprop(group: Group, yardsticks: Sequence[_Yardstick]) -> list[float]:
+def over_backprop(runs: Sequence[Run], yardsticks: Sequence[Yardstick]) -> list[float]:
     """Samples a second of each run over the mean of backpropagation's; of several configs that which differs least."""
     ratios = []
-    for run in group.finished:
+    for run in runs:
         config = identity(run.config)
         found = [each for each in yardsticks if each.suits(run, config)]
         if run.config["strategy"] == "backprop" or RATE not in run.metrics or not found:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sglight import status
+from sglight.config.schema import MODELS
 from sglight.report.events import Curve, read_curves
 from sglight.report.reading import MOST_VALUES, cleaned, number, read_json, read_yaml, resolved
 
@@ -24,7 +25,6 @@ FRESH_S = (
 NO_RUNS = ("predict", "export")  # modes that use a network: they leave nothing to compare
 NAMES = ("dataset", "model", "strategy", "experiment", "debug")
 COMPARED = ("finished", "running", "diverged")  # states of runs that have, or will have, something to compare
-MODELS = {"euler": "resnet"}  # model=resnet has the dynamics euler; the others have the same names
 
 
 @dataclass(frozen=True)

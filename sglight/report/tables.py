@@ -28,11 +28,17 @@ FORMULA = ("=", "+", "-", "@")
 _NUMBER = re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?")
 
 
-def print_tables(comparisons: Sequence[Comparison], runs: Sequence[Run], console: Console) -> None:
-    """For each data set the verdict and a table, or several where the terminal is narrow; then who stands aside."""
+def print_tables(
+    comparisons: Sequence[Comparison], runs: Sequence[Run], console: Console, keys: Sequence[str] = ()
+) -> None:
+    """For each data set the verdict and a table, or several where the terminal is narrow; then who stands aside.
+
+    Args:
+        keys: of the measures that are shown; none: all.
+    """
     for comparison in comparisons:
         console.print(verdict(comparison), highlight=False, markup=False)
-        for table in _fitting(comparison, console):
+        for table in _fitting(comparison, console, keys):
             console.width = max(console.width, _width(table, console))
             console.print(table)
         if comparison.note:
@@ -93,16 +99,17 @@ def _cell(text: str) -> str:
     return f"'{text}" if text.startswith(FORMULA) and not _NUMBER.fullmatch(text) else text
 
 
-def _fitting(comparison: Comparison, console: Console) -> list[Table]:
+def _fitting(comparison: Comparison, console: Console, keys: Sequence[str]) -> list[Table]:
     """One table; if it does not fit, several with deviations below the means and as many measures each as do.
 
     A pipe does not mind long lines.
     """
-    whole = _table(comparison, comparison.measures)
+    measures = [measure for measure in comparison.measures if not keys or measure.key in keys]
+    whole = _table(comparison, measures)
     if not console.is_terminal or _width(whole, console) <= console.width:
         return [whole]
     blocks: list[list[Measure]] = [[]]
-    for measure in comparison.measures:
+    for measure in measures:
         wider = [*blocks[-1], measure]
         if len(wider) > 1 and _width(_table(comparison, wider, stacked=True), console) > console.width:
             blocks.append([measure])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import hypot, sqrt
 from statistics import fmean
 
 from sglight.report import units
@@ -16,6 +17,7 @@ ACCURACIES = ("test/acc", "val/acc")
 PHASE = re.compile(r"time/stage_\d+/(forward|estimate|backward|learn)_s")
 WORKER = re.compile(r"worker_\d+/(busy|waiting|communicating)_s")
 COSINES = (re.compile(r"stage_\d+/cosine"), re.compile(r"estimator_\d+/cosine"))
+GOOD_COSINE = 0.98  # from it on, gradients explain nothing
 WORTH_TELLING = 0.05  # parts of the time below it explain nothing
 
 
@@ -86,21 +88,31 @@ def _why(entries: Sequence[_Entry], yardsticks: Sequence[_Entry], measure: Measu
         return ""
     best = max(others, key=lambda entry: entry.row[measure.key].mean)
     rival = max(yardsticks, key=lambda entry: entry.row[measure.key].mean)
-    points = 100 * (rival.row[measure.key].mean - best.row[measure.key].mean)
-    losses = [f"{points:.2f} points less accurate"] if points > 0 else []
+    ours, theirs = best.row[measure.key], rival.row[measure.key]
+    losses, reasons = list[str](), list[str]()
+    if theirs.mean - ours.mean > hypot(theirs.std or 0, ours.std or 0) / sqrt(2):
+        losses.append(f"{100 * (theirs.mean - ours.mean):.2f} points less accurate")
+        reasons += _doubts(best.group.finished)
     if BACKPROP in best.row and best.row[BACKPROP].mean < 1:
         losses.append(f"{best.row[BACKPROP].mean:.2f} times as fast")
+        reasons += _brakes(best.group.finished)
     if not losses:
         return ""
-    reasons = list(_diagnosis(best.group.finished))
     told = f"{best.group.label} is {' and '.join(losses)}"
-    return f"{told}: {', '.join(reasons)}." if reasons else f"{told}; its runs hold no diagnosis."
+    return (
+        f"{told}: {', '.join(reasons)}." if reasons else f"{told}; the diagnosis of its runs shows no reason."
+    )
 
 
-def _diagnosis(runs: Sequence[Run]) -> Iterator[str]:
-    """What the runs have measured of their gradients, estimators and waiting."""
-    if cosines := [value for run in runs if (value := _cosine(run)) is not None]:
+def _doubts(runs: Sequence[Run]) -> Iterator[str]:
+    """What is wrong with the gradients of some runs, as far as they have measured it."""
+    cosines = [value for run in runs if (value := _cosine(run)) is not None]
+    if cosines and fmean(cosines) < GOOD_COSINE:
         yield f"the worst stage's gradients have a cosine of {fmean(cosines):.2f} with the exact ones"
+
+
+def _brakes(runs: Sequence[Run]) -> Iterator[str]:
+    """What takes the time of some runs besides the network, as far as they have measured it."""
     estimators = _part(runs, PHASE, ("estimate", "learn"))
     if estimators > WORTH_TELLING:
         yield f"estimators take {estimators:.0%} of the computing time"

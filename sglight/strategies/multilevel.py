@@ -58,7 +58,9 @@ class Multilevel(StagedModule):
     epochs must add up; all epochs are the finest level's if that has been reached. The history begins anew.
 
     Attributes:
-        level: the current one, from 0. plans: those of all levels. course: which level is trained when.
+        level: the current one, from 0.
+        plans: those of all levels.
+        course: which level is trained when.
         history: of each level begun: ``steps``; ``epochs``; ``fit_s`` and ``cpu_s`` (of all workers), with validations
             and the refinement; ``val_acc`` and ``val_loss`` of its last epoch; and, of the validation data,
             ``loss_before`` and ``loss_after`` the refinement that it begins with.

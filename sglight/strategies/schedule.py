@@ -176,7 +176,8 @@ class Pipelined(Schedule):
     ceil(max(0, d_i - j) / m) updates since the forward pass (Narayanan et al. 2019, PipeDream; Huo et al. 2018, DDG).
 
     Args:
-        pieces: m. slack: 0, or 1: a round more between two stages, in which they may be out of step.
+        pieces: m.
+        slack: 0, or 1: a round more between two stages, in which they may be out of step.
         flushes: whether the pipeline empties at the end of each batch: true gradients (1F1B, Narayanan et al. 2021).
     """
 

@@ -37,7 +37,8 @@ class StagedModule(StagedTraining):
         clip_norm: largest norm of a stage's gradient; None for no limit.
         regularisation: weights of the penalties in `sglight.networks.regularisers.penalty`.
         loss: the arguments of `Loss`.
-        stages: M. cuts: the time steps with which stages 1 to M - 1 begin, see `given_cuts`; None for stages of nearly
+        stages: M.
+        cuts: the time steps with which stages 1 to M - 1 begin, see `given_cuts`; None for stages of nearly
             equal cost by the cost model.
         schedule, source: in which order the stages act, and where their gradients come from; by default true gradients
             through all stages in turn.

@@ -21,10 +21,11 @@ from sglight.strategies.dni import DNI
 from tests.callbacks.common import NETWORK, data, fit
 
 
+@pytest.mark.parametrize("width", [60, 80, 100])
 def test_the_summary_names_what_is_about_to_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("COLUMNS", str(width))
     trainer = fit([], tmp_path, epochs=1)
     capsys.readouterr()
     module: Any = trainer.lightning_module
@@ -42,7 +43,9 @@ def test_the_summary_names_what_is_about_to_run(
     ):
         assert part in text
     assert any(line.endswith(str(tmp_path / "run")) for line in lines)
-    assert max(len(line) for line in lines if str(tmp_path) not in line) <= 80
+    assert max(len(line) for line in lines if str(tmp_path) not in line) <= width
+    assert "parameters" in text and "estimator's" in text and "…" not in text
+    assert "advice Prefer strategy=" in text
 
 
 def test_a_run_is_announced_once_its_network_is_built(
@@ -65,15 +68,13 @@ def test_results_are_shown_with_units_and_the_command(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "a run"
-    folder.mkdir()
-    (folder / "events.out.tfevents.1").touch()
-    print_results({"test/acc": 0.98765, "time/fit_s": 300, "memory/peak_bytes": 2**30}, folder)
+    print_results({"test/acc": 0.98765, "time/fit_s": 300, "memory/peak_bytes": 2**30}, folder, True)
     out = capsys.readouterr().out
     assert "98.77%" in out
     assert "5 min" in out
     assert "1.1 GB" in out
     assert f"{tensorboard()} --logdir '{folder}'" in out
-    print_results({}, tmp_path)
+    print_results({}, folder, False)
     assert "tensorboard" not in capsys.readouterr().out
 
 

@@ -12,7 +12,7 @@ from tensorboard.plugins.hparams import metadata as hparams_metadata
 
 from sglight.callbacks.memory import PeakMemory
 from sglight.callbacks.stability import StabilityMonitor
-from sglight.callbacks.tensorboard import LAYOUT, add_hyperparameters, add_layout
+from sglight.callbacks.tensorboard import LAYOUT, add_hyperparameters, add_layout, add_results
 from sglight.callbacks.timing import EpochTimer
 from tests.callbacks.common import fit
 
@@ -26,7 +26,13 @@ def test_every_chart_finds_a_tag_and_tensorboard_the_layout(tmp_path: Path) -> N
     logger.finalize("success")
     events = EventAccumulator(str(tmp_path)).Reload()
     # These only a multilevel training writes, and one that rebuilds states.
-    tags = [*events.Tags()["scalars"], "level", "refinement/loss_before", "stage_0/drift"]
+    tags = [
+        *events.Tags()["scalars"],
+        "level",
+        "refinement/loss_before",
+        "stage_0/drift",
+        "result/speedup/backprop",
+    ]
     for group in LAYOUT.values():
         for title, patterns in group.items():
             assert any(re.search(pattern, tag) for pattern in patterns for tag in tags), title
@@ -55,9 +61,19 @@ def test_the_page_of_hyperparameters_has_columns_and_the_curves_no_point_of_them
     }
     page = hparams_metadata.parse_experiment_plugin_data(contents[hparams_metadata.EXPERIMENT_TAG])
     assert [each.name for each in page.hparam_infos] == ["model.steps", "strategy"]
-    assert [each.name.tag for each in page.metric_infos] == ["val/acc", "test/acc"]
+    assert [each.name.tag for each in page.metric_infos] == ["result/val/acc", "result/test/acc"]
+    assert [each.display_name for each in page.metric_infos] == ["val/acc", "test/acc"]
     run = hparams_metadata.parse_session_start_info_plugin_data(
         contents[hparams_metadata.SESSION_START_INFO_TAG]
     )
     assert run.hparams["model.steps"].number_value == 8
     assert "model.steps: 8" in (tmp_path / "hparams.yaml").read_text()
+
+
+def test_results_are_points_of_their_own_and_what_is_unknown_is_none(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, name=None, version="", default_hp_metric=False)
+    add_results(logger, {"val/acc": 0.9, "speedup/backprop": None}, 7)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert events.Tags()["scalars"] == ["result/val/acc"]
+    (point,) = events.Scalars("result/val/acc")
+    assert (point.step, round(point.value, 6)) == (7, 0.9)

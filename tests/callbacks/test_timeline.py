@@ -17,7 +17,15 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sglight.callbacks.checkpoint import LastCheckpoint
-from sglight.callbacks.timeline import LOOKS, Timeline, chrome_trace, draw, first_batches, timeline_figure
+from sglight.callbacks.timeline import (
+    LOOKS,
+    Timeline,
+    batches_from,
+    chrome_trace,
+    draw,
+    in_full_swing,
+    timeline_figure,
+)
 from sglight.link import Alone
 from sglight.strategies.recorder import COMPUTING
 from sglight.strategies.schedule import Decoupled
@@ -75,7 +83,7 @@ def test_a_run_leaves_a_trace_and_a_picture(tmp_path: Path) -> None:
     trace = json.loads((tmp_path / "timeline.json").read_text())
     found = [(e["cat"], e["tid"], e["args"]["batch"]) for e in events(trace, "X")]
     for phase in ("forward", "backward"):
-        assert {f for f in found if f[0] == phase} == {(phase, i + 1, t) for i in (0, 1) for t in (0, 1)}
+        assert {f for f in found if f[0] == phase} == {(phase, i + 1, t) for i in (0, 1) for t in (1, 2)}
     assert imread(tmp_path / "figures" / "timeline.png")[..., :3].std() > 0.05
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["timeline.json", "timeline.png"]
 
@@ -126,7 +134,28 @@ def test_another_module_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("lag", [0, 1, 3])
 @pytest.mark.parametrize("groups", [TWO, FOUR])
 def test_the_first_batches_are_those_of_a_shorter_run(groups: list[range], lag: int) -> None:
-    assert first_batches(measured(groups, lag, 5), 3) == measured(groups, lag, 3)
+    assert batches_from(measured(groups, lag, 5), 0, 3) == measured(groups, lag, 3)
+
+
+def test_behind_the_warm_up_or_as_far_as_there_are_enough() -> None:
+    def shown(batches: int) -> set[int]:
+        return {
+            s.batch for s in chain(*in_full_swing(measured(FOUR, batches=batches), 3)) if s.phase == "forward"
+        }
+
+    assert {8, 9, 10} <= shown(20) and max(shown(20)) == 10
+    assert {2, 3, 4} <= shown(5) and {0, 1} == shown(2)
+
+
+def test_parts_have_their_own_name() -> None:
+    figure = timeline_figure(measured(TWO), "digits-resnet-pvd: ", "processor")
+    (axes,) = figure.axes
+    assert axes.get_title().startswith("digits-resnet-pvd: batches 0 to 4 on 2 workers")
+    assert [label.get_text().split("   ")[-1] for label in axes.get_yticklabels()] == [
+        f"processor {i}" for i in range(4)
+    ]
+    (name, *_) = events(chrome_trace(measured(TWO), "processor"), "M")
+    assert name["args"]["name"] == "worker 0: processors 0-1"
 
 
 def test_waiting_of_an_evaluation_is_left_out() -> None:
@@ -137,8 +166,8 @@ def test_waiting_of_an_evaluation_is_left_out() -> None:
         # The second worker waits from before the first batch on.
         [spans[1][0]._replace(start=begin - 9), *spans[1][1:], Span("wait", 2, 4, end + 1, end + 2)],
     ]
-    assert first_batches(with_evaluation, 5) == spans
-    assert first_batches([[Span("wait", 0, 0, 1.0, 2.0)], []], 5) == [[], []]
+    assert batches_from(with_evaluation, 0, 5) == spans
+    assert batches_from([[Span("wait", 0, 0, 1.0, 2.0)], []], 0, 5) == [[], []]
 
 
 def test_the_trace_has_the_spans_in_microseconds() -> None:

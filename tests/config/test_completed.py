@@ -36,12 +36,13 @@ def test_the_order_of_keys_and_the_kind_of_equal_numbers_do_not_matter(plain):
 SAME = [
     ["skip_completed=true"], ["data_dir=elsewhere"], ["callbacks.progress.enabled=false"],
     ["callbacks.progress.refresh_rate=3"], ["trainer.enable_progress_bar=false"], ["trainer.idle_timeout_s=99"],
-    ["hydra.run.dir=here"], ["strategy=dni"],
+    ["hydra.run.dir=here"], ["strategy=delayed"],
 ]  # fmt: skip
 OTHER = [
-    ["seed=2"], ["model.horizon=4.5"], ["strategy.lag=2"], ["strategy=backprop"], ["model.steps=9"],
+    ["seed=2"], ["model.horizon=4.5"], ["strategy.slack=1"], ["strategy=backprop"], ["model.steps=9"],
     ["trainer.devices=2"], ["trainer.max_epochs=21"], ["strategy.optimizer.lr=0.002"],
-    ["callbacks.stability.enabled=true"], ["dataset.batch_size=65"], ["strategy.estimator.hidden=[64,64]"],
+    ["callbacks.stability.enabled=true"], ["dataset.batch_size=65"],
+    ["strategy=dni", "strategy.estimator.hidden=[64,64]"],
 ]  # fmt: skip
 
 

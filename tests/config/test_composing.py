@@ -17,13 +17,14 @@ from sglight.errors import UserError
 GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name not in ("hydra", "dataset"))
 CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 DATASETS = sorted(file.stem for file in (CONF / "dataset").glob("*.yaml"))
-STRATEGIES = ["backprop", "dni", "local", "multilevel", "pvd"]
+STRATEGIES = ["backprop", "delayed", "dni", "local", "multilevel", "pvd"]
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 
 
-def test_the_default_is_digits_with_two_synthetic_gradient_stages(compose_config):
+def test_the_default_is_digits_with_two_stages_whose_gradients_come_late(compose_config):
     cfg = check(compose_config())
     assert (cfg.dataset.name, cfg.model.dynamics, cfg.strategy.stages) == ("digits", "hamiltonian", 2)
+    assert cfg.strategy._target_.endswith("Delayed")
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
@@ -115,7 +116,7 @@ REFUSED = {
         "5 time steps",
     ),
     "no stage": (["strategy.stages=0"], r"strategy\.stages=0 .* at least 1"),
-    "lag": (["strategy.lag=-1"], r"strategy\.lag=-1 .* at least 0"),
+    "lag": (["strategy=dni", "strategy.lag=-1"], r"strategy\.lag=-1 .* at least 0"),
     "lists": (
         ["model.steps=[4,4]", "model.channels=[8,8,8]"],
         r"model\.steps has 2 entries, .* makes 3 segments",
@@ -150,8 +151,14 @@ REFUSED = {
         ["model.normalisation=group", "model.groups=7"],
         r"model\.groups=7 does not divide model\.channels=64",
     ),
-    "estimator": (["strategy.estimator.name=conv"], r"strategy\.estimator\.name=conv .* model\.kernel=conv"),
-    "estimator width": (["strategy.estimator.hidden=[0]"], r"strategy\.estimator\.hidden=\[0\]"),
+    "estimator": (
+        ["strategy=dni", "strategy.estimator.name=conv"],
+        r"strategy\.estimator\.name=conv .* model\.kernel=conv",
+    ),
+    "estimator width": (
+        ["strategy=dni", "strategy.estimator.hidden=[0]"],
+        r"strategy\.estimator\.hidden=\[0\]",
+    ),
     "rate": (["strategy.optimizer.lr=0"], r"strategy\.optimizer\.lr=0\.0 .* greater than 0"),
     "betas": (["strategy.optimizer.betas=[0.9]"], r"strategy\.optimizer\.betas=\[0\.9\]"),
     "clip": (["strategy.clip_norm=-1"], r"strategy\.clip_norm=-1"),
@@ -256,7 +263,7 @@ ALLOWED = [
     ["model.channels=[64,64]", "strategy.stages=16"],
     ["model=antisymmetric", "model.gamma=0.2"],
     ["model=leapfrog", "model.initial_velocity=paper", "model.reversible=true", "model.normalisation=group"],
-    ["model.kernel=conv", "model.head=pool", "model.opening=conv", "strategy.estimator.name=conv"],
+    ["model.kernel=conv", "model.head=pool", "strategy=dni", "strategy.estimator.name=conv"],
     ["trainer.precision=bf16-mixed", "trainer.limit_train_batches=0.5", "trainer.max_time=00:00:10:00"],
     ["trainer.limit_val_batches=3", "trainer.fast_dev_run=2", "trainer.threads=2", "strategy.clip_norm=1"],
 ]
@@ -319,7 +326,7 @@ def write_checkpoint(folder: Path, age: int) -> Path:
 
 
 def test_last_is_the_newest_checkpoint_of_the_same_choices(hydra_config, tmp_path):
-    hydra_config("dataset=ellipse")
+    hydra_config("dataset=ellipse", "strategy=dni")
     day = tmp_path / "outputs" / "2026-01-01"
     write_checkpoint(day / "10-00-00-000000-ellipse-hamiltonian-dni", age=30)
     wanted = write_checkpoint(day / "09-00-00-000000-ellipse-hamiltonian-dni", age=20)
@@ -344,7 +351,7 @@ def test_last_is_the_run_folders_own_checkpoint_if_it_has_one(hydra_config, tmp_
 
 def test_last_without_any_run_is_refused(hydra_config):
     hydra_config()
-    with pytest.raises(UserError, match=r"ckpt=last finds no run of digits-hamiltonian-dni"):
+    with pytest.raises(UserError, match=r"ckpt=last finds no run of digits-hamiltonian-delayed"):
         resolve_ckpt("last")
 
 

@@ -104,7 +104,7 @@ def test_what_may_not_be_given_is_refused_by_name(call, write, tmp_path, word, s
 
 def test_last_is_the_newest_that_fits_and_is_whole(call, write, tmp_path, capfd):
     day = tmp_path / "outputs/2026-01-01"
-    name = "digits-hamiltonian-dni-seed1/checkpoints/last.ckpt"
+    name = "digits-hamiltonian-delayed-seed1/checkpoints/last.ckpt"
     four = write(day / f"01-{name}", 30, "strategy.stages=4", "trainer.max_epochs=5")
     two = write(day / f"02-{name}", 20, "strategy.stages=2")
     broken = write(day / f"03-{name}", 10)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from sglight.config.levels import Course, Level, first_epochs, make_levels
 
 
-def test_the_default_is_the_classic_warm_start() -> None:
-    assert make_levels(3) == [Level("exact"), Level("exact"), Level("dni")]
-    assert make_levels(1) == [Level("dni")]
+def test_the_default_is_an_exact_start_and_late_gradients_behind_it() -> None:
+    assert make_levels(3) == [Level("exact"), Level("delayed"), Level("delayed")]
+    assert make_levels(1) == [Level("exact")]
 
 
 def test_one_value_or_one_for_each() -> None:

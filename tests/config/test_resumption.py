@@ -27,9 +27,9 @@ REFUSED = {
     "model.channels=32": r"model\.channels=64, not 32",
     "model.init_scale=2": r"model\.init_scale=1\.0, not 2\.0",
     "strategy.stages=4": r"strategy\.stages=2, not 4",
-    "strategy.lag=2": r"strategy\.lag=1, not 2",
+    "strategy.slack=1": r"strategy\.slack=0, not 1",
     "strategy.optimizer.name=sgd": r"optimizer\.name=adam, not sgd",
-    "strategy=backprop": r"strategy=dni, not backprop",
+    "strategy=backprop": r"strategy=delayed, not backprop",
     "dataset.batch_size=9": r"dataset\.batch_size=64, not 9",
     "dataset=ellipse": r"dataset\.name=digits, not ellipse",
 }
@@ -43,7 +43,7 @@ def test_what_a_training_is_may_not_change(plain, change: str) -> None:
 
 ALLOWED = (
     "trainer.max_epochs=30", "trainer.devices=2", "callbacks.early_stopping.enabled=true", "logger=csv",
-    "strategy.optimizer.lr=0.5", "strategy.estimator.optimizer.lr=0.5", "strategy.clip_norm=1", "data_dir=there",
+    "strategy.optimizer.lr=0.5", "strategy.clip_norm=1", "data_dir=there",
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sglight.networks import Segment
+from sglight.networks import Segment, precision
 from tests.networks import reference
 from tests.networks.common import (
     DYNAMICS,
@@ -179,6 +179,39 @@ def test_large_states_take_the_fast_tanh(dynamics: str, kernel: str) -> None:
         assert relative(got, expected) < 1e-5
 
 
+@pytest.fixture
+def bf16_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if it were faster whatever the processor and the size."""
+    monkeypatch.setattr(precision, "WORK_FOR_BF16", 0)
+    monkeypatch.setattr(precision, "has_bf16_units", lambda: True)
+
+
+@pytest.mark.usefixtures("bf16_everywhere")
+@each_dynamics
+@each_kernel
+@pytest.mark.parametrize("reversible", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_bf16_of_large_states(dynamics: str, kernel: str, reversible: bool, activation: str) -> None:
+    if reversible and dynamics not in REVERSIBLE:
+        pytest.skip("has no inverse")
+    options = {"reversible": reversible, "channels": 16, "steps": 3, "activation": activation}
+    segment = make_segment(dynamics, kernel, **options).float()
+    x = make_state(segment, 1100 if kernel == "dense" else 8, (12, 12))
+
+    def mixed(x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return segment(x)
+
+    with torch.no_grad():
+        evaluated = mixed(x)
+    assert torch.equal(evaluated, mixed(x))
+    assert 0 < relative(evaluated, segment(x)) < 5e-3
+    parameters = [segment.weight, segment.bias]
+    for got, expected in zip(gradients(mixed, x, parameters), gradients(segment, x, parameters), strict=True):
+        assert relative(got, expected) < 0.06  # with relu some slopes are of the other side
+
+
+@pytest.mark.usefixtures("bf16_everywhere")
 @each_dynamics
 @each_kernel
 @pytest.mark.parametrize("normalisation", ["none", "layer"])
@@ -202,6 +235,7 @@ def test_bf16_autocast(dynamics: str, kernel: str, normalisation: str, reversibl
         assert relative(got, expected) < 0.1
 
 
+@pytest.mark.usefixtures("bf16_everywhere")
 @each_reversible
 @pytest.mark.parametrize("normalisation", ["none", "group"])
 def test_rebuilding_repeats_the_precision_of_the_forward_pass(dynamics: str, normalisation: str) -> None:

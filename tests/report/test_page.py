@@ -114,7 +114,7 @@ def test_the_links_lead_to_the_runs_from_wherever_the_page_is(outputs, tmp_path)
 
 def test_numbers_states_and_reasons_are_there(outputs):
     text = " ".join(Page(page(outputs)).text.split())
-    assert "6 runs compared 5 finished , 1 failed" in text
+    assert "5 runs compared, 1 aside 5 finished , 1 failed" in text
     assert "97.20 % ± 0.10" in text
     assert "2 finished 1 failed" in text
     assert "UserError: no <b>" in text

@@ -58,4 +58,12 @@ def test_without_a_yardstick_or_a_rival_that_is_said():
 
 def test_a_loser_without_measurements_says_so():
     text = told(trained("backprop", 0.97, 10.0, (), 100.0), trained("dni", 0.9, 1.0, (), 200.0))
-    assert text.endswith("dni is 7.00 points less accurate; its runs hold no diagnosis.")
+    assert text.endswith("dni is 7.00 points less accurate; the diagnosis of its runs shows no reason.")
+
+
+def test_what_is_within_a_deviation_is_no_loss():
+    def seeds(strategy: str, *accs: float) -> list[Run]:
+        return [run({"test/acc": acc, RATE: 1.0}, strategy=strategy, seed=i) for i, acc in enumerate(accs)]
+
+    assert "less accurate" not in told(*seeds("backprop", 0.96, 0.98), *seeds("dni", 0.955, 0.975))
+    assert "less accurate" in told(*seeds("backprop", 0.96, 0.98), *seeds("dni", 0.90, 0.91))

@@ -38,8 +38,11 @@ KINDS = {
 def multilevel(
     network: dict[str, Any] = DEEP, optimizer: dict[str, Any] = ADAM, **options: Any
 ) -> Multilevel:
+    """Synthetic gradients at the finest level, unless ``level`` has modes."""
+    last = [*["exact"] * (options.get("levels", 2) - 1), "dni"]
+    level = {"mode": last, **options.pop("level", {})}
     options = {"estimator": ESTIMATOR, "diagnose_every_n_batches": 1, **options}
-    return Multilevel(network, optimizer, **options)
+    return Multilevel(network, optimizer, level=level, **options)
 
 
 @pytest.mark.parametrize("kind", KINDS)

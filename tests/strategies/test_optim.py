@@ -143,7 +143,7 @@ def test_unknown_names_are_refused() -> None:
     ):
         make_optimizer({"name": "rmsprop", "lr": 1}, [nn.Parameter(torch.zeros(1))])
     with pytest.raises(
-        ValueError, match=r"strategy\.scheduler\.name=cosin is unknown; did you mean cosine\?"
+        ValueError, match=r"strategy\.scheduler\.name=cosin is not allowed; did you mean cosine\?"
     ):
         rates("cosin")
 
