@@ -14,6 +14,8 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3  # [text](page.md#a-heading) as on GitHub
 nb_execution_mode = "off"  # tests/test_notebooks.py executes them; the site shows what they have kept
 
+suppress_warnings = ["misc.highlighting_failure"]  # a shell command of several lines in a notebook
+
 html_theme = "furo"
 html_title = "sglight"
 html_math_renderer = "mathml"

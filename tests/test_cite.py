@@ -69,6 +69,6 @@ def test_a_mistake_ends_with_a_sentence():
         main(["strategy=delayd"])
 
 
-def test_each_strategy_of_ours_has_its_papers():
+def test_papers_belong_to_strategies_of_ours():
     ours = {path.stem for path in (ROOT / "conf" / "strategy").glob("*.yaml")}
-    assert ours == {*cite.STRATEGIES, "backprop"}
+    assert ours >= {*cite.STRATEGIES, "backprop"}
