@@ -77,10 +77,10 @@ def test_a_run_goes_on_as_it_was_but_for_what_is_given(call, write, tmp_path):
     write(tmp_path / "its.ckpt", 0, *OTHER, "trainer.max_epochs=3", "strategy.optimizer.lr=0.25")
     cfg = call("ckpt=its.ckpt", "trainer.max_epochs=9", "logger=csv")
     assert (cfg["seed"], cfg["strategy"]["optimizer"]["lr"]) == (7, 0.25)
-    assert (cfg["trainer"]["max_epochs"], cfg["trainer"]["precision"], cfg["logger"]) == (
+    assert (cfg["trainer"]["max_epochs"], cfg["trainer"]["precision"], list(cfg["logger"])) == (
         9,
         "64-true",
-        {"name": "csv"},
+        ["csv"],
     )
     assert call("ckpt=its.ckpt", "strategy.optimizer.lr=0.5")["strategy"]["optimizer"]["lr"] == 0.5
 
