@@ -23,7 +23,8 @@ from sglight.strategies.staged import StagedModule
 HYPERPARAMETERS = (
     "strategy", "strategy.stages", "model.dynamics", "model.kernel", "model.steps", "model.horizon", "model.channels",
     "dataset.name", "dataset.batch_size", "strategy.cuts", "strategy.microbatches", "strategy.slack",
-    "strategy.backward", "strategy.lag", "strategy.estimator.name", "strategy.processors",
+    "strategy.backward", "strategy.lag", "strategy.estimator.name", "strategy.head.name",
+    "strategy.head.loss", "strategy.source", "strategy.blend", "strategy.arrival", "strategy.processors",
     "strategy.synchronisation", "strategy.levels", "strategy.prolongation", "strategy.optimizer.name",
     "strategy.optimizer.lr", "trainer.max_epochs", "trainer.precision", "trainer.devices",
     "seed",

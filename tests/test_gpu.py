@@ -10,6 +10,7 @@ import torch
 from sglight.networks import StableNet
 from sglight.networks.stability import analyse
 from sglight.strategies.backprop import Backprop
+from sglight.strategies.blend import Blend
 from sglight.strategies.delayed import Delayed
 from sglight.strategies.dni import DNI
 from sglight.strategies.local import Local
@@ -51,7 +52,7 @@ def test_stability_agrees_with_the_cpu(dynamics: str, exact_up_to: int) -> None:
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("strategy", [Backprop, Delayed, DNI, Local])
+@pytest.mark.parametrize("strategy", [Backprop, Delayed, DNI, Local, Blend])
 def test_equal_seeds_give_equal_runs(strategy: type[StagedModule], precision: Any) -> None:
     states = []
     for _ in range(2):

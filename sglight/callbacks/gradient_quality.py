@@ -24,10 +24,10 @@ PERFECT = dict(zip(COMPARED, (1.0, 0.0, 1.0, 1.0), strict=True)) | {"staleness":
 # By picture: whose curves, which kinds of them, how one is called, and the title.
 PICTURES: dict[str, tuple[str, tuple[str, ...], str, str]] = {
     "gradient_quality": (
-        "estimator",
+        "boundary",
         COMPARED,
         "behind stage {}",
-        "estimates against true gradients, one batch each",
+        "gradients at boundaries that stages use against exact ones, one batch each",
     ),
     "stage_gradients": (
         "stage",
@@ -45,7 +45,7 @@ class GradientQuality(Callback):
     """Draws ``gradient_quality.png`` and ``stage_gradients.png``, also into TensorBoard, at the end of a training.
 
     The comparisons are the strategy's own, ``strategy.diagnose_every_n_batches`` says how often, and the curves
-    ``estimator_*/cosine``, ``stage_*/cosine`` and so on are there without this callback.
+    ``boundary_*/cosine``, ``stage_*/cosine`` and so on are there without this callback.
 
     Args:
         folder: of the figure.

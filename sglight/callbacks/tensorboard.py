@@ -31,12 +31,12 @@ LAYOUT = {
         "staleness in updates": [r"^stage_\d+/staleness$"],
         "error of rebuilt states": [r"^stage_\d+/drift$"],
     },
-    "estimators": {
-        "cosine with the true gradient": [r"^estimator_\d+/cosine$"],
-        "relative error": [r"^estimator_\d+/relative_error$"],
-        "ratio of the norms": [r"^estimator_\d+/norm_ratio$"],
-        "agreement of signs": [r"^estimator_\d+/sign_agreement$"],
-        "loss": [r"^estimator_\d+/loss$"],
+    "boundaries": {
+        "cosine with the exact gradient": [r"^boundary_\d+/cosine$"],
+        "relative error": [r"^boundary_\d+/relative_error$"],
+        "ratio of the norms": [r"^boundary_\d+/norm_ratio$"],
+        "agreement of signs": [r"^boundary_\d+/sign_agreement$"],
+        "loss of estimators and heads": [r"^estimator_\d+/loss$"],
     },
     "levels": {
         "level": [r"^level$"],

@@ -37,6 +37,7 @@ LOOKS = {
     "forward": PhaseStyle("#0072B2", "white", "thread_state_runnable"),
     "estimate": PhaseStyle("#CC79A7", "black", "thread_state_uninterruptible"),
     "backward": PhaseStyle("#D55E00", "white", "thread_state_iowait"),
+    "arrive": PhaseStyle("#E69F00", "black", "thread_state_iowait"),
     "learn": PhaseStyle("#009E73", "white", "thread_state_running"),
     "send": PhaseStyle("#F0E442", "black", "thread_state_unknown"),
     "wait": PhaseStyle("#F4F4F4", "#AAAAAA", "thread_state_sleeping"),

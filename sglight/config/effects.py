@@ -26,6 +26,10 @@ EFFECTS = (
     ("strategy.scheduler.gamma", "strategy.scheduler.name", ("step", "exponential", "plateau")),
     ("strategy.scheduler.patience", "strategy.scheduler.name", ("plateau",)),
     ("strategy.scheduler.min_factor", "strategy.scheduler.name", ("cosine", "plateau")),
+    *((f"strategy.estimator.{key}", "strategy.source", ("synthetic",))
+      for key in ("name", "hidden", "conditional", "kernel_size", "every_n_batches", "residual")),
+    *((f"strategy.head.{key}", "strategy.source", ("local",))
+      for key in ("name", "hidden", "pool", "loss", "similarity")),
     ("strategy.head.similarity", "strategy.head.loss", ("predsim",)),
     ("strategy.head.hidden", "strategy.head.name", ("mlp", "conv")),
     ("strategy.head.pool", "model.kernel", ("conv",)),
@@ -94,7 +98,11 @@ def check_monitors(cfg: DictConfig) -> None:
 
 def _needed(cfg: DictConfig, key: str) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The choices that a key needs."""
-    yield from ((other, values) for name, other, values in EFFECTS if name == key)
+    yield from (
+        (other, values)
+        for name, other, values in EFFECTS
+        if name == key and OmegaConf.select(cfg, other) is not None
+    )
     part, _, name = key.rpartition(".")
     if part == "strategy.estimator" and name in ("hidden", "kernel_size"):
         yield f"{part}.name", tuple(k for k in ("mlp", "conv") if name not in ESTIMATOR.get(k, ()))

@@ -26,6 +26,8 @@ Init = StrEnum("Init", ["random", "smooth", "identity", "zeros"])
 OptimizerName = StrEnum("OptimizerName", ["adam", "adamw", "nadam", "sgd"])
 SchedulerName = StrEnum("SchedulerName", ["none", "cosine", "step", "exponential", "plateau"])
 Directions = StrEnum("Directions", ["gradient", "normalised", "rms"])
+BlendSource = StrEnum("BlendSource", ["local", "synthetic"])
+Arrival = StrEnum("Arrival", ["wait", "late"])
 HeadName = StrEnum("HeadName", ["linear", "mlp", "conv"])
 HeadLoss = StrEnum("HeadLoss", ["classify", "predsim"])
 LocalSolver = StrEnum("LocalSolver", ["first_order", "lbfgs"])
@@ -148,6 +150,7 @@ class EstimatorConfig:
     conditional: bool = True
     kernel_size: int = 3
     every_n_batches: int = 1
+    residual: bool = False
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 
@@ -184,6 +187,23 @@ class DNIConfig(StrategyConfig):
     cuts: list[int] | None = None
     lag: int = 1
     estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
+    diagnose_every_n_batches: int = 50
+
+
+@dataclass
+class BlendConfig(StrategyConfig):
+    """True gradients blended with those of heads or estimators."""
+
+    _target_: str = "sglight.strategies.blend.Blend"
+    stages: int = 2
+    cuts: list[int] | None = None
+    source: BlendSource = BlendSource.local
+    blend: float = 0.5
+    blend_last: float | None = None
+    blend_epochs: float | None = None
+    arrival: Arrival = Arrival.wait
+    estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
     diagnose_every_n_batches: int = 50
 
 
@@ -403,6 +423,7 @@ class Config:
 
 STRATEGIES: dict[str, type[StrategyConfig]] = {
     "base_backprop": BackpropConfig,
+    "base_blend": BlendConfig,
     "base_delayed": DelayedConfig,
     "base_dni": DNIConfig,
     "base_local": LocalConfig,

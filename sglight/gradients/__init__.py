@@ -1,6 +1,7 @@
 """Where a stage's gradient comes from, and the estimators that predict it."""
 
 from sglight.gradients.base import Boundary, GradientSource, Passage
+from sglight.gradients.blend import Blended, Ramp
 from sglight.gradients.estimators import (
     Estimator,
     SyntheticGradient,
@@ -11,16 +12,20 @@ from sglight.gradients.estimators import (
 )
 from sglight.gradients.heads import Head
 from sglight.gradients.local import LocalLoss
+from sglight.gradients.residual import ResidualGradient
 from sglight.gradients.synthetic import Synthetic
 from sglight.gradients.true import Taught, TrueGradient
 
 __all__ = [
+    "Blended",
     "Boundary",
     "Estimator",
     "GradientSource",
     "Head",
     "LocalLoss",
     "Passage",
+    "Ramp",
+    "ResidualGradient",
     "Synthetic",
     "SyntheticGradient",
     "Taught",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -83,8 +83,12 @@ class GradientSource(ABC):
     rebuilds: ClassVar[bool] = False
 
     @abstractmethod
-    def gradient(self, boundary: Boundary, passage: Passage, receive: Callable[[], Tensor]) -> Tensor:
-        """The gradient with respect to ``passage.state``; ``receive`` waits for the true one and returns it."""
+    def gradient(self, boundary: Boundary, passage: Passage, true: Tensor | None) -> Tensor:
+        """The gradient with respect to ``passage.state``.
+
+        Args:
+            true: what the stage after the boundary has sent, where the schedule waits for it.
+        """
 
     @abstractmethod
     def wants(self, batch: int) -> bool:
@@ -123,6 +127,10 @@ class GradientSource(ABC):
     def passes(self) -> tuple[float, float]:
         """How the parts of `cost`, for gradients and for lessons, are to each other: passes through an estimator."""
         return 0.0, 0.0
+
+    def part(self, batch: int) -> float:
+        """Of the true gradient, where it arrives later."""
+        return 0.0
 
     @property
     def has_estimators(self) -> bool:

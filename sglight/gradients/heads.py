@@ -121,12 +121,17 @@ class Head(TrainedEstimator):
     def descend(self, state: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient that `estimate` gives and the mean loss that `learn` gives, for one pass."""
         assert self.optimizer is not None
+        self.optimizer.zero_grad()
+        found = self.gradients(state, labels)
+        self.step()
+        return found
+
+    def gradients(self, state: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What `descend` gives; the parameters' gradients, of the mean loss, are left for a step."""
         state = state.detach().requires_grad_()
         loss, normaliser = self.loss(state, labels), self.criterion.normaliser(labels)
-        self.optimizer.zero_grad()
         loss.backward()
         torch._foreach_mul_([p.grad for p in self.parameters() if p.grad is not None], 1 / normaliser)
-        self.step()
         assert state.grad is not None
         return state.grad, loss.detach() / normaliser
 

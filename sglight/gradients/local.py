@@ -10,7 +10,7 @@ Nothing comes back from the stage after the boundary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -65,7 +65,7 @@ class LocalLoss(GradientSource):
         return False
 
     @override
-    def gradient(self, boundary: Boundary, passage: Passage, receive: Callable[[], Tensor]) -> Tensor:
+    def gradient(self, boundary: Boundary, passage: Passage, true: Tensor | None) -> Tensor:
         gradient, passage.lesson = boundary.estimator.descend(passage.state, passage.labels)
         return gradient
 

@@ -19,7 +19,16 @@ from typing_extensions import override
 from sglight.config.schema import OptimizerConfig, default_estimator
 from sglight.config.settings import settings
 from sglight.gradients.base import Boundary, GradientSource, Passage
-from sglight.gradients.estimators import Estimator, prediction_cost, prediction_values, synthetic_gradient
+from sglight.gradients.estimators import (
+    READY_MADE,
+    Estimator,
+    SyntheticGradient,
+    prediction_cost,
+    prediction_values,
+    synthetic_gradient,
+)
+from sglight.gradients.heads import Criterion, Head, head_multiplications
+from sglight.gradients.residual import ResidualGradient
 from sglight.networks import NetworkSpec
 from sglight.networks.dynamics import Dynamics
 from sglight.networks.network import ELEMENTWISE, ExtraCost
@@ -27,6 +36,8 @@ from sglight.networks.parts import Shape
 
 # The key of the estimators' optimiser.
 OPTIMIZER = "strategy.estimator.optimizer"
+# Side of the image that a classifier beside an estimator sees.
+POOL = 4
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,8 @@ class Synthetic(GradientSource):
         name: ``linear``, ``mlp``, ``conv`` or ``package.module.Class``. hidden: widths of its hidden layers.
         conditional: whether it sees the labels. kernel_size: of its filters.
         every_n_batches: it learns from every n-th batch. optimizer: see `sglight.strategies.optim`.
+        residual: whether it predicts only what the gradient of a classifier lacks that is trained beside it, see
+            `ResidualGradient`. criterion: of that classifier.
         restepped: how it sees states, in a multilevel training.
     """
 
@@ -79,25 +92,35 @@ class Synthetic(GradientSource):
     conditional: bool = True
     kernel_size: int = 3
     every_n_batches: int = 1
+    residual: bool = False
+    criterion: Criterion | None = None
     optimizer: Mapping[str, Any] = field(default_factory=lambda: settings(OptimizerConfig, None, OPTIMIZER))
     restepped: Restepped | None = None
     predicts: ClassVar[bool] = True
 
     @classmethod
-    def of(cls, config: Mapping[str, Any] | None, kernel: str = "dense") -> Synthetic:
+    def of(
+        cls, config: Mapping[str, Any] | None, kernel: str = "dense", criterion: Criterion | None = None
+    ) -> Synthetic:
         """From the keys ``strategy.estimator.*`` and ``model.kernel``; those left out have their defaults.
 
         Raises:
             ValueError: for a key or an optimiser that does not exist.
         """
-        known = {f.name for f in fields(cls)} - {"restepped"}
+        known = {f.name for f in fields(cls)} - {"restepped", "criterion"}
         for key in config or {}:
             if key not in known:
                 raise ValueError(
                     f"strategy.estimator.{key} is unknown; choose among {', '.join(sorted(known))}"
                 )
         found = {"name": str(default_estimator(kernel)), **(config or {})}
-        return cls(**{**found, "optimizer": settings(OptimizerConfig, found.get("optimizer"), OPTIMIZER)})
+        optimizer = settings(OptimizerConfig, found.get("optimizer"), OPTIMIZER)
+        source = cls(**{**found, "optimizer": optimizer, "criterion": criterion})
+        if source.residual and source.name not in READY_MADE:
+            raise ValueError(
+                f"strategy.estimator.residual=true is for {', '.join(READY_MADE)}, not {source.name}; leave it out"
+            )
+        return source
 
     @property
     @override
@@ -109,7 +132,7 @@ class Synthetic(GradientSource):
         return batch % self.every_n_batches == 0
 
     @override
-    def gradient(self, boundary: Boundary, passage: Passage, receive: Callable[[], Tensor]) -> Tensor:
+    def gradient(self, boundary: Boundary, passage: Passage, true: Tensor | None) -> Tensor:
         return self.estimate(boundary, passage)
 
     @override
@@ -130,10 +153,28 @@ class Synthetic(GradientSource):
     @override
     def make_estimator(self, spec: NetworkSpec, cuts: Sequence[int], stage: int) -> Estimator:
         position = cuts[stage + 1]
-        return synthetic_gradient(
-            self.name, spec.state_shape(position), spec.classes, self.hidden, self.conditional, self.kernel_size,
+        shape = spec.state_shape(position)
+        estimator = synthetic_gradient(
+            self.name, shape, spec.classes, self.hidden, self.conditional, self.kernel_size,
             spec.seed, "estimators", position,
         )  # fmt: skip
+        if not self.residual:
+            return estimator
+        assert isinstance(estimator, SyntheticGradient) and self.criterion is not None
+        seen = (shape[0] // spec.rule.fields, *shape[1:])
+        head = Head(
+            self.name,
+            seen,
+            spec.classes,
+            self.hidden,
+            POOL,
+            0.0,
+            self.criterion,
+            spec.seed,
+            "heads",
+            position,
+        )
+        return ResidualGradient(head, estimator)
 
     @override
     def estimator_optimizer(self) -> dict[str, Any]:
@@ -141,27 +182,36 @@ class Synthetic(GradientSource):
 
     @override
     def passes(self) -> tuple[float, float]:
-        # One prediction a batch, one lesson, forward and backward, in every n.
-        return 1.0, 3 / self.every_n_batches
+        # One prediction a batch, one lesson, forward and backward, in every n; a classifier goes backward in both.
+        return 2.0 if self.residual else 1.0, 3 / self.every_n_batches
 
     @override
     def cost(self, spec: NetworkSpec) -> ExtraCost:
-        passes = sum(self.passes()) / 3  # which a stage's forward and backward count as
+        # In units of a stage's forward and backward, three passes.
+        lessons = 3 / self.every_n_batches
+        passes, with_classifier = (1 + lessons) / 3, (3 + lessons) / 3
 
         def work(shape: Shape) -> float:
             cost = prediction_cost(self.name, shape, self.hidden, self.kernel_size)
-            return passes * (cost + ELEMENTWISE * prediction_values(self.name, shape, self.hidden))
+            cost = passes * (cost + ELEMENTWISE * prediction_values(self.name, shape, self.hidden))
+            if not self.residual:
+                return cost
+            seen = (shape[0] // spec.rule.fields, *shape[1:])
+            head = head_multiplications(self.name, seen, spec.classes, self.hidden, POOL, 0.0)
+            return cost + with_classifier * head
 
         return work
 
     @override
     def describe(self) -> str:
-        return f"{self.name} estimators" + (" that see the label" if self.conditional else "")
+        seen = " that see the label" if self.conditional else ""
+        return f"{self.name} estimators{seen}{', behind classifiers' if self.residual else ''}"
 
     @override
     def identity(self) -> dict[str, Any]:
         shaping: dict[str, Any] = {"name": self.name, "hidden": list(self.hidden)}
         shaping |= {"conditional": self.conditional, "kernel_size": self.kernel_size}
+        shaping |= {"residual": True} if self.residual else {}  # which earlier checkpoints do not know
         return {f"strategy.estimator.{key}": value for key, value in shaping.items()}
 
     @override

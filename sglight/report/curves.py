@@ -15,8 +15,8 @@ from sglight.report.runs import Run
 
 POINTS = 150  # more than that is thinned for the picture
 
-# `estimator_0/cosine`: boundary and measure. `stability/step_3/sigma_max`: step and measure.
-BOUNDARY = re.compile(r"estimator_(\d+)/(\w+)")
+# `boundary_0/cosine`: boundary and measure. `stability/step_3/sigma_max`: step and measure.
+BOUNDARY = re.compile(r"boundary_(\d+)/(\w+)")
 STEP = re.compile(r"stability/step_(\d+)/(\w+)")
 FLOW = re.compile(r"stability/(\w+)")
 

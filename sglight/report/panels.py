@@ -86,7 +86,7 @@ def _learning(comparison: Comparison) -> Panel:
         for name, tag, y in curves
         for over, x, over_time in (("batches", batches, False), ("wall time", clock, True))
     ]
-    charts.insert(2, _price(comparison))
+    charts[2:2] = [_price(comparison), _price(comparison, ideal=True)]
     loss = Axis("validation loss", log=True)
     charts.append(
         draw("Validation loss over batches", batches, loss, _lines(groups, partial(learning, tag="val/loss")))
@@ -100,19 +100,28 @@ def _learning(comparison: Comparison) -> Panel:
     return Panel("Learning curves", note, _drawn(charts))
 
 
-def _price(comparison: Comparison) -> Chart | None:
-    """What accuracy costs."""
-    style, lines = styles(comparison.task.groups), []
+def _price(comparison: Comparison, ideal: bool = False) -> Chart | None:
+    """What accuracy costs: the time it took, or would have taken with a worker for each stage and free messages.
+
+    Of runs on one worker only, in the ideal case; those of one stage take the time they took.
+    """
+    style, lines, gains = styles(comparison.task.groups), [], False
     for group, row in zip(comparison.task.groups, comparison.rows, strict=True):
         if {"time/fit_s", "test/acc"} <= row.keys():
             time, accuracy = row["time/fit_s"].mean, row["test/acc"]
+            if ideal and (speedup := row.get("speedup/theoretical")) is not None:
+                if any(run.metrics.get("run/workers", 1) > 1 for run in group.finished):
+                    continue
+                time, gains = time / speedup.mean, True
             point = np.array([time]), np.array([accuracy.mean]), np.array([accuracy.std or 0.0])
             lines.append(Line(group.number, style[group.number], group.label, *point))
-    if len(lines) < 2:
+    if len(lines) < 2 or (ideal and not gains):
         return None
     times = [line.xs[0] for line in lines]
     x = _clock(times, log=max(times) > LOG_FROM * min(times))
     title = "Test accuracy and what it took (best: top left)"
+    if ideal:
+        title = "Test accuracy and the ideal time with a worker for each stage (best: top left)"
     return draw(title, x, Axis("test accuracy, %", factor=100), lines)
 
 
@@ -130,17 +139,16 @@ def _last(run: Run) -> list[float]:
 
 def _quality(groups: Sequence[Group]) -> Panel:
     found = numbered(groups, BOUNDARY)
-    found.pop("loss", None)  # depends on the estimator's own units
     profiles, curves = [], []
     for quality in _ordered(found, QUALITIES):
         title, y = _titled(quality, QUALITIES)
         lines = _lines(groups, partial(by_number, pattern=BOUNDARY, measure=quality))
         profiles.append(draw(f"{title}, at the end", Axis("boundary (0 is the first)", whole=True), y, lines))
         for i in found[quality]:
-            lines = _lines(groups, partial(by_epoch, tag=f"estimator_{i}/{quality}"))
+            lines = _lines(groups, partial(by_epoch, tag=f"boundary_{i}/{quality}"))
             curves.append(draw(f"{title}, boundary {i}", Axis("epoch", whole=True), y, lines))
-    title = "Quality of synthetic gradients"
-    note = "What the estimator at each boundary predicts, against the true gradient there; means of an epoch."
+    title = "Quality of the gradients at boundaries"
+    note = "What a stage uses at its end, against the exact gradient there at present weights; means of an epoch."
     if all(len(numbers) == 1 for numbers in found.values()):
         return Panel(title, note, _drawn(curves))
     return Panel(title, note, _drawn(profiles), _drawn(curves))

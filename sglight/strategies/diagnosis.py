@@ -7,7 +7,7 @@ weights just before the stage's update by that batch. Estimators are compared in
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 
 import torch
@@ -30,14 +30,18 @@ class _Look:
     Attributes:
         x, labels: the batch. stages: of which the gradient is measured. round: in which they update.
         staleness: of each. exact: their exact gradients, once known.
+        used: by boundary, the gradients of its pieces that stages have used. at: the exact ones there, once known.
     """
 
     x: Tensor | None
     labels: Tensor
     stages: list[int]
     round: int
+    batch: int
     staleness: dict[int, float]
-    exact: dict[int, Tensor]
+    exact: dict[int, Tensor] = field(default_factory=dict)
+    used: defaultdict[int, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    at: dict[int, Tensor] = field(default_factory=dict)
 
 
 class Diagnosis(Observer):
@@ -78,14 +82,21 @@ class Diagnosis(Observer):
                     rounds[n].append(i)
         chosen = sorted(rounds)[self.count % len(rounds)]
         staleness = {i: fmean(schedule.staleness(i, p, last) for p in pieces) for i in rounds[chosen]}
-        self._look = _Look(x, labels, rounds[chosen], chosen, staleness, {})
+        self._look = _Look(x, labels, rounds[chosen], chosen, runtime.batch, staleness)
         self.count += 1
 
     @override
     def before_round(self, runtime: Runtime, n: int) -> None:
         """Find the exact gradients if it is the round in which the stages update."""
         if self._look is not None and self._look.round == n:
-            self._look.exact = exact_pass(runtime, self._look.x, self._look.labels)
+            self._look.exact, self._look.at = exact_pass(runtime, self._look.x, self._look.labels)
+
+    @override
+    def on_gradient(self, i: int, passage: Passage, gradient: Tensor) -> None:
+        """Remember what a stage uses for a batch that is looked at."""
+        look = self._look
+        if look is not None and passage.batch == look.batch and i in look.stages:
+            look.used[i].append(gradient.clone())
 
     @override
     def before_update(self, runtime: Runtime, i: int, n: int, normaliser: float) -> None:
@@ -101,6 +112,9 @@ class Diagnosis(Observer):
         measured = {"cosine": known["cosine"], "relative_error": known["relative_error"]}
         runtime.comparisons |= {f"stage_{i}/{kind}": value for kind, value in measured.items()}
         runtime.comparisons[f"stage_{i}/staleness"] = torch.tensor(look.staleness[i])
+        if i in look.used:
+            at_boundary = compare(torch.cat(look.used[i]), look.at[i]).items()
+            runtime.comparisons |= {f"boundary_{i}/{kind}": value for kind, value in at_boundary}
 
     @override
     def after_round(self, n: int) -> None:
@@ -109,8 +123,12 @@ class Diagnosis(Observer):
             self._look = None
 
 
-def exact_pass(runtime: Runtime, x: Tensor | None, labels: Tensor) -> dict[int, Tensor]:
+def exact_pass(
+    runtime: Runtime, x: Tensor | None, labels: Tensor
+) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
     """The exact gradients of the stages here, flat, of the mean loss over a batch with the weights as they are now.
+
+    And those of the summed loss with respect to the states at the boundaries here.
 
     One pass forward and back through all stages for each piece of the batch, in which each worker waits for its
     neighbours. Estimators that predict are compared on the way: see `Runtime.comparisons`.
@@ -119,16 +137,20 @@ def exact_pass(runtime: Runtime, x: Tensor | None, labels: Tensor) -> dict[int, 
     pieces = runtime.plan.schedule.pieces
     inputs = [None] * pieces if x is None else x.tensor_split(pieces)
     totals: dict[int, Tensor] = {}
+    at: defaultdict[int, list[Tensor]] = defaultdict(list)
     with own_statistics(runtime.stages):
         for piece, y in zip(inputs, labels.tensor_split(pieces), strict=True):
             if len(y):
-                for i, gradient in _exact_piece(runtime, piece, y).items():
+                for i, gradient in _exact_piece(runtime, piece, y, at).items():
                     totals[i] = gradient if i not in totals else totals[i] + gradient
     normaliser = runtime.plan.loss.normaliser(labels)
-    return {i: total / normaliser for i, total in totals.items()}
+    means = {i: total / normaliser for i, total in totals.items()}
+    return means, {i: torch.cat(parts) for i, parts in at.items()}
 
 
-def _exact_piece(runtime: Runtime, x: Tensor | None, labels: Tensor) -> dict[int, Tensor]:
+def _exact_piece(
+    runtime: Runtime, x: Tensor | None, labels: Tensor, at: defaultdict[int, list[Tensor]]
+) -> dict[int, Tensor]:
     plan, own = runtime.plan, runtime.placement.own
     inputs: dict[int, Tensor] = {}
     outputs: dict[int, Tensor] = {}
@@ -144,6 +166,7 @@ def _exact_piece(runtime: Runtime, x: Tensor | None, labels: Tensor) -> dict[int
             outputs[i] = plan.loss.total(outputs[i], labels)
         else:
             gradient = runtime.receive_gradient(i, len(labels))
+            at[i].append(gradient.clone())
             if plan.source.predicts:
                 runtime.compare_estimate(i, Passage(0, 0, labels, None, None, state), gradient)
         parameters = [p for p in runtime.stage(i).parameters() if p.requires_grad]

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Unpack
 
 from sglight.gradients import Synthetic
+from sglight.strategies.loss import Loss
 from sglight.strategies.schedule import Decoupled
 from sglight.strategies.staged import InStages, StagedModule
 
@@ -41,6 +42,6 @@ class DNI(StagedModule):
     ) -> None:
         super().__init__(
             network, optimizer, **shared, stages=stages, schedule=Decoupled(lag),
-            source=Synthetic.of(estimator, network.get("kernel", "dense")),
+            source=Synthetic.of(estimator, network.get("kernel", "dense"), Loss(**dict(shared.get("loss") or {}))),
             diagnose_every_n_batches=diagnose_every_n_batches,
         )  # fmt: skip

@@ -10,7 +10,7 @@ from sglight.strategies.schedule import Schedule
 from sglight.strategies.simulation import Span, StageTimes, end_of, period, simulate
 
 WIDTH = 100
-LETTERS = {"forward": "F", "estimate": "E", "backward": "B", "learn": "L"}
+LETTERS = {"forward": "F", "estimate": "E", "backward": "B", "arrive": "A", "learn": "L"}
 # Rows that do not fit are cut into so many parts at most.
 PARTS = 3
 

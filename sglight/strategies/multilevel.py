@@ -97,10 +97,11 @@ class Multilevel(StagedModule):
         self.levels = make_levels(levels, level)
         modes = {each.mode for each in self.levels}
         estimated: Synthetic | LocalLoss | None = None
+        loss = Loss(**dict(shared.get("loss") or {}))
         if "dni" in modes:
-            estimated = Synthetic.of(estimator, network.get("kernel", "dense"))
+            estimated = Synthetic.of(estimator, network.get("kernel", "dense"), loss)
         elif "local" in modes:
-            estimated = LocalLoss.of(head, Loss(**dict(shared.get("loss") or {})))
+            estimated = LocalLoss.of(head, loss)
         self.modes = Modes(stages, lag, estimated, microbatches, slack, backward)
         coarsest = 2 ** (levels - 1)
         spec = NetworkSpec(**network)

@@ -83,7 +83,11 @@ class Plan:
         estimates, lessons = self.source.passes()
         # What an estimator costs is in units of a stage's three passes.
         parts = [(w, 3 * (b - w) / ((estimates + lessons) or 1)) for w, b in zip(stages, both, strict=True)]
-        return [StageTimes(work, estimates * e, 2 * work, lessons * e) for work, e in parts]
+        again = [self.schedule.sends(i, self.last) == "arrive" for i in range(self.last + 1)]
+        return [
+            StageTimes(work, estimates * e, 2 * work, lessons * e, 2 * work * arrives)
+            for (work, e), arrives in zip(parts, again, strict=True)
+        ]
 
     def grid(self, workers: int) -> str:
         """Who does what when, as a text, by the cost model, for `shown_groups`."""

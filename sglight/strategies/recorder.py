@@ -11,7 +11,7 @@ import torch
 from sglight.link import Placement
 from sglight.strategies.simulation import Span, StageTimes
 
-COMPUTING = ("forward", "estimate", "backward", "learn")
+COMPUTING = ("forward", "estimate", "backward", "arrive", "learn")
 
 
 class Recorder:

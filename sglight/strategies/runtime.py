@@ -5,6 +5,7 @@ For each piece of a batch, in the order that the schedule says:
     forward    h_i = stage_i(h_{i-1}), handed down without its graph
     backward   the gradient at the stage's end, from the source (at the last stage: of the summed loss), goes through
                the stage, and what comes out at its beginning goes up to the stage before, if the source wants it
+    arrive     the true gradient goes through the stage a second time, and up
     learn      the estimator behind the stage learns from the true gradient
     update     the stage's optimiser steps with the sum over the pieces of a batch
 """
@@ -15,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from sglight.gradients import Boundary, Passage
@@ -39,6 +41,9 @@ class Observer:
 
     def before_round(self, runtime: Runtime, n: int) -> None:
         """Before the actions of round n."""
+
+    def on_gradient(self, i: int, passage: Passage, gradient: Tensor) -> None:
+        """The gradient at the end of stage i, not the last, with which a passage goes backward; perhaps lent."""
 
     def before_update(self, runtime: Runtime, i: int, n: int, normaliser: float) -> None:
         """Before stage i's gradients, of a sum that `normaliser` makes a mean, are used in round n."""
@@ -144,6 +149,8 @@ class Runtime:
                     self._forward(action, x, labels)
                 case "backward":
                     self._backward(action)
+                case "arrive":
+                    self._arrive(action, draining=labels is None)
                 case "learn":
                     self._learn(action)
                 case "update":
@@ -193,19 +200,27 @@ class Runtime:
             return
         assert passage.entered is not None
         gradient = None if i == plan.last else self._gradient(i, passage)
+        again = plan.schedule.sends(i, plan.last) == "arrive"
         with phase("backward", i):
-            output = plan.source.output(self.stage(i), passage)
+            output = passage.output = plan.source.output(self.stage(i), passage)
             if i == plan.last:
                 output = plan.loss.total(output, passage.labels)
                 right = hits(passage.state, passage.labels)
                 self.means.add(output, right, plan.loss.normaliser(passage.labels), len(passage.labels))
-            output.backward(gradient)
+            output.backward(gradient, retain_graph=again)
             if passage.weights is not None:
                 _move_gradients(passage.weights, self.stage(i))
         self.normalisers[i] = passage.normaliser
+        if again:
+            passage.entered.grad = None
+            return
         if i > 0 and plan.source.wants(passage.batch):
             assert passage.entered.grad is not None
             self.hand_up(i, passage.entered.grad)
+        self._be_done(i, passage)
+
+    def _be_done(self, i: int, passage: Passage) -> None:
+        """Forget a passage behind its last backward pass, but for a lesson."""
         passage.entered = passage.output = passage.weights = passage.ends = None
         if not self._is_lesson(i, passage):
             self.window[i].remove(passage)
@@ -213,19 +228,47 @@ class Runtime:
     def _gradient(self, i: int, passage: Passage) -> Tensor:
         """The gradient at the end of a stage that is not the last."""
         source, boundary = self.plan.source, self.boundary(i)
-        if not source.predicts:
-            gradient = source.gradient(boundary, passage, lambda: self._true_gradient(i, passage))
+        true = self._true_gradient(i, passage) if self.plan.schedule.waits else None
+        if true is not None:
             if self.comparing:
-                self.compare_estimate(i, passage, gradient)
+                self.compare_estimate(i, passage, true)
             if self._is_lesson(i, passage):
                 # The channel may lend its memory until the next gradient only.
-                passage.target = gradient.clone() if self.placement.gradients[i].lends else gradient
-            return gradient
-        with self.recorder.phase("estimate", i):
-            gradient = source.gradient(boundary, passage, lambda: self._true_gradient(i, passage))
-        if passage.lesson is not None:
-            self.lessons[i] = passage.lesson
+                passage.target = true.clone() if self.placement.gradients[i].lends else true
+        if not source.predicts:
+            assert true is not None
+            gradient = source.gradient(boundary, passage, true)
+        else:
+            with self.recorder.phase("estimate", i):
+                gradient = source.gradient(boundary, passage, true)
+            if passage.lesson is not None:
+                self.lessons[i] = passage.lesson
+        self.observer.on_gradient(i, passage, gradient)
         return gradient
+
+    def _arrive(self, action: Action, draining: bool) -> None:
+        """Let the true gradient of a passage go through the stage; without an update behind it only upwards."""
+        i, passage = action.stage, self._passage(action)
+        if passage is None:  # of a piece without samples
+            return
+        assert passage.entered is not None and passage.weights is not None
+        true = self._true_gradient(i, passage)
+        if self._is_lesson(i, passage):
+            passage.target = true.clone() if self.placement.gradients[i].lends else true
+        part = 0.0 if draining else self.plan.source.part(passage.batch)
+        with self.recorder.phase("arrive", i):
+            output = self.plan.source.output(self.stage(i), passage)
+            if part:
+                output.backward(true)
+                # Beside gradients of another batch, whose sum is divided by its own normaliser.
+                part *= self.normalisers[i] / passage.normaliser
+                _move_gradients(passage.weights, self.stage(i), part)
+            elif i > 0:
+                (passage.entered.grad,) = torch.autograd.grad(output, passage.entered, true)
+        if i > 0:
+            assert passage.entered.grad is not None
+            self.hand_up(i, passage.entered.grad)
+        self._be_done(i, passage)
 
     def compare_estimate(self, i: int, passage: Passage, true: Tensor) -> None:
         """Note how well the estimator behind stage i predicts a true gradient."""
@@ -308,19 +351,19 @@ class Runtime:
         for i in self.boundaries:
             behind = range(i + 1, i + 2)
             recent = range(max(self.round - schedule.latency(last) - 1, 0), self.round)
-            sent = {
-                a.piece for n in recent for a in schedule.actions(n, behind, last) if a.kind == "backward"
-            }
+            answer = schedule.sends(i + 1, last)
+            sent = {a.piece for n in recent for a in schedule.actions(n, behind, last) if a.kind == answer}
             for passage in self.window[i]:
                 if passage.target is None and passage.piece in sent and self.plan.source.wants(passage.batch):
                     passage.target = self.receive_gradient(i, len(passage.labels)).clone()
 
 
-def _move_gradients(weights: dict[str, Tensor], stage: Stage) -> None:
-    """Add the gradients of copies of a stage's parameters to those of the parameters themselves."""
+def _move_gradients(weights: dict[str, Tensor], stage: Stage, part: float = 1.0) -> None:
+    """Add a part of the gradients of copies of a stage's parameters to those of the parameters themselves."""
     for name, parameter in stage.named_parameters():
         gradient, weights[name].grad = weights[name].grad, None
         if gradient is not None:
+            gradient = gradient if part == 1 else part * gradient
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
 

@@ -9,14 +9,15 @@ from typing import ClassVar, Literal, NamedTuple
 
 from typing_extensions import override
 
-Kind = Literal["forward", "backward", "learn", "update"]
+Kind = Literal["forward", "backward", "arrive", "learn", "update"]
 
 
 class Action(NamedTuple):
     """What a stage does with a piece of a batch; pieces are counted from when the pipeline was last empty.
 
-    ``forward`` and ``backward`` passes; ``learn``: a lesson for the estimator behind the stage, from the true
-    gradient; ``update``: the optimiser's step with the gradients of all pieces of that batch.
+    ``forward`` and ``backward`` passes; ``arrive``: a second backward pass, with the true gradient; ``learn``: a lesson
+    for the estimator behind the stage, from the true gradient; ``update``: the optimiser's step with the gradients of
+    all pieces of that batch.
     """
 
     kind: Kind
@@ -32,17 +33,26 @@ class Schedule(ABC):
 
     Attributes:
         pieces: m, into how many pieces a batch is cut.
-        waits: whether a backward pass waits for the gradient of the stage after it.
+        receives: what it is that waits for the gradient of the stage after it.
         flushes: whether all stages update with the gradients of one and the same batch, before the next one begins.
     """
 
     pieces: int = 1
-    waits: ClassVar[bool] = True
+    receives: ClassVar[Kind] = "backward"
     flushes: bool = False
 
     @abstractmethod
     def actions(self, n: int, own: range, last: int) -> Iterator[Action]:
         """What the stages ``own`` of a worker do in round n, in order; ``last`` is the number of the last stage."""
+
+    def sends(self, i: int, last: int) -> Kind:
+        """What it is behind which stage i sends a gradient to the one before it."""
+        return "backward"
+
+    @property
+    def waits(self) -> bool:
+        """Whether a backward pass waits for the gradient of the stage after it."""
+        return self.receives == "backward"
 
     def latency(self, last: int) -> int:
         """After how many further rounds nothing of a piece is left to do."""
@@ -113,7 +123,7 @@ class Decoupled(Schedule):
     """
 
     lag: int = 1
-    waits: ClassVar[bool] = False
+    receives: ClassVar[Kind] = "learn"
 
     def __post_init__(self) -> None:
         if self.lag < 0:
@@ -149,7 +159,7 @@ class Decoupled(Schedule):
 class Unanswered(Schedule):
     """Each stage forward, backward at once with a gradient of its own, and updated; nothing comes back to it."""
 
-    waits: ClassVar[bool] = False
+    receives: ClassVar[Kind] = "learn"
 
     @override
     def actions(self, n: int, own: range, last: int) -> Iterator[Action]:
@@ -165,6 +175,44 @@ class Unanswered(Schedule):
     @override
     def explain(self) -> str:
         return "a stage waits for states only: no gradient comes back"
+
+
+@dataclass(frozen=True)
+class Arriving(Schedule):
+    """Each stage forward, backward at once with a gradient of its own, and again when the true one arrives.
+
+    In round n stage i goes backward on piece n, and again on piece n - d_i, d_i = M - 1 - i: nobody waits. An update
+    has the first gradients of one batch and the second ones of an earlier batch. So true gradients come down
+    through all stages, a batch later with each. What arrives behind the last batch of an epoch only teaches.
+    """
+
+    receives: ClassVar[Kind] = "arrive"
+
+    def sends(self, i: int, last: int) -> Kind:
+        return "backward" if i == last else "arrive"
+
+    def actions(self, n: int, own: range, last: int) -> Iterator[Action]:
+        for i in own:
+            arrived = n - (last - i)
+            yield Action("forward", i, n)
+            yield Action("backward", i, n)
+            if i < last and arrived >= 0:
+                yield Action("arrive", i, arrived)
+            yield Action("update", i, n)
+            if i < last and arrived >= 0:
+                yield Action("learn", i, arrived)
+
+    def latency(self, last: int) -> int:
+        return last
+
+    def staleness(self, i: int, piece: int, last: int) -> int:
+        return last - i
+
+    def describe(self) -> str:
+        return "gradients of their own at once, true ones when they arrive"
+
+    def explain(self) -> str:
+        return "A: a second backward pass, with a true gradient, a batch later than that of the stage behind"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ class Span(NamedTuple):
     """What a worker did from ``start`` to ``end``: seconds of `perf_counter`, or the unit of simulated costs.
 
     The clock is common to the processes of one machine. ``phase`` is ``forward``, ``estimate``, ``backward``,
-    ``learn``, ``send``, or ``wait`` for what another worker sends.
+    ``arrive``, ``learn``, ``send``, or ``wait`` for what another worker sends.
     """
 
     phase: str
@@ -38,11 +38,12 @@ class StageTimes:
     estimate: float = 0.0
     backward: float = 0.0
     learn: float = 0.0
+    arrive: float = 0.0
 
     @property
     def total(self) -> float:
         """All phases in turn."""
-        return self.forward + self.estimate + self.backward + self.learn
+        return self.forward + self.estimate + self.backward + self.learn + self.arrive
 
 
 class _Worker:
@@ -93,7 +94,7 @@ def simulate(
         kind, i, piece = action
         if kind == "forward" and i > 0:
             return states.get((i - 1, piece))
-        if i < last and (kind == "learn" or (kind == "backward" and schedule.waits)):
+        if i < last and kind in ("learn", schedule.receives):
             return gradients.get((i + 1, piece))
         return 0.0
 
@@ -112,7 +113,11 @@ def simulate(
                 case "backward":
                     if not schedule.waits:
                         worker.work("estimate", cost.estimate / pieces, action, batch)
-                    gradients[i, piece] = worker.work(kind, cost.backward / pieces, action, batch)
+                    done = worker.work(kind, cost.backward / pieces, action, batch)
+                    if schedule.sends(i, last) == kind:
+                        gradients[i, piece] = done
+                case "arrive":
+                    gradients[i, piece] = worker.work(kind, cost.arrive / pieces, action, batch)
                 case "learn":
                     worker.work(kind, cost.learn / pieces, action, batch)
         return moved
@@ -151,12 +156,10 @@ def in_flight(schedule: Schedule, stages: int) -> int:
 
 def _backlog(schedule: Schedule, i: int, last: int) -> int:
     """`in_flight` for the boundary behind stage i."""
-    above, below = range(i + 1), range(i + 1, last + 1)
+    above, below, answer = range(i + 1), range(i + 1, last + 1), schedule.sends(i + 1, last)
     still = 2 * schedule.latency(last) + 2 * schedule.pieces  # a round in full swing
     # The receiver of states stands still before round `still`: so many gradients have come back.
-    back = {
-        a.piece for n in range(still) for a in schedule.actions(n, below, last) if _is(a, "backward", i + 1)
-    }
+    back = {a.piece for n in range(still) for a in schedule.actions(n, below, last) if _is(a, answer, i + 1)}
     states = gradients = 0
     for n in range(2 * still + UNANSWERED + schedule.pieces):
         for action in schedule.actions(n, above, last):
@@ -181,7 +184,7 @@ def _backlog(schedule: Schedule, i: int, last: int) -> int:
         actions = list(schedule.actions(n, below, last))
         if any(_is(a, "forward", i + 1) and a.piece >= sent for a in actions):
             break
-        gradients += sum(_is(a, "backward", i + 1) for a in actions)
+        gradients += sum(_is(a, answer, i + 1) for a in actions)
         n += 1
     return max(states - still, gradients - received) + 1
 
@@ -191,5 +194,5 @@ def _is(action: Action, kind: str, stage: int) -> bool:
 
 
 def _needs(schedule: Schedule, action: Action, i: int) -> bool:
-    """Whether an action needs the gradient behind stage i: a backward pass that waits for it, or a lesson."""
-    return _is(action, "backward" if schedule.waits else "learn", i)
+    """Whether an action needs the gradient behind stage i."""
+    return _is(action, schedule.receives, i)

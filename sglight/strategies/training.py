@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -188,6 +188,7 @@ class StagedTraining(StagedNetwork):
             "train/acc",
             *(f"stage_{i}/{kind}" for i in range(self.plan.last + 1) for kind in measured),
             *(f"stage_{i}/drift" for i in range(self.plan.last + 1) if self.plan.rebuilds),
+            *(f"boundary_{i}/{kind}" for i in range(self.plan.last) for kind in COMPARED if measured),
             *(f"estimator_{i}/{kind}" for i in boundaries for kind in kinds),
         ]
 
@@ -249,7 +250,7 @@ class StagedTraining(StagedNetwork):
         known = [own[i][name] if i in own else 0.0 for i in range(self.plan.last + 1) for name in names]
         seconds = iter(self.placement.peers.total(known).result())
         times = [StageTimes(*(next(seconds) for _ in names)) for _ in range(self.plan.last + 1)]
-        return [StageTimes(t.forward, t.estimate, t.backward, t.learn / lessons) for t in times]
+        return [replace(t, learn=t.learn / lessons) for t in times]
 
     def log_phases(self, times: Sequence[StageTimes]) -> None:
         """Log what `phase_times` gives, and what the schedule would gain by it."""

@@ -29,7 +29,7 @@ def test_the_history_is_that_of_the_curves(tmp_path: Path) -> None:
     trainer = fit([quality], tmp_path, epochs=3, logger=logger, diagnose_every_n_batches=2)
     events = EventAccumulator(str(tmp_path)).Reload()
     assert quality.history.keys() == {
-        *(f"estimator_0/{kind}" for kind in COMPARED),
+        *(f"boundary_0/{kind}" for kind in COMPARED),
         *(f"stage_{i}/{kind}" for i in range(2) for kind in MEASURED),
     }
     for name, points in quality.history.items():
@@ -48,7 +48,7 @@ def test_a_resumed_run_shows_all_of_it(tmp_path: Path) -> None:
     fit([first, LastCheckpoint(tmp_path)], tmp_path, epochs=2, diagnose_every_n_batches=1)
     fit([second], tmp_path, epochs=3, ckpt=tmp_path / "last.ckpt", diagnose_every_n_batches=1)
     assert second.history == straight.history
-    assert len(second.history["estimator_0/cosine"]) == 9
+    assert len(second.history["boundary_0/cosine"]) == 9
 
 
 def test_without_estimators_or_comparisons_nothing_is_drawn(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_without_estimators_or_comparisons_nothing_is_drawn(tmp_path: Path) -> N
 
 
 def test_every_boundary_has_its_curve() -> None:
-    history = {f"estimator_{i}/{kind}": [(0, 0.1), (5, 0.5)] for i in (0, 1, 10) for kind in COMPARED}
+    history = {f"boundary_{i}/{kind}": [(0, 0.1), (5, 0.5)] for i in (0, 1, 10) for kind in COMPARED}
     panels = draw(history).axes
     assert [axes.get_ylabel() for axes in panels] == [
         "cosine",
@@ -102,7 +102,7 @@ def test_nobody_listens_behind_a_failed_fit(tmp_path: Path) -> None:
         train(Fail())
     assert not module.curves.listeners
     train()
-    assert [step for step, _ in quality.history["estimator_0/cosine"]] == [0]
+    assert [step for step, _ in quality.history["boundary_0/cosine"]] == [0]
 
 
 def test_a_trainer_that_goes_on_shows_all_of_it(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_trainer_that_goes_on_shows_all_of_it(tmp_path: Path) -> None:
     trainer = fit([quality], tmp_path, epochs=1, diagnose_every_n_batches=1)
     trainer.fit_loop.max_epochs = 2
     trainer.fit(trainer.lightning_module, data())
-    assert [step for step, _ in quality.history["estimator_0/cosine"]] == list(range(6))
+    assert [step for step, _ in quality.history["boundary_0/cosine"]] == list(range(6))
 
 
 def test_a_state_of_another_version_does_no_harm(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from sglight.errors import UserError
 GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name not in ("hydra", "dataset"))
 CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 DATASETS = sorted(file.stem for file in (CONF / "dataset").glob("*.yaml"))
-STRATEGIES = ["backprop", "delayed", "dni", "local", "multilevel", "pvd"]
+STRATEGIES = ["backprop", "blend", "delayed", "dni", "local", "multilevel", "pvd"]
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 
 

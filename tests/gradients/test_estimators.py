@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sglight.gradients import SyntheticGradient, prediction_cost, prediction_values, synthetic_gradient
+from sglight.gradients import (
+    Head,
+    ResidualGradient,
+    SyntheticGradient,
+    prediction_cost,
+    prediction_values,
+    synthetic_gradient,
+)
+from sglight.strategies.loss import Loss
 
 SHAPES = {"linear": (6,), "mlp": (6,), "conv": (4, 5, 5)}
 
@@ -109,3 +118,30 @@ def test_lessons_in_one_autocast_context_build_on_each_other() -> None:
         losses.append(found)
     assert losses[0] == losses[1]
     assert losses[0][3] < losses[0][0]
+
+
+def residual(name: str) -> ResidualGradient:
+    channels, *image = SHAPES[name]
+    head = Head(name, (channels // 2, *image), 3, [7], 4, 0.0, Loss(), 0, "heads", 2)
+    estimator = ResidualGradient(head, make(name))
+    estimator.optimizer = torch.optim.Adam(estimator.parameters(), lr=1e-2)
+    return estimator
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_residual_is_a_heads_gradient_and_a_model_of_what_it_lacks(name: str) -> None:
+    (state, labels), target = sample(name), torch.randn(30, *SHAPES[name])
+    ours, head, model = residual(name), residual(name).head, residual(name).model
+    adam = torch.optim.Adam([*head.parameters(), *model.parameters()], lr=1e-2)
+    for _ in range(4):
+        h = state.detach().requires_grad_()
+        F.cross_entropy(head.layers(h[:, : head.channels]), labels, reduction="sum").backward()
+        for p in head.parameters():
+            p.grad *= 1 / 30
+        estimate = h.grad + model(state, labels)
+        assert torch.equal(ours.estimate(state, labels, 0.5), estimate)
+        error = (model(state, labels) - (target - h.grad)).square().sum() / 30
+        error.backward()
+        adam.step()
+        adam.zero_grad()
+        assert torch.equal(ours.learn(state, labels, target, 0.5), error)

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from sglight.errors import UserError
 from sglight.parallel.strategy import StageStrategy
 from sglight.strategies.backprop import Backprop
+from sglight.strategies.blend import Blend
 from sglight.strategies.local import Local
 from sglight.strategies.multilevel import Multilevel
 from sglight.strategies.schedule import stage_names
@@ -84,6 +85,12 @@ OTHERS: dict[str, Job] = {
         "stages": 4, "ensemble": True, "head": {"name": "conv", "hidden": [5], "loss": "predsim"}}},
     "local, refined": {"network": {**NETWORK, "dynamics": "leapfrog", "steps": 8}, "kind": Multilevel, "options": {
         "stages": 3, "levels": 2, "level": {"mode": ["exact", "local"]}}},
+    "blend": {"network": NETWORK, "kind": Blend, "options": {"stages": 4, "source": "synthetic", "blend_last": 0.0}},
+    "late blend": {"network": {**IMAGES, "normalisation": "batch"}, "kind": Blend, "options": {
+        "stages": 4, "arrival": "late", "source": "synthetic", "diagnose_every_n_batches": 2}},
+    "residual": {"network": IMAGES, "options": {"stages": 4, "estimator": {
+        "name": "conv", "hidden": [5], "kernel_size": 1, "residual": True}}},
+    "late blend of heads": {"network": NETWORK, "kind": Blend, "options": {"stages": 4, "arrival": "late"}},
     "stopped in mid-epoch": {"network": NETWORK, "options": {"stages": 4, "lag": 2}, "trainer": {"max_steps": 10}},
 }  # fmt: skip
 

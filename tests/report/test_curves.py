@@ -54,14 +54,14 @@ def test_unfinished_runs_are_shown_only_where_nothing_finished():
 def test_values_are_averaged_within_an_epoch():
     curves = {
         "epoch": curve([9, 19, 29, 39], [0, 0, 1, 1]),
-        "estimator_0/cosine": curve([9, 19, 29], [0.2, 0.4, 0.8]),
+        "boundary_0/cosine": curve([9, 19, 29], [0.2, 0.4, 0.8]),
     }
-    mean = by_epoch(group(curves), "estimator_0/cosine")
+    mean = by_epoch(group(curves), "boundary_0/cosine")
     assert list(mean.x) == [1, 2] and mean.mean == pytest.approx([0.3, 0.8])
 
 
 def test_last_values_by_boundary_and_by_step():
-    tags = {f"estimator_{i}/cosine": curve([0, 1], [0.0, i / 4]) for i in (0, 1, 10)}
+    tags = {f"boundary_{i}/cosine": curve([0, 1], [0.0, i / 4]) for i in (0, 1, 10)}
     tags |= {f"stability/step_{j}/sigma_max": curve([0], [1.0 + j]) for j in range(3)}
     one = group(tags)
     mean = by_number(one, BOUNDARY, "cosine")

@@ -50,7 +50,7 @@ class Page(HTMLParser):
 
 def quality(boundaries: int):
     return [
-        (f"estimator_{i}/cosine", 10 * e, 2.0 * e, 0.1 * i + 0.05 * e)
+        (f"boundary_{i}/cosine", 10 * e, 2.0 * e, 0.1 * i + 0.05 * e)
         for i in range(boundaries)
         for e in range(5)
     ]

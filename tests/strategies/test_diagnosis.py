@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sglight.strategies.backprop import Backprop
+from sglight.strategies.blend import Blend
 from sglight.strategies.delayed import Delayed
 from sglight.strategies.dni import DNI
+from sglight.strategies.local import Local
 from sglight.strategies.multilevel import Multilevel
 from tests.parallel.training import train_all, train_on
 from tests.strategies.common import ADAM, IMAGES, NETWORK, assert_equal, batches, fit
@@ -51,6 +53,30 @@ def test_backpropagation_uses_what_is_exact(network: dict[str, Any]) -> None:
             assert found[f"stage_{i}/cosine"] == pytest.approx([1.0] * 4, abs=1e-6)
             assert found[f"stage_{i}/relative_error"] == [0.0] * 4
             assert found[f"stage_{i}/staleness"] == [0.0] * 4
+
+
+def test_every_source_is_measured_at_every_boundary() -> None:
+    data = batches(6)
+    for module in (
+        Backprop(NETWORK, ADAM, stages=3, microbatches=4, diagnose_every_n_batches=1),
+        Blend(NETWORK, ADAM, stages=3, blend=1.0, diagnose_every_n_batches=1),
+    ):
+        found = curves(module, data)
+        for i in range(2):
+            assert found[f"boundary_{i}/cosine"] == pytest.approx([1.0] * 6, abs=1e-6)
+            assert found[f"boundary_{i}/relative_error"] == [0.0] * 6
+            assert found[f"boundary_{i}/norm_ratio"] == [1.0] * 6
+    for module in (DNI(NETWORK, ADAM, stages=3, diagnose_every_n_batches=1), Local(NETWORK, ADAM, stages=3)):
+        found = curves(module, data)
+        for i in range(2):  # what is used is the estimate
+            assert found[f"boundary_{i}/cosine"] == pytest.approx(found[f"estimator_{i}/cosine"], nan_ok=True)
+    # Weights that hardly move: late gradients are right.
+    still = Delayed(NETWORK, {**ADAM, "lr": 1e-9}, stages=3, microbatches=2, diagnose_every_n_batches=1)
+    found = curves(still, data)
+    for i in range(2):
+        assert found[f"boundary_{i}/relative_error"] == pytest.approx(
+            [0.0] * len(found[f"boundary_{i}/cosine"]), abs=1e-5
+        )
 
 
 class Watched(Delayed):

@@ -198,7 +198,7 @@ def test_a_level_of_a_multilevel_training_continues_its_heads() -> None:
 
 def test_levels_cannot_have_estimators_of_two_kinds() -> None:
     with pytest.raises(ValueError, match=r"strategy\.level\.mode=\['local', 'dni'\].*not both"):
-        Multilevel(NETWORK, ADAM, levels=2, level={"mode": ["local", None]})
+        Multilevel(NETWORK, ADAM, levels=2, level={"mode": ["local", "dni"]})
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

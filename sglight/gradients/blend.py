@@ -1,0 +1,75 @@
+"""Blends: a part of the true gradient, and for the rest what an estimator or a head says at once.
+
+With b the weight, d what the estimator or head says, and t the gradient that the stage after the boundary sends, which
+has been blended at the boundaries behind:
+
+    waiting     b t + (1 - b) d                  (as in TD(lambda); compare Pemberton & Costa 2024, BP(lambda))
+    arriving    (1 - b) d at once, b t of an earlier batch with it   (t then comes down unblended)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+from typing_extensions import override
+
+from sglight.gradients.base import Boundary, Passage, run
+from sglight.gradients.true import Taught
+from sglight.networks import Stage
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A weight that moves on a straight line from ``first`` to ``last`` over so many ``batches``, and stays there."""
+
+    first: float
+    last: float
+    batches: float = 1.0
+
+    def at(self, batch: int) -> float:
+        """The weight in a batch of the training, counted from 0."""
+        return self.first + (self.last - self.first) * min(batch / self.batches, 1.0)
+
+    def __str__(self) -> str:
+        return f"{self.first:g}" if self.first == self.last else f"{self.first:g} to {self.last:g}"
+
+
+@dataclass(frozen=True)
+class Blended(Taught):
+    """True gradients blended with those of another source, whose estimators learn as they would alone.
+
+    Args:
+        weight: of the true gradient. arrives: whether it comes later, or is waited for.
+    """
+
+    weight: Ramp
+    arrives: bool
+    predicts: ClassVar[bool] = True
+
+    @property
+    def stashes(self) -> bool:  # type: ignore[override]
+        return self.arrives
+
+    @property
+    def lesson_every(self) -> int:  # type: ignore[override]
+        return self.source.lesson_every
+
+    @override
+    def forward(self, stage: Stage, passage: Passage) -> Tensor:
+        return run(stage, passage) if self.arrives else super().forward(stage, passage)
+
+    @override
+    def gradient(self, boundary: Boundary, passage: Passage, true: Tensor | None) -> Tensor:
+        weight, own = self.weight.at(passage.batch), self.source.gradient(boundary, passage, None)
+        return (1 - weight) * own if true is None else weight * true + (1 - weight) * own
+
+    @override
+    def part(self, batch: int) -> float:
+        return self.weight.at(batch)
+
+    @override
+    def describe(self) -> str:
+        when = "arrives later" if self.arrives else "is waited for"
+        return f"{self.weight} of the true gradient, which {when}, the rest of {super().describe()}"
