@@ -162,7 +162,7 @@ class Runtime:
         i, source, piece = action.stage, self.plan.source, action.piece
         if not len(labels):  # a batch with fewer samples than pieces
             return
-        entered = self.enter(i, x, len(labels), keep=self._latency > 0)
+        entered = self.enter(i, x, len(labels), keep=self.plan.schedule.overlaps(i, self.plan.last))
         passage = Passage(piece, self._batch_of(piece), labels, entered, None, entered, self._normaliser)
         if self.plan.rebuilds and passage.batch % DRIFT_EVERY == 0 and piece % self.plan.schedule.pieces == 0:
             with own_statistics(self.stage(i)):

@@ -63,6 +63,10 @@ class Schedule(ABC):
         for k in range(n, n + self.latency(last)):
             yield [action for action in self.actions(k, own, last) if action.piece < n]
 
+    def overlaps(self, i: int, last: int) -> bool:
+        """Whether stage i goes forward on a further piece before it is done with one."""
+        return self.latency(last) > 0
+
     def staleness(self, i: int, piece: int, last: int) -> int:
         """How many updates stage i has had between its forward and its backward pass of a piece."""
         updates, forward = 0, False
@@ -263,6 +267,10 @@ class Pipelined(Schedule):
     @override
     def latency(self, last: int) -> int:
         return 0 if self.flushes else self.delay(0, last)
+
+    @override
+    def overlaps(self, i: int, last: int) -> bool:
+        return self.latency(last) > 0 or self.delay(i, last) > 0
 
     @override
     def describe(self) -> str:

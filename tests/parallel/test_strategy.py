@@ -81,6 +81,14 @@ OTHERS: dict[str, Job] = {
         "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9},
         "epochs": 3,
     },
+    # A worker in the middle holds several pieces at once.
+    "true gradients, in pieces": {
+        "network": {**NETWORK, "dynamics": "euler"}, "kind": Backprop, "options": {"stages": 3, "microbatches": 4},
+    },
+    "true gradients, in pieces, looked at": {
+        "network": {**NETWORK, "dynamics": "euler"}, "kind": Backprop,
+        "options": {"stages": 3, "microbatches": 4, "diagnose_every_n_batches": 2},
+    },
     "local": {"network": {**IMAGES, "normalisation": "batch"}, "kind": Local, "options": {
         "stages": 4, "ensemble": True, "head": {"name": "conv", "hidden": [5], "loss": "predsim"}}},
     "local, refined": {"network": {**NETWORK, "dynamics": "leapfrog", "steps": 8}, "kind": Multilevel, "options": {
