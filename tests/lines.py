@@ -19,8 +19,19 @@ NONSENSE = (
     "999999999999999999999999", "true", "null", "abc", "''", "[]", "[1,nan]", "[inf]", "[1,2,3]", "{a: 1}", "ü",
     "'a,b'", "[[1]]", "1_000", "0x10",
 )  # fmt: skip
-# What changes which files are looked for, or which class is imported, is another test's.
-LEFT_OUT = ("_target_", "data_dir", "raw_dir", "archive", "path", "ckpt", "mode", "skip_completed", "kwargs")
+# What changes which files are looked for, or which class is imported, is another test's; a logger checks its own keys.
+LEFT_OUT = (
+    "_target_",
+    "data_dir",
+    "raw_dir",
+    "archive",
+    "path",
+    "ckpt",
+    "mode",
+    "skip_completed",
+    "kwargs",
+    "logger",
+)
 
 
 def leaves(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:

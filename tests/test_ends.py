@@ -78,7 +78,7 @@ def test_a_run_that_is_asked_to_end_writes_a_checkpoint_and_goes_on_bit_for_bit(
 def test_a_signal_in_a_process_of_its_own(tmp_path: Path, signum: int, code: int) -> None:
     script = (
         "import sys, time, types; m = types.ModuleType('sglight.experiment'); "
-        "m.run = lambda plain, folder: (print('go', flush=True), time.sleep(60)); sys.modules[m.__name__] = m; "
+        "m.run = lambda *_: (print('go', flush=True), time.sleep(60)); sys.modules[m.__name__] = m; "
         "from sglight.__main__ import main; sys.argv = ['sglight', 'hydra.run.dir=here']; main()"
     )
     with subprocess.Popen(

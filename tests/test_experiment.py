@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sglight import experiment, process
+from sglight import building, experiment, process
 from sglight import start as start_module
 from sglight.config.completed import config_hash, find_completed
 from sglight.config.composing import CONF, check, to_plain
@@ -156,7 +156,7 @@ def test_measured_cuts_are_kept(
 ) -> None:
     """In the config and in checkpoints: a training that goes on does not measure again."""
     measured = iter([(0, 1, 4)])
-    monkeypatch.setattr(experiment, "measured_cuts", lambda *_: next(measured))
+    monkeypatch.setattr(building, "measured_cuts", lambda *_: next(measured))
     options = ("strategy=delayed", "strategy.balance=measured")
     start(tmp_path / "first", *options)
     start(

@@ -73,7 +73,7 @@ def test_help_is_quick_and_says_what_there_is(tmp_path):
     for word in (
         "hamiltonian",
         "mnist_conv",
-        "backprop, delayed, dni, local, multilevel",
+        "backprop, blend, delayed, dni, local, multilevel",
         "overfit",
         "strategy.stages",
         "seed",
@@ -109,7 +109,7 @@ MISTAKES = {
     "trainer.limit_val_batches=x": "it must be a whole number, a number or null",
     "strategy.optimizer.betas=3": "it must be a list, as [1,2], each entry a number",
     "strategy.optimizer=adam": "set its keys instead: strategy.optimizer.name,",
-    "strategy=null": "strategy=null is not allowed; choose one of backprop, delayed, dni, local, multilevel",
+    "strategy=null": "strategy=null is not allowed; choose one of backprop, blend, delayed, dni, local, multilevel",
     "~model": "model has no value; give one with model=...",
     "model.steps.x=3": "model.steps is a value and has no keys of its own",
     "dataset.raw_dir=x": "dataset.raw_dir is a key of dataset=cifar10,",
@@ -445,7 +445,7 @@ def test_the_interrupt_that_lightning_turns_into_an_exit_counts_as_one(call):
 def test_ctrl_c_in_a_process_of_its_own(tmp_path):
     code = (
         "import sys, time, types; m = types.ModuleType('sglight.experiment'); "
-        "m.run = lambda plain, folder: (print('go', flush=True), time.sleep(60)); sys.modules[m.__name__] = m; "
+        "m.run = lambda *_: (print('go', flush=True), time.sleep(60)); sys.modules[m.__name__] = m; "
         "from sglight.__main__ import main; sys.argv = ['sglight']; main()"
     )
     with subprocess.Popen(

@@ -148,7 +148,7 @@ def test_a_sweep_over_placements_gives_the_same_everywhere(
         assert json.loads((folder / "timeline.json").read_text())["traceEvents"]
         for figure in ("timeline", "stability", "gradient_quality"):
             assert (folder / f"figures/{figure}.png").stat().st_size > 1000
-    assert out.count("test accuracy") == 2  # printed by the first worker of each only
+    assert out.count(": test accuracy ") == 2  # a line a job, printed by its first worker only
     both = json.loads((folders[0] / "metrics.json").read_text())
     assert {
         f"worker_{r}/{kind}_s" for r in (0, 1) for kind in ("busy", "waiting", "communicating")

@@ -111,10 +111,11 @@ def batches_from(spans: Sequence[Sequence[Span]], first: int, count: int) -> lis
     Waiting in an evaluation before or behind these is left out.
     """
     forward = [s for s in chain(*spans) if s.phase == "forward"]
-    if not forward:
+    # Recordings have gaps: not all batches are timed.
+    chosen = sorted({s.batch for s in forward})[first : first + count]
+    if not chosen:
         return [[] for _ in spans]
-    number = min(s.batch for s in forward) + first
-    begin, stop = min(s.start for s in forward if s.batch >= number), number + count
+    begin, stop = min(s.start for s in forward if s.batch >= chosen[0]), chosen[-1] + 1
     # In the order of time: a learning from an older batch belongs to the batch in which it is done.
     kept = [
         list(takewhile(lambda s: s.batch < stop, sorted((s for s in own if s.end > begin), key=_start)))

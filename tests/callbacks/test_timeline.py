@@ -168,6 +168,9 @@ def test_waiting_of_an_evaluation_is_left_out() -> None:
     ]
     assert batches_from(with_evaluation, 0, 5) == spans
     assert batches_from([[Span("wait", 0, 0, 1.0, 2.0)], []], 0, 5) == [[], []]
+    gap = [[Span("forward", 0, 0, 0.0, 1.0), Span("forward", 0, 101, 2.0, 3.0)]]
+    assert batches_from(gap, 1, 8) == [gap[0][1:]]
+    assert batches_from(gap, 2, 8) == [[]]
 
 
 def test_the_trace_has_the_spans_in_microseconds() -> None:
