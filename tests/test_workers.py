@@ -174,14 +174,26 @@ def listening(pid: int) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("number", "cause", "strategy"),
-    [(signal.SIGKILL, "was killed by SIGKILL", "delayed"), (signal.SIGSTOP, "hangs", "dni")],
+    ("number", "cause", "strategy", "replicas", "name"),
+    [
+        (signal.SIGKILL, "was killed by SIGKILL", "delayed", 2, "stages 0-3, replica 1"),
+        (signal.SIGSTOP, "hangs", "dni", 1, "stages 2-3"),
+    ],
 )
 def test_a_worker_that_dies_or_hangs_ends_the_run_which_goes_on_from_its_checkpoint(
-    sglight: Callable[..., Command], tmp_path: Path, number: signal.Signals, cause: str, strategy: str
+    sglight: Callable[..., Command],
+    tmp_path: Path,
+    number: signal.Signals,
+    cause: str,
+    strategy: str,
+    replicas: int,
+    name: str,
 ) -> None:
     folder, strategy = tmp_path / "run", f"strategy={strategy}"
-    command = sglight(strategy, "trainer.devices=2", "trainer.max_epochs=100000", f"hydra.run.dir={folder}")
+    command = sglight(
+        strategy, "trainer.devices=2", f"trainer.replicas={replicas}", "trainer.max_epochs=100000",
+        f"hydra.run.dir={folder}",
+    )  # fmt: skip
     command.wait_until((folder / "checkpoints/last.ckpt").exists)
     workers = command.workers()
     assert len(workers) == 2
@@ -191,7 +203,7 @@ def test_a_worker_that_dies_or_hangs_ends_the_run_which_goes_on_from_its_checkpo
     status, _, err = command.end()
     assert time.monotonic() - began < END_S
     assert status == 1
-    assert f"error: worker 1 (stages 2-3) {cause}" in err
+    assert f"error: worker 1 ({name}) {cause}" in err
     assert re.search("batch|validation", err)  # where it was
     assert "Traceback" not in err
     assert command.no_process_is_left()
@@ -199,6 +211,7 @@ def test_a_worker_that_dies_or_hangs_ends_the_run_which_goes_on_from_its_checkpo
     again = sglight(
         strategy,
         "trainer.devices=1",
+        "trainer.replicas=1",
         f"trainer.max_epochs={epochs + 1}",
         "ckpt=last",
         f"hydra.run.dir={folder}",
@@ -261,10 +274,19 @@ def test_the_command_killed_takes_its_workers_along(sglight: Callable[..., Comma
     assert command.no_process_is_left()
 
 
+@pytest.fixture(scope="module")
+def replicated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run on two workers of this machine, each a replica."""
+    folder = tmp_path_factory.mktemp("replicated")
+    replicas = ("trainer.replicas=2", "trainer.max_epochs=3", f"hydra.run.dir={folder}/run")
+    succeeds(Command(*SMALL, *replicas, cwd=folder))
+    return folder / "run"
+
+
 @pytest.mark.slow
-def test_two_machines_by_torchrun(sglight: Callable[..., Command], tmp_path: Path) -> None:
-    common = (*SMALL, "trainer.max_epochs=3")
-    succeeds(sglight("trainer.max_epochs=3", f"hydra.run.dir={tmp_path}/alone"))
+def test_two_machines_by_torchrun(replicated: Path, tmp_path: Path) -> None:
+    # The stages of a replica are on two machines, its replicas on one.
+    common = (*SMALL, "trainer.max_epochs=3", "trainer.replicas=2", "trainer.layout=replicas")
     port = 20000 + os.getpid() % 20000
     agents = [
         Command(
@@ -277,10 +299,29 @@ def test_two_machines_by_torchrun(sglight: Callable[..., Command], tmp_path: Pat
     ]  # fmt: skip
     for agent in agents:
         succeeds(agent)
-    assert_same(tmp_path / "four", tmp_path / "alone")
+    assert_same(tmp_path / "four", replicated)
     assert json.loads((tmp_path / "four/metrics.json").read_text())["run/workers"] == 4
     # Nobody but worker 0 has left anything.
-    assert {p.name for p in tmp_path.iterdir()} == {"alone", "four"}
+    assert {p.name for p in tmp_path.iterdir()} == {"four"}
+
+
+@pytest.mark.slow
+def test_two_machines_by_srun(replicated: Path, tmp_path: Path) -> None:
+    step = {
+        "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0",
+        "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_STEP_NODELIST": "127.0.0.1,nowhere", "SLURM_NTASKS": "2",
+        "SLURM_JOB_NAME": "test", "SLURM_NODELIST": "127.0.0.1,nowhere", "GLOO_SOCKET_IFNAME": "lo",
+    }  # fmt: skip
+    tasks = [
+        Command(
+            *SMALL, "trainer.max_epochs=3", "trainer.replicas=2", "trainer.num_nodes=2", "trainer.devices=1",
+            f"hydra.run.dir={tmp_path}/two", cwd=tmp_path, SLURM_PROCID=str(task), SLURM_NODEID=str(task), **step,
+        )
+        for task in range(2)
+    ]  # fmt: skip
+    for task in tasks:
+        succeeds(task)
+    assert_same(tmp_path / "two", replicated)
 
 
 def test_torchrun_must_start_as_many_as_are_asked_for(

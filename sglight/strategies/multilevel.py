@@ -33,6 +33,7 @@ from sglight.strategies.modes import Modes
 from sglight.strategies.optim import carry_over
 from sglight.strategies.pieces import settled
 from sglight.strategies.plan import Plan
+from sglight.strategies.replication import check_estimators
 from sglight.strategies.simulation import in_flight
 from sglight.strategies.staged import InStages, StagedModule
 from sglight.strategies.stopping import NextLevel, begin_anew
@@ -146,10 +147,17 @@ class Multilevel(StagedModule):
         return max(in_flight(plan.schedule, plan.last + 1) for plan in self.plans)
 
     @override
-    def schedule(self, workers: int) -> str:
+    def schedule(self, groups: int, replicas: int = 1) -> str:
         finest = self.plans[-1]
         schedules = dict.fromkeys(plan.schedule for plan in self.plans)
-        return "\n\n".join(replace(finest, schedule=schedule).grid(workers) for schedule in schedules)
+        return "\n\n".join(
+            replace(finest, schedule=schedule).grid(groups, replicas) for schedule in schedules
+        )
+
+    @override
+    def check_replicas(self, replicas: int) -> None:
+        for plan in self.plans:
+            check_estimators(plan.source, replicas)
 
     @override
     def describe(self) -> str:
@@ -281,6 +289,7 @@ class Multilevel(StagedModule):
         loader, limits = trainer.val_dataloaders, trainer.num_val_batches
         if not loader or not sum(limits):
             return None
+        self.average_statistics()
         self.eval()
         for batch in islice(loader, None if limits[0] == inf else int(limits[0])):
             batch = trainer.precision_plugin.convert_input(batch)

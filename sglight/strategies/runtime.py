@@ -8,6 +8,10 @@ For each piece of a batch, in the order that the schedule says:
     arrive     the true gradient goes through the stage a second time, and up
     learn      the estimator behind the stage learns from the true gradient
     update     the stage's optimiser steps with the sum over the pieces of a batch
+
+Replicas of a stage take a part of each piece each. Their gradients begin to be summed as soon as a stage has gone
+backward on the last piece of a batch, and its update waits for that at the end of the round, so that the sum is under
+way while other stages here go backward.
 """
 
 from __future__ import annotations
@@ -21,13 +25,14 @@ from torch import Tensor, nn
 
 from sglight.gradients import Boundary, Passage
 from sglight.gradients.base import compare, own_statistics
-from sglight.link import alone
+from sglight.link import alone, local_channels
 from sglight.networks import Stage
 from sglight.networks.drift import drift
 from sglight.strategies import descent
 from sglight.strategies.evaluation import TrainingMeans, hits
 from sglight.strategies.plan import Plan
 from sglight.strategies.recorder import Recorder
+from sglight.strategies.replication import begin_sum
 from sglight.strategies.schedule import Action
 
 # Of so many batches the phases of the first are timed.
@@ -90,7 +95,8 @@ class Runtime:
         self.comparisons: dict[str, Tensor] = {}
         self.drifts: dict[int, Tensor] = {}
         if len(self.placement.own) == self.plan.last + 1:  # channels of a failed training may hold something
-            self.placement = replace(alone(self.plan.last + 1), peers=self.placement.peers)
+            states, gradients = (local_channels(self.plan.last + 1) for _ in range(2))
+            self.placement = replace(self.placement, states=states, gradients=gradients)
         self.begin(0)
 
     def begin(self, batch: int, round_: int = 0) -> None:
@@ -98,8 +104,11 @@ class Runtime:
         self.batch, self.round = batch, round_
         # By stage, oldest first: what is between its forward pass and its last action.
         self.window: dict[int, deque[Passage]] = {i: deque() for i in range(self.plan.last + 1)}
-        # By stage: what the gradients that its parameters have are to be divided by.
+        # By stage: what the gradients that its parameters have are to be divided by. By batch under way: the same.
         self.normalisers: dict[int, float] = {}
+        self.totals: dict[int, float] = {}
+        # By stage: waits for the sum of its gradients over the replicas.
+        self._under_way: dict[int, Callable[[], None]] = {}
         # By stage: a copy of its parameters as they are now, if a piece has gone forward on one.
         self._copies: dict[int, dict[str, Tensor]] = {}
         # By stage: gradients that a checkpoint had, until the training begins.
@@ -129,8 +138,13 @@ class Runtime:
         timed = self.batch % TIMED_EVERY < max(self.plan.source.lesson_every, 1)
         self.recorder.begin(self.batch, timed, labels.is_cuda)
         self._normaliser = self.plan.loss.normaliser(labels)
+        oldest = self.batch - schedule.latency(last) - 1
+        self.totals = {batch: total for batch, total in self.totals.items() if batch >= oldest}
+        self.totals[self.batch] = self._normaliser
+        share = self.placement.replicas.share
         for piece in zip(_cut(x, schedule.pieces), labels.tensor_split(schedule.pieces), strict=True):
-            self._carry_out(self.round, schedule.actions(self.round, own, last), *piece)
+            mine = (None if part is None else share(part) for part in piece)
+            self._carry_out(self.round, schedule.actions(self.round, own, last), *mine)
         self.batch += 1
 
     def drain(self) -> None:
@@ -142,6 +156,7 @@ class Runtime:
 
     def _carry_out(self, n: int, actions: Iterable[Action], x: Tensor | None, labels: Tensor | None) -> None:
         self.observer.before_round(self, n)
+        updates, replicas = list[Action](), self.placement.replicas
         for action in actions:
             match action.kind:
                 case "forward":
@@ -149,12 +164,19 @@ class Runtime:
                     self._forward(action, x, labels)
                 case "backward":
                     self._backward(action)
+                    if replicas.size > 1 and (action.piece + 1) % self.plan.schedule.pieces == 0:
+                        parameters = self.stage(action.stage).parameters()
+                        self._under_way[action.stage] = begin_sum(parameters, replicas)
                 case "arrive":
                     self._arrive(action, draining=labels is None)
                 case "learn":
                     self._learn(action)
+                case "update" if replicas.size > 1:
+                    updates.append(action)
                 case "update":
                     self._update(action, n)
+        for action in updates:
+            self._update(action, n)
         self.round = n + 1
         self.observer.after_round(n)
 
@@ -195,8 +217,12 @@ class Runtime:
 
     def _backward(self, action: Action) -> None:
         i, plan, phase = action.stage, self.plan, self.recorder.phase
-        passage = self._passage(action)
+        passage, batch = self._passage(action), self._batch_of(action.piece)
+        if batch in self.totals:
+            self.normalisers[i] = self.totals[batch]
         if passage is None:  # of a piece without samples
+            if self.placement.replicas.size > 1 and i < plan.last and plan.source.has_estimators:
+                self._learn_without_samples(action)
             return
         assert passage.entered is not None
         gradient = None if i == plan.last else self._gradient(i, passage)
@@ -210,7 +236,6 @@ class Runtime:
             output.backward(gradient, retain_graph=again)
             if passage.weights is not None:
                 _move_gradients(passage.weights, self.stage(i))
-        self.normalisers[i] = passage.normaliser
         if again:
             passage.entered.grad = None
             return
@@ -278,7 +303,9 @@ class Runtime:
 
     def _learn(self, action: Action) -> None:
         i, passage = action.stage, self._passage(action)
-        if passage is None:  # not of a batch from which estimators learn
+        if passage is None:  # not of a batch from which estimators learn, or without samples
+            if self.placement.replicas.size > 1:
+                self._learn_without_samples(action)
             return
         if passage.target is None:
             passage.target = self._true_gradient(i, passage)
@@ -286,10 +313,24 @@ class Runtime:
             self.lessons[i] = self.plan.source.learn(self.boundary(i), passage)
         self.window[i].remove(passage)
 
+    def _learn_without_samples(self, action: Action) -> None:
+        """Take part in a lesson of all replicas, of a batch of which this one has no part."""
+        i, source, batch = action.stage, self.plan.source, self._batch_of(action.piece)
+        parameter = next(self.stages.parameters())
+        state = parameter.new_empty(self.plan.boundary_shape(i, 0))
+        labels = torch.empty(0, dtype=torch.long, device=parameter.device)
+        passage = Passage(action.piece, batch, labels, None, None, state, target=state)
+        if action.kind == "learn" and batch % max(source.lesson_every, 1) == 0:
+            source.learn(self.boundary(i), passage)
+        elif action.kind == "backward" and not source.lesson_every:  # learns in giving a gradient
+            source.gradient(self.boundary(i), passage, lambda: state)
+
     def _update(self, action: Action, n: int) -> None:
         i, own = action.stage, self.placement.own
         together = self.plan.schedule.flushes
         for j in own if together and i == own[0] else () if together else [i]:
+            if j in self._under_way:
+                self._under_way.pop(j)()
             self.observer.before_update(self, j, n, self.normalisers[j])
         with self.recorder.phase("backward", i):
             normaliser = self.normalisers[i]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class Worker(Alone):
         self.rank, self.gathered = rank, list[Any]()
 
     def gather(self, value: Any) -> list[Any]:
-        self.gathered.append(list(value))
+        self.gathered.append(deepcopy(value))
         return [value] if self.rank == 0 else []
 
 
@@ -119,7 +120,8 @@ def test_a_resumed_run_shows_its_own_first_batches(tmp_path: Path) -> None:
     ckpt = tmp_path / "last.ckpt"
     fit([PlaceAt(worker), Timeline(tmp_path, batches=2)], tmp_path, epochs=3, ckpt=ckpt)
     assert len(worker.gathered) == 1
-    assert {s.batch for s in worker.gathered[0]} == {3, 4, 5}  # of three batches an epoch
+    spans, _ = worker.gathered[0]
+    assert {s.batch for s in spans} == {3, 4, 5}  # of three batches an epoch
     assert (tmp_path / "timeline.json").exists()
 
 

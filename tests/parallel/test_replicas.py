@@ -1,0 +1,224 @@
+"""Replicas share each batch: they learn what one worker with the whole batch learns, up to rounding."""
+
+from __future__ import annotations
+
+import re
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch.nn.parallel import DistributedDataParallel
+
+from sglight.gradients import Estimator
+from sglight.link import Replicas
+from sglight.networks import StableNet
+from sglight.parallel.launcher import current, launch
+from sglight.parallel.seats import Seat, seats
+from sglight.strategies.backprop import Backprop
+from sglight.strategies.delayed import Delayed
+from sglight.strategies.dni import DNI
+from sglight.strategies.local import Local
+from sglight.strategies.multilevel import Multilevel
+from sglight.strategies.pvd import PVD
+from sglight.strategies.replication import average_statistics
+from tests.parallel.training import ESTIMATOR, Job, Result, train_on
+from tests.strategies.common import ADAM, IMAGES, NETWORK, assert_equal, batches
+
+pytestmark = pytest.mark.timeout(300)
+
+SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
+COSINE = {"name": "cosine", "warmup_epochs": 1, "min_factor": 0.1}
+DEEP = {**NETWORK, "steps": 8}
+# A last batch that does not divide, and one with fewer samples than replicas.
+LAST = [5, 1]
+
+
+class Alone(Estimator):
+    """One that learns by itself."""
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__()
+
+    def estimate(self, state: torch.Tensor, labels: torch.Tensor, time: float) -> torch.Tensor:
+        return torch.zeros_like(state)
+
+    def learn(
+        self, state: torch.Tensor, labels: torch.Tensor, target: torch.Tensor, time: float
+    ) -> torch.Tensor:
+        return state.new_zeros(())
+
+
+def job(kind: Any, network: dict[str, Any] = DEEP, optimizer: dict[str, Any] = SGD, **options: Any) -> Job:
+    return {
+        "kind": kind,
+        "network": network,
+        "optimizer": optimizer,
+        "options": options,
+        "last": LAST,
+        "batches": 5,
+        "epochs": 1,
+    }
+
+
+JOBS: dict[str, Job] = {
+    "backprop": job(Backprop, IMAGES),
+    "pipelined, clipped, smooth": job(
+        Backprop, stages=4, microbatches=3, clip_norm=0.1, regularisation={"smoothness": 0.1},
+    ),
+    "delayed": job(Delayed, stages=4, microbatches=3, diagnose_every_n_batches=2),
+    "delayed, rebuilt": job(Delayed, {**IMAGES, "dynamics": "leapfrog"}, stages=2, microbatches=2, backward="rebuilt"),
+    "dni": job(
+        DNI, stages=4, lag=2, estimator={**ESTIMATOR, "optimizer": SGD}, diagnose_every_n_batches=2, scheduler=COSINE,
+    ),
+    "weighted classes": job(Delayed, stages=2, microbatches=2, loss={"class_weights": [1.0, 2.0, 0.5, 3.0]}),
+    "local": job(Local, stages=2, head={"name": "mlp", "hidden": [9], "optimizer": SGD}),
+    "norms": job(Delayed, {**IMAGES, "normalisation": "group", "groups": 2}, stages=2, microbatches=2),
+    "multilevel": job(
+        Multilevel, stages=2, levels=3, level={"mode": ["exact", "delayed", "dni"]}, moments="prolong",
+        estimator={**ESTIMATOR, "optimizer": SGD},
+    ) | {"epochs": 3},
+}  # fmt: skip
+
+
+def on(groups: int, replicas: int, jobs: list[Job], layout: str = "pipelines") -> list[Result]:
+    return train_on(groups * replicas, [{**each, "replicas": replicas, "layout": layout} for each in jobs])
+
+
+def comparable(metrics: dict[str, float]) -> dict[str, float]:
+    """Without times, and without what is no mean over samples."""
+    return {
+        name: value
+        for name, value in metrics.items()
+        if not name.startswith(("time/", "worker_", "speedup/"))
+        and not re.match(r"estimator_.*/(?!loss)", name)
+    }
+
+
+@pytest.fixture(scope="module")
+def results() -> tuple[list[Result], list[Result]]:
+    """Of all jobs, on one worker and on two replicas."""
+    return train_on(1, list(JOBS.values())), on(1, 2, list(JOBS.values()))
+
+
+def test_replicas_learn_what_one_worker_learns(results: Any) -> None:
+    for name, a, b in zip(JOBS, *results, strict=True):
+        print(name)
+        for key, value in a.parameters.items():
+            torch.testing.assert_close(b.parameters[key], value, rtol=1e-4, atol=1e-5)
+        for metrics in b.metrics:
+            assert comparable(metrics) == pytest.approx(comparable(a.metrics[0]), rel=1e-3, abs=1e-4)
+        assert a.steps * 2 == b.steps
+
+
+def test_every_placement_of_replicas_gives_the_same_bits(results: Any) -> None:
+    staged = {name: (job, found) for (name, job), found in zip(JOBS.items(), results[1], strict=True)}
+    del staged["backprop"]
+    layouts = cycle(["pipelines", "replicas"])
+    apart = train_on(4, [{**job, "replicas": 2, "layout": next(layouts)} for job, _ in staged.values()])
+    for name, (_, a), b in zip(staged, staged.values(), apart, strict=True):
+        print(name)
+        assert_equal(b.parameters, a.parameters)
+        assert comparable(b.metrics[0]) == pytest.approx(comparable(a.metrics[0]), abs=1e-9)
+
+
+def test_some_of_three_replicas_have_no_sample(results: Any) -> None:
+    alone = dict(zip(JOBS, results[0], strict=True))
+    names = ["delayed", "dni", "local"]
+    for name, found in zip(names, on(1, 3, [JOBS[name] for name in names]), strict=True):
+        for key, value in alone[name].parameters.items():
+            torch.testing.assert_close(found.parameters[key], value, rtol=1e-4, atol=1e-5)
+
+
+def data_parallel() -> dict[str, torch.Tensor]:
+    """Torch's own data parallelism, with half of each batch in each process."""
+    torch.set_num_threads(1)
+    worker = current()
+    assert worker is not None
+    store = dist.FileStore(str(worker.folder / "ddp"), worker.size)
+    dist.init_process_group("gloo", store=store, rank=worker.rank, world_size=worker.size)
+    net = StableNet(**IMAGES)
+    ddp, sgd = DistributedDataParallel(net), torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    for x, labels in batches(6, shape=(1, 6, 6)):
+        own = slice(worker.rank, None, 2)
+        sgd.zero_grad()
+        F.cross_entropy(ddp(x[own]), labels[own]).backward()
+        sgd.step()
+    dist.destroy_process_group()
+    return net.state_dict()
+
+
+def test_backprop_on_replicas_is_data_parallelism() -> None:
+    sgd = {"name": "sgd", "lr": 0.1, "momentum": 0.9}
+    (found,) = on(1, 2, [{**job(Backprop, IMAGES, sgd), "last": [], "batches": 6}])
+    for name, value in launch(data_parallel, workers=2, threads=1).items():
+        torch.testing.assert_close(found.parameters[f"stages.0.{name}"], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_checkpoint_is_read_by_any_number_of_replicas(tmp_path: Path) -> None:
+    # In mid-epoch, with pieces and sums of gradients under way.
+    names = ["delayed", "dni"]
+
+    def saved(by: str) -> list[Job]:
+        return [
+            {
+                **JOBS[name],
+                "callbacks": [
+                    ModelCheckpoint(
+                        tmp_path / by / name, filename="{step}", every_n_train_steps=3, save_top_k=-1
+                    )
+                ],
+            }
+            for name in names
+        ]
+
+    def resumed(by: str) -> list[Job]:
+        return [{**JOBS[name], "ckpt": str(tmp_path / by / name / "step=3.ckpt")} for name in names]
+
+    alone = train_on(1, saved("one"))
+    four = on(2, 2, [*saved("four"), *resumed("one")])
+    again = on(2, 2, resumed("four"))
+    for a, b in zip(again, four[:2], strict=True):
+        assert_equal(a.parameters, b.parameters)
+    for found, straight in zip([*train_on(1, resumed("four")), *four[2:]], alone * 2, strict=True):
+        for key, value in straight.parameters.items():
+            torch.testing.assert_close(found.parameters[key], value, rtol=1e-4, atol=1e-5)
+
+
+class Second(Replicas):
+    """The second of two, of which the first has ones where this one has anything."""
+
+    rank, size = 1, 2
+
+    def begin_sum(self, values: torch.Tensor) -> Any:
+        return lambda: values.add_(1)
+
+
+def test_statistics_are_those_of_all_replicas() -> None:
+    net = StableNet(**IMAGES, normalisation="batch", opening="conv", opening_normalisation="batch")
+    weights = {name: p.clone() for name, p in net.named_parameters()}
+    average_statistics(net, Second())
+    # They begin with a mean of 0 and a variance of 1.
+    assert all(b.eq(0.5).all() for name, b in net.named_buffers() if name.endswith("mean"))
+    assert all(b.eq(1).all() for name, b in net.named_buffers() if name.endswith("var"))
+    assert_equal(dict(net.named_parameters()), weights)
+
+
+def test_pipelines_or_replicas_follow_each_other() -> None:
+    assert seats(2, 2) == [Seat(0, 0), Seat(1, 0), Seat(0, 1), Seat(1, 1)]
+    assert seats(2, 2, "replicas") == [Seat(0, 0), Seat(0, 1), Seat(1, 0), Seat(1, 1)]
+
+
+def test_what_replicas_do_not_go_with_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"trainer\.replicas=2 does not go with strategy=pvd"):
+        PVD(NETWORK, ADAM, processors=2).check_replicas(2)
+    own = {"name": "tests.parallel.test_replicas.Alone"}
+    with pytest.raises(
+        ValueError, match=r"trainer\.replicas=2 does not go with strategy\.estimator\.name=.*Alone"
+    ):
+        DNI(NETWORK, ADAM, estimator=own).check_replicas(2)
+    DNI(NETWORK, ADAM, estimator=own).check_replicas(1)
