@@ -18,9 +18,10 @@ from sglight.config.datasets import CLOUD_CLASSES, SHAPES
 from sglight.config.levels import first_epochs, make_levels
 from sglight.config.pieces import check_shared
 from sglight.config.ranges import check_ranges
-from sglight.config.replicas import check_divides, refuse_in_pvd
+from sglight.config.replicas import check_divides, refuse_in_blend, refuse_in_pvd
 from sglight.config.schema import (
     BackpropConfig,
+    BlendConfig,
     Dynamics,
     EstimatorConfig,
     EstimatorName,
@@ -389,6 +390,8 @@ def _check_replicas(cfg: DictConfig, replicas: int, workers: int) -> None:
         check_divides(replicas, workers)
         if OmegaConf.get_type(cfg.strategy) is PVDConfig:
             refuse_in_pvd(replicas)
+        elif OmegaConf.get_type(cfg.strategy) is BlendConfig:
+            refuse_in_blend(replicas)
     except ValueError as error:
         raise UserError(str(error)) from error
     samples, pieces = _number(cfg, "dataset.batch_size"), _number(cfg, "strategy.microbatches") or 1

@@ -27,3 +27,29 @@ def refuse_in_pvd(replicas: int) -> None:
             f"trainer.replicas={replicas} does not go with strategy=pvd, whose processors share the samples of the "
             "objective already; use more strategy.processors, and set trainer.replicas=1"
         )
+
+
+def refuse_in_blend(replicas: int) -> None:
+    """Refuse replicas of stages that blend gradients.
+
+    Raises:
+        ValueError: about ``trainer.replicas``.
+    """
+    if replicas > 1:
+        raise ValueError(
+            f"trainer.replicas={replicas} does not go with strategy=blend; choose dni, local or delayed, or set "
+            "trainer.replicas=1"
+        )
+
+
+def refuse_residual(replicas: int) -> None:
+    """Refuse replicas of estimators that have a head.
+
+    Raises:
+        ValueError: about ``trainer.replicas``.
+    """
+    if replicas > 1:
+        raise ValueError(
+            f"trainer.replicas={replicas} does not go with strategy.estimator.residual=true; set it to false, or "
+            "trainer.replicas=1"
+        )

@@ -9,6 +9,7 @@ from typing import Any, Unpack
 
 from typing_extensions import override
 
+from sglight.config.replicas import refuse_in_blend
 from sglight.errors import UserError
 from sglight.gradients import Blended, LocalLoss, Ramp, Synthetic
 from sglight.strategies.loss import Loss
@@ -71,6 +72,10 @@ class Blend(StagedModule):
             source=Blended(own, Ramp(blend, blend if blend_last is None else blend_last), late),
             diagnose_every_n_batches=diagnose_every_n_batches,
         )  # fmt: skip
+
+    @override
+    def check_replicas(self, replicas: int) -> None:
+        refuse_in_blend(replicas)
 
     @override
     def on_train_start(self) -> None:

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from sglight.config.replicas import refuse_residual
 from sglight.gradients import GradientSource
 from sglight.link import Replicas
 
 # Buffers of batch normalisation, which each replica moves by the samples that it sees.
 STATISTICS = ("running_mean", "running_var")
 NAME = "strategy.estimator.name"
+RESIDUAL = "strategy.estimator.residual"
 
 
 def begin_sum(parameters: Iterable[nn.Parameter], replicas: Replicas) -> Callable[[], None]:
@@ -56,6 +58,8 @@ def check_estimators(source: GradientSource, replicas: int) -> None:
     Raises:
         ValueError: about ``trainer.replicas``.
     """
+    if source.identity().get(RESIDUAL):
+        refuse_residual(replicas)
     if replicas > 1 and source.has_estimators and not source.learns_together:
         raise ValueError(
             f"trainer.replicas={replicas} does not go with {NAME}={source.identity().get(NAME)}, whose learn() does "

@@ -323,7 +323,7 @@ class Runtime:
         if action.kind == "learn" and batch % max(source.lesson_every, 1) == 0:
             source.learn(self.boundary(i), passage)
         elif action.kind == "backward" and not source.lesson_every:  # learns in giving a gradient
-            source.gradient(self.boundary(i), passage, lambda: state)
+            source.gradient(self.boundary(i), passage, None)
 
     def _update(self, action: Action, n: int) -> None:
         i, own = action.stage, self.placement.own

@@ -20,6 +20,7 @@ from sglight.networks import StableNet
 from sglight.parallel.launcher import current, launch
 from sglight.parallel.seats import Seat, seats
 from sglight.strategies.backprop import Backprop
+from sglight.strategies.blend import Blend
 from sglight.strategies.delayed import Delayed
 from sglight.strategies.dni import DNI
 from sglight.strategies.local import Local
@@ -222,3 +223,17 @@ def test_what_replicas_do_not_go_with_is_refused_by_name() -> None:
     ):
         DNI(NETWORK, ADAM, estimator=own).check_replicas(2)
     DNI(NETWORK, ADAM, estimator=own).check_replicas(1)
+    with pytest.raises(ValueError, match=r"trainer\.replicas=2 does not go with strategy=blend"):
+        Blend(NETWORK, ADAM).check_replicas(2)
+    Blend(NETWORK, ADAM).check_replicas(1)
+    residual = {**ESTIMATOR, "residual": True}
+    levels = {"levels": 2, "level": {"mode": ["exact", "dni"]}}
+    for module in (
+        DNI(NETWORK, ADAM, estimator=residual),
+        Multilevel(NETWORK, ADAM, estimator=residual, **levels),
+    ):
+        with pytest.raises(
+            ValueError, match=r"trainer\.replicas=2 does not go with strategy\.estimator\.residual"
+        ):
+            module.check_replicas(2)
+        module.check_replicas(1)
