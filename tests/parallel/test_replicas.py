@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,8 @@ JOBS: dict[str, Job] = {
         estimator={**ESTIMATOR, "optimizer": SGD},
     ) | {"epochs": 3},
 }  # fmt: skip
+# Those that are also trained with two workers to a replica.
+APART = ("pipelined, clipped, smooth", "delayed", "dni", "multilevel")
 
 
 def on(groups: int, replicas: int, jobs: list[Job], layout: str = "pipelines") -> list[Result]:
@@ -96,43 +99,103 @@ def comparable(metrics: dict[str, float]) -> dict[str, float]:
         name: value
         for name, value in metrics.items()
         if not name.startswith(("time/", "worker_", "speedup/"))
-        and not re.match(r"estimator_.*/(?!loss)", name)
+        and not re.match(r"(estimator|boundary)_.*/(?!loss)", name)
     }
 
 
+DATA_PARALLEL: Job = job(Backprop, IMAGES, {"name": "sgd", "lr": 0.1, "momentum": 0.9}) | {
+    "last": [],
+    "batches": 6,
+}
+WITHOUT_SAMPLES = ("delayed", "dni", "local")
+# In mid-epoch, with pieces and sums of gradients under way.
+INTERRUPTED = ("delayed", "dni")
+
+
+def saving(folder: Path) -> dict[str, Job]:
+    """All jobs; those that are to be interrupted leave a checkpoint."""
+    return JOBS | {
+        name: {
+            **JOBS[name],
+            "callbacks": [
+                ModelCheckpoint(folder / name, filename="{step}", every_n_train_steps=3, save_top_k=-1)
+            ],
+        }
+        for name in INTERRUPTED
+    }
+
+
+def resumed(folder: Path) -> list[Job]:
+    """Trainings that go on from it."""
+    return [{**JOBS[name], "ckpt": str(folder / name / "step=3.ckpt")} for name in INTERRUPTED]
+
+
+@dataclass
+class Trained:
+    """What the trainings gave: all jobs alone and on two replicas, the other names say which."""
+
+    alone: dict[str, Result]
+    two: dict[str, Result]
+    data_parallel: Result
+    apart: dict[str, Result]
+    without_samples: dict[str, Result]
+    resumed_by_four: dict[str, Result]
+    resumed_from_one: dict[str, Result]
+    one_from_four: dict[str, Result]
+
+
 @pytest.fixture(scope="module")
-def results() -> tuple[list[Result], list[Result]]:
-    """Of all jobs, on one worker and on two replicas."""
-    return train_on(1, list(JOBS.values())), on(1, 2, list(JOBS.values()))
+def trained(tmp_path_factory: Any) -> Trained:
+    """All trainings: on one worker, on two and on four, each started once, which is what takes long."""
+    one, four = (tmp_path_factory.mktemp(by) for by in ("one", "four"))
+    alone = dict(zip(JOBS, train_on(1, list(saving(one).values())), strict=True))
+    *two, data_parallel = on(1, 2, [*JOBS.values(), DATA_PARALLEL])
+    layouts, jobs = cycle(["pipelines", "replicas"]), saving(four)
+    parts = [
+        [{**jobs[name], "replicas": 2, "layout": next(layouts)} for name in APART],
+        [{**JOBS[name], "replicas": 4} for name in WITHOUT_SAMPLES],
+        *([{**each, "replicas": 2} for each in resumed(folder)] for folder in (four, one)),
+    ]
+    found = iter(train_on(4, [each for part in parts for each in part]))
+    names = [APART, WITHOUT_SAMPLES, INTERRUPTED, INTERRUPTED]
+    on_four = [{name: next(found) for name in those} for those in names]
+    from_four = dict(zip(INTERRUPTED, train_on(1, resumed(four)), strict=True))
+    return Trained(alone, dict(zip(JOBS, two, strict=True)), data_parallel, *on_four, from_four)
 
 
-def test_replicas_learn_what_one_worker_learns(results: Any) -> None:
-    for name, a, b in zip(JOBS, *results, strict=True):
+def assert_close(found: Result, wanted: Result) -> None:
+    for key, value in wanted.parameters.items():
+        torch.testing.assert_close(found.parameters[key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_replicas_learn_what_one_worker_learns(trained: Trained) -> None:
+    for name, a in trained.alone.items():
         print(name)
-        for key, value in a.parameters.items():
-            torch.testing.assert_close(b.parameters[key], value, rtol=1e-4, atol=1e-5)
+        b = trained.two[name]
+        assert_close(b, a)
         for metrics in b.metrics:
             assert comparable(metrics) == pytest.approx(comparable(a.metrics[0]), rel=1e-3, abs=1e-4)
         assert a.steps * 2 == b.steps
 
 
-def test_every_placement_of_replicas_gives_the_same_bits(results: Any) -> None:
-    staged = {name: (job, found) for (name, job), found in zip(JOBS.items(), results[1], strict=True)}
-    del staged["backprop"]
-    layouts = cycle(["pipelines", "replicas"])
-    apart = train_on(4, [{**job, "replicas": 2, "layout": next(layouts)} for job, _ in staged.values()])
-    for name, (_, a), b in zip(staged, staged.values(), apart, strict=True):
+def test_every_placement_of_replicas_gives_the_same_bits(trained: Trained) -> None:
+    for name, b in trained.apart.items():
         print(name)
+        a = trained.two[name]
         assert_equal(b.parameters, a.parameters)
         assert comparable(b.metrics[0]) == pytest.approx(comparable(a.metrics[0]), abs=1e-9)
 
 
-def test_some_of_three_replicas_have_no_sample(results: Any) -> None:
-    alone = dict(zip(JOBS, results[0], strict=True))
-    names = ["delayed", "dni", "local"]
-    for name, found in zip(names, on(1, 3, [JOBS[name] for name in names]), strict=True):
-        for key, value in alone[name].parameters.items():
-            torch.testing.assert_close(found.parameters[key], value, rtol=1e-4, atol=1e-5)
+def test_some_of_four_replicas_have_no_sample(trained: Trained) -> None:
+    for name, found in trained.without_samples.items():
+        assert_close(found, trained.alone[name])
+
+
+def test_a_checkpoint_is_read_by_any_number_of_replicas(trained: Trained) -> None:
+    for name in INTERRUPTED:
+        assert_equal(trained.resumed_by_four[name].parameters, trained.apart[name].parameters)
+        assert_close(trained.one_from_four[name], trained.alone[name])
+        assert_close(trained.resumed_from_one[name], trained.alone[name])
 
 
 def data_parallel() -> dict[str, torch.Tensor]:
@@ -153,41 +216,10 @@ def data_parallel() -> dict[str, torch.Tensor]:
     return net.state_dict()
 
 
-def test_backprop_on_replicas_is_data_parallelism() -> None:
-    sgd = {"name": "sgd", "lr": 0.1, "momentum": 0.9}
-    (found,) = on(1, 2, [{**job(Backprop, IMAGES, sgd), "last": [], "batches": 6}])
+def test_backprop_on_replicas_is_data_parallelism(trained: Trained) -> None:
+    found = trained.data_parallel
     for name, value in launch(data_parallel, workers=2, threads=1).items():
         torch.testing.assert_close(found.parameters[f"stages.0.{name}"], value, rtol=1e-4, atol=1e-6)
-
-
-def test_a_checkpoint_is_read_by_any_number_of_replicas(tmp_path: Path) -> None:
-    # In mid-epoch, with pieces and sums of gradients under way.
-    names = ["delayed", "dni"]
-
-    def saved(by: str) -> list[Job]:
-        return [
-            {
-                **JOBS[name],
-                "callbacks": [
-                    ModelCheckpoint(
-                        tmp_path / by / name, filename="{step}", every_n_train_steps=3, save_top_k=-1
-                    )
-                ],
-            }
-            for name in names
-        ]
-
-    def resumed(by: str) -> list[Job]:
-        return [{**JOBS[name], "ckpt": str(tmp_path / by / name / "step=3.ckpt")} for name in names]
-
-    alone = train_on(1, saved("one"))
-    four = on(2, 2, [*saved("four"), *resumed("one")])
-    again = on(2, 2, resumed("four"))
-    for a, b in zip(again, four[:2], strict=True):
-        assert_equal(a.parameters, b.parameters)
-    for found, straight in zip([*train_on(1, resumed("four")), *four[2:]], alone * 2, strict=True):
-        for key, value in straight.parameters.items():
-            torch.testing.assert_close(found.parameters[key], value, rtol=1e-4, atol=1e-5)
 
 
 class Second(Replicas):
