@@ -218,7 +218,9 @@ class Runtime:
     def _backward(self, action: Action) -> None:
         i, plan, phase = action.stage, self.plan, self.recorder.phase
         passage, batch = self._passage(action), self._batch_of(action.piece)
-        if batch in self.totals:
+        if passage is not None:
+            self.normalisers[i] = passage.normaliser
+        elif self.placement.replicas.size > 1 and batch in self.totals:
             self.normalisers[i] = self.totals[batch]
         if passage is None:  # of a piece without samples
             if self.placement.replicas.size > 1 and i < plan.last and plan.source.has_estimators:
