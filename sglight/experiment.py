@@ -28,12 +28,12 @@ from sglight.callbacks.tensorboard import add_hyperparameters, add_layout, add_r
 from sglight.callbacks.timing import EpochTimer
 from sglight.config.resumption import record_of, run_hash
 from sglight.failures import explained
+from sglight.files import write_atomically
 from sglight.loggers import finish_loggers
 from sglight.origin import Origin
 from sglight.parallel.environment import agree, environment
 from sglight.process import set_up
 from sglight.report.measures import BACKPROP
-from sglight.results import write_atomically
 from sglight.strategies.staged import StagedModule, limited
 from sglight.trainer import build_callbacks, build_trainer, results_of
 from sglight.yardstick import measured_speedup, versions

@@ -27,3 +27,9 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file such that it is either whole or as it was."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)

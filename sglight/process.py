@@ -14,8 +14,8 @@ import pytorch_lightning as pl
 import torch
 
 from sglight.compat.lightning import set_rank
+from sglight.config.machine import cores
 from sglight.networks import NetworkSpec
-from sglight.parallel.launcher import cores
 
 # Multiplications of a time step on a batch above which a second thread pays.
 WORK_FOR_THREADS = 3e7

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from sglight.callbacks.checkpoint import BestCheckpoint
 from sglight.config.machine import processor
 from sglight.errors import UserError
-from sglight.files import replacing
+from sglight.files import write_atomically
 from sglight.origin import Origin
 from sglight.report.measures import BACKPROP
 from sglight.strategies.staged import StagedModule
@@ -97,12 +97,6 @@ def as_json(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
     """Write a file ``metrics.json``."""
     write_atomically(path, json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file such that it is either whole or as it was."""
-    with replacing(path) as temporary:
-        temporary.write_text(text)
 
 
 def hyperparameters(plain: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from sglight.config.checks import DEPLOYMENT, TORCHRUN
 from sglight.config.completed import config_hash
 from sglight.config.composing import EARLIER, to_plain
 from sglight.errors import Diverged, Terminated, interruption
-from sglight.files import replacing
+from sglight.files import write_atomically
 from sglight.parallel import launcher
 from sglight.parallel.launcher import WorkerFailed
 from sglight.status import recorded
@@ -72,8 +72,7 @@ def _tell_diverged(plain: dict[str, Any], folder: Path) -> None:
         "run/config_hash": config_hash(plain), "run/monitored": None, "run/seed": plain["seed"],
         "run/status": "diverged",
     }  # fmt: skip
-    with replacing(folder / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(metrics, indent=2) + "\n")
+    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
 
 
 def _start(plain: dict[str, Any], folder: Path, brief: bool) -> float:

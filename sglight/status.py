@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sglight.errors import Diverged, RunFailed, UserError, interruption
-from sglight.files import remove_temporaries, replacing
+from sglight.files import remove_temporaries, replacing, write_atomically
 
 FILE = "status.json"
 # What a finished run consists of, and what a command that is refused has changed of it by then.
@@ -155,8 +155,7 @@ def _signature(folder: Path) -> list[Any]:
 def _write(folder: Path, status: dict[str, Any]) -> None:
     text, path = json.dumps(status, indent=2) + "\n", folder / FILE
     try:
-        with replacing(path) as temporary:
-            temporary.write_text(text)
+        write_atomically(path, text)
     except OSError:
         # On a full disk there is still the room that the file has.
         with suppress(OSError), path.open("r+") as file:

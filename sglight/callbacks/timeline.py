@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import Callback
 from typing_extensions import override
 
 from sglight.callbacks.figures import publish, run_name, save_figure
-from sglight.files import replacing
+from sglight.files import write_atomically
 from sglight.strategies.recorder import COMPUTING
 from sglight.strategies.schedule import stage_names
 from sglight.strategies.simulation import Span
@@ -89,8 +89,7 @@ class Timeline(Callback):
         if not any(spans):
             return
         folder = self.folder or Path(trainer.default_root_dir)
-        with replacing(folder / "timeline.json") as temporary:
-            temporary.write_text(json.dumps(chrome_trace(spans, module.part)))
+        write_atomically(folder / "timeline.json", json.dumps(chrome_trace(spans, module.part)))
         publish(
             trainer,
             timeline_figure(spans, f"{run_name(trainer, module)}: ", module.part),

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
-from sglight.files import replacing
+from sglight.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,7 @@ class Record:
 
     def save(self, path: Path) -> None:
         """Writes it."""
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(asdict(self)))
+        write_atomically(path, json.dumps(asdict(self)))
 
     def is_decay_of(self, other: "Record") -> bool:
         """Whether the contents differ though nobody has written to the file."""

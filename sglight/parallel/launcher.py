@@ -20,16 +20,9 @@ from sglight.parallel.server import start_context
 from sglight.parallel.supervisor import Member, WorkerFailed, end_together, start, stop, watch
 from sglight.parallel.worker import Returned, Setting, Status, Worker, current
 
-__all__ = ["Worker", "WorkerFailed", "cores", "current", "launch"]
+__all__ = ["Worker", "WorkerFailed", "current", "launch"]
 
 FOLDER_BYTES = 50  # in longer paths there is no room for sockets, whose paths end at 104
-
-
-def cores() -> int:
-    """How many processor cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def launch(

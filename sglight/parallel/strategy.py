@@ -18,11 +18,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from sglight.compat.lightning import Launcher, set_rank
+from sglight.config.machine import cores
 from sglight.errors import UserError
 from sglight.link import Alone, Peers
 from sglight.parallel.environment import environment
 from sglight.parallel.gate import Gate
-from sglight.parallel.launcher import cores, current, launch
+from sglight.parallel.launcher import current, launch
 from sglight.parallel.reduction import reduction
 from sglight.parallel.wiring import (
     Ends,

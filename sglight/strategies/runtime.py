@@ -232,9 +232,7 @@ class Runtime:
         if true is not None:
             if self.comparing:
                 self.compare_estimate(i, passage, true)
-            if self._is_lesson(i, passage):
-                # The channel may lend its memory until the next gradient only.
-                passage.target = true.clone() if self.placement.gradients[i].lends else true
+            self._keep_for_lesson(i, passage, true)
         if not source.predicts:
             assert true is not None
             gradient = source.gradient(boundary, passage, true)
@@ -253,8 +251,7 @@ class Runtime:
             return
         assert passage.entered is not None and passage.weights is not None
         true = self._true_gradient(i, passage)
-        if self._is_lesson(i, passage):
-            passage.target = true.clone() if self.placement.gradients[i].lends else true
+        self._keep_for_lesson(i, passage, true)
         part = 0.0 if draining else self.plan.source.part(passage.batch)
         with self.recorder.phase("arrive", i):
             output = self.plan.source.output(self.stage(i), passage)
@@ -269,6 +266,12 @@ class Runtime:
             assert passage.entered.grad is not None
             self.hand_up(i, passage.entered.grad)
         self._be_done(i, passage)
+
+    def _keep_for_lesson(self, i: int, passage: Passage, true: Tensor) -> None:
+        """Keep a true gradient from which the estimator will learn."""
+        if self._is_lesson(i, passage):
+            # The channel may lend its memory until the next gradient only.
+            passage.target = true.clone() if self.placement.gradients[i].lends else true
 
     def compare_estimate(self, i: int, passage: Passage, true: Tensor) -> None:
         """Note how well the estimator behind stage i predicts a true gradient."""

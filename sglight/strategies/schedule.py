@@ -135,10 +135,7 @@ class Decoupled(Schedule):
 
     @override
     def actions(self, n: int, own: range, last: int) -> Iterator[Action]:
-        for i in own:
-            yield Action("forward", i, n)
-            yield Action("backward", i, n)
-            yield Action("update", i, n)
+        yield from _at_once(n, own)
         if n >= self.lag:
             yield from (Action("learn", i, n - self.lag) for i in own if i < last)
 
@@ -167,10 +164,7 @@ class Unanswered(Schedule):
 
     @override
     def actions(self, n: int, own: range, last: int) -> Iterator[Action]:
-        for i in own:
-            yield Action("forward", i, n)
-            yield Action("backward", i, n)
-            yield Action("update", i, n)
+        yield from _at_once(n, own)
 
     @override
     def describe(self) -> str:
@@ -285,6 +279,14 @@ class Pipelined(Schedule):
             return ""
         rounds = "2 microbatches" if self.slack else "a microbatch"
         return f"a stage goes backward {rounds} later than the one after it, and waits for nobody"
+
+
+def _at_once(n: int, own: range) -> Iterator[Action]:
+    """Each stage in turn forward, backward and updated, waiting for nothing that comes up."""
+    for i in own:
+        yield Action("forward", i, n)
+        yield Action("backward", i, n)
+        yield Action("update", i, n)
 
 
 def stage_names(stages: Sequence[int], part: str = "stage") -> str:
