@@ -97,7 +97,8 @@ def draw_decision(cloud: Cloud, regions: Regions, predicted: Array, title: str) 
         linewidths=1.3,
         zorder=4,
     )
-    axes.set(title=title, xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
+    figure.suptitle(title, fontsize=11)  # the axes are narrower
+    axes.set(xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
     axes.set_xlim(left, right)
     axes.set_ylim(bottom, top)
     handles = _legend_handles(cloud.names)
@@ -107,7 +108,7 @@ def draw_decision(cloud: Cloud, regions: Regions, predicted: Array, title: str) 
         )
         ring.set_label(f"wrong ({wrong.sum()} of {len(wrong)})")
         handles.append(ring)
-    figure.legend(handles=handles, loc="outside right upper", frameon=False)
+    figure.legend(handles=handles, loc="outside right center", frameon=False)
     _add_probability_bar(figure, axes, regions.probabilities.shape[-1])
     return figure
 
@@ -115,7 +116,7 @@ def draw_decision(cloud: Cloud, regions: Regions, predicted: Array, title: str) 
 def draw_trajectories(paths: Paths, title: str, snapshots: int = 4) -> Figure:
     """The points' ways through the layers, and below them the cloud at a few moments."""
     figure = _figure(8.0, 8.2)
-    figure.suptitle(title)
+    figure.suptitle(title, fontsize=11)
     grid = figure.add_gridspec(2, snapshots, height_ratios=(2.6, 1.0))
     main = figure.add_subplot(grid[0, :])
     _draw_paths(main, paths)
@@ -127,7 +128,7 @@ def draw_trajectories(paths: Paths, title: str, snapshots: int = 4) -> Figure:
         axes.set_aspect("equal", adjustable="datalim")
         axes.tick_params(labelsize=7)
         axes.margins(0.1)
-    figure.legend(handles=_legend_handles(paths.names), loc="outside right upper", frameon=False)
+    figure.legend(handles=_legend_handles(paths.names), loc="outside right center", frameon=False)
     return figure
 
 

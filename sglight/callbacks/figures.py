@@ -102,7 +102,8 @@ def decision_figure(
         Cloud(x[chosen].numpy(), y[chosen].numpy(), data.class_names),
         Regions(chances.view(*shape, -1).numpy(), extent),
         predicted[chosen].numpy(),
-        f"{name or data.name}, {_epochs(epochs)}: decision regions, {accuracy:.1%} of {len(x)} validation points right",
+        f"{name or data.name}, {_epochs(epochs)}:\n"
+        f"decision regions, {accuracy:.1%} of {len(x)} validation points right",
     )
 
 

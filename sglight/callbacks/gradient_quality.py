@@ -124,7 +124,7 @@ def draw(history: History, picture: str = "gradient_quality", of: str = "") -> F
     shades = colormaps["viridis"]
     figure = Figure(figsize=(8, 2 * len(kinds)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"{of}{title}", fontsize=11)
+    figure.suptitle(f"{of}\n{title}".strip(), fontsize=11)
     panels = figure.subplots(len(kinds), 1, sharex=True)
     for axes, kind in zip(panels, kinds, strict=True):
         for place, i in enumerate(numbers):
@@ -140,5 +140,5 @@ def draw(history: History, picture: str = "gradient_quality", of: str = "") -> F
         axes.spines[["top", "right"]].set_visible(False)
     panels[-1].set_xlabel("batch")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
     return figure

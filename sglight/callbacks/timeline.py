@@ -184,7 +184,7 @@ def timeline_figure(spans: Sequence[Sequence[Span]], of: str = "", part: str = "
     begin, end = min(s.start for s in chain(*spans)), max(s.end for s in chain(*spans))
     lanes = _lanes(spans, part)
     bottom = lanes[-1].top + LANE + GAP
-    figure = Figure(figsize=(12, 1.4 + 0.36 * bottom), dpi=110, layout="constrained")
+    figure = Figure(figsize=(12.2, 1.4 + 0.36 * bottom), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set(xlim=(0, (end - begin) * 1e3), ylim=(bottom, 0), xlabel="time [ms]")
@@ -257,8 +257,11 @@ def _draw_legend(figure: Figure, phases: set[str]) -> None:
 
 def _number_bars(figure: Figure, axes: Axes, lanes: Sequence[Lane], begin: float) -> None:
     """Write the batch into each bar of a computation that is wide enough."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     layout = figure.get_layout_engine()
-    assert layout is not None
+    assert isinstance(layout, ConstrainedLayoutEngine)
+    layout.set(w_pad=0.1)  # inches: text is wider at the resolution of a file
     layout.execute(figure)  # only then the axes have their width
     figure.set_layout_engine("none")  # numbers in bars change nothing of it
     left, right = axes.get_xlim()
