@@ -7,22 +7,17 @@ from __future__ import annotations
 
 import os
 import pickle
-import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from sglight.errors import Terminated, UserError
+from sglight.parallel.private import launch_folder
 from sglight.parallel.server import start_context
 from sglight.parallel.supervisor import Member, WorkerFailed, end_together, start, stop, watch
 from sglight.parallel.worker import Returned, Setting, Status, Worker, current
 
 __all__ = ["Worker", "WorkerFailed", "current", "launch"]
-
-FOLDER_BYTES = 50  # in longer paths there is no room for sockets, whose paths end at 104
 
 
 def launch(
@@ -47,12 +42,13 @@ def launch(
     """
     _check_script()
     task = _pickled_task(function, args, kwargs)
-    context, setting = start_context(), Setting.of_this_process(threads)
-    with _private_folder() as folder:
-        members = [
-            Member(context, Worker(rank, workers, folder, Status()), setting) for rank in range(workers)
-        ]
+    members: list[Member] = []
+    with launch_folder() as folder:
         try:
+            context, setting = start_context(), Setting.of_this_process(threads)
+            members += [
+                Member(context, Worker(rank, workers, folder, Status()), setting) for rank in range(workers)
+            ]
             start(members, task)
             watch(members, idle_timeout_s)
         except Terminated as error:
@@ -85,15 +81,3 @@ def _pickled_task(*task: Any) -> bytes:
             f"this cannot go to worker processes: {error}; define functions and classes at the top of a module, "
             "or train in one process with trainer.devices=1"
         ) from error
-
-
-@contextmanager
-def _private_folder() -> Iterator[Path]:
-    """A folder for the workers of one launch, which is gone afterwards."""
-    parent = tempfile.gettempdir()
-    short = parent if len(os.fsencode(parent)) <= FOLDER_BYTES else "/tmp"
-    folder = Path(tempfile.mkdtemp(prefix="sglight-", dir=short))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -12,6 +13,7 @@ from sglight.compat.multiprocessing import forkserver_pid
 from sglight.signals import ENDING
 
 PRELOAD = ["torch", "pytorch_lightning", "sglight.experiment"]
+TIED = "sglight.parallel.tied"  # imported first
 
 DEAF = {signal.SIGINT, *ENDING}
 
@@ -27,7 +29,9 @@ def start_context() -> Context:
     if "forkserver" not in methods:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    # What the system takes for the parent is the thread that starts it.
+    tied = [TIED] if threading.current_thread() is threading.main_thread() else []
+    context.set_forkserver_preload([*tied, *PRELOAD])
     _start_server()
     return context
 

@@ -43,10 +43,11 @@ class Member:
     """A worker's process.
 
     Attributes:
-        running: whether it is. report: what it has sent at last. failed_at: when its failure was noticed.
+        started: whether it has been. running: whether it is. report: what it has sent at last.
+        failed_at: when its failure was noticed.
     """
 
-    running = False
+    started = running = False
     report: Returned | Raised | None = None
     failed_at = math.inf
 
@@ -64,7 +65,7 @@ class Member:
         """Start the process."""
         self.status.set_doing(STARTING)
         self.process.start()
-        self.running = True
+        self.started = self.running = True
         self._its_end.close()
 
     def send_task(self, task: bytes) -> None:
@@ -127,13 +128,8 @@ class Member:
 
 def start(members: Sequence[Member], task: bytes) -> None:
     """Start all processes, and give each the task."""
-    try:
-        for member in members:
-            member.start()
-    except BaseException:
-        if not members[0].running:
-            stop_server()
-        raise
+    for member in members:
+        member.start()
     for member in members:
         member.send_task(task)
 
@@ -165,7 +161,12 @@ def end_together(members: Sequence[Member], signum: int) -> None:
 
 
 def stop(members: Sequence[Member]) -> None:
-    """End what still runs: by SIGTERM first, and by force after `STOP_S` seconds."""
+    """End what still runs: by SIGTERM first, and by force after `STOP_S` seconds.
+
+    The server goes too if it has served nobody: it may still import what nobody needs.
+    """
+    if not any(member.started for member in members):
+        stop_server()
     try:
         for member in members:
             member.terminate()

@@ -11,6 +11,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -496,7 +497,14 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def start(notes: Path) -> Iterator[Start]:
+def temporary() -> Iterator[Path]:
+    """Where the script has its temporary files: not as deep as `tmp_path`, which is too long for sockets."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def start(notes: Path, temporary: Path) -> Iterator[Start]:
     """Starts a script, in a group of processes of its own, that launches something twice, the second time for ever."""
     path = notes / "script.py"
     path.write_text(SCRIPT)
@@ -504,7 +512,8 @@ def start(notes: Path) -> Iterator[Start]:
 
     def start(*preload: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, str(path), *preload], cwd=notes, env={**os.environ, "PYTHONPATH": str(ROOT)},
+            [sys.executable, str(path), *preload], cwd=notes,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         started.append(process)
@@ -532,19 +541,22 @@ def interrupt(script: subprocess.Popen[str]) -> str:
     return out
 
 
-def test_nothing_outlives_a_parent_that_is_killed(start: Start, notes: Path) -> None:
+def test_nothing_outlives_a_parent_that_is_killed(start: Start, notes: Path, temporary: Path) -> None:
     script = start("sglight.parallel.launcher")
     pids = processes(notes)
     script.kill()
     script.wait()
     assert all_gone(pids)
     assert (notes / "flushed-0").exists() and (notes / "flushed-1").exists()
+    assert not list(temporary.iterdir())
 
 
-def test_ctrl_c_ends_all_at_once_and_quietly(start: Start, notes: Path) -> None:
+def test_ctrl_c_ends_all_at_once_and_quietly(start: Start, notes: Path, temporary: Path) -> None:
     script = start("sglight.parallel.launcher")
     pids = processes(notes)
+    assert [path.name[:8] for path in temporary.iterdir()] == ["sglight-"]
     out = interrupt(script)
+    assert not list(temporary.iterdir())
     assert all_gone(pids) and (notes / "flushed-0").exists()
     assert out == "('__mp_main__', True)\n"
 
@@ -565,3 +577,40 @@ def test_ctrl_c_does_not_wait_for_imports_either(start: Start, notes: Path) -> N
     interrupt(script)
     assert all_gone([int(server)])
     assert threads == "1"  # a server without others has nothing to lose when it forks
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's")
+def test_a_server_that_still_imports_does_not_outlive_its_parent(start: Start, notes: Path) -> None:
+    (notes / "slow.py").write_text(IMPORT)
+    script = start("slow")
+    server, _ = read(notes / "importing").split()
+    script.kill()
+    assert all_gone([int(server)], within_s=2.0)
+
+
+EARLY = """
+import os, signal
+from multiprocessing import forkserver
+from sglight.parallel import launcher, server
+
+server.PRELOAD[:] = ["slow"]
+ensure_running = forkserver.ensure_running
+
+def interrupted():
+    ensure_running()
+    print(forkserver._forkserver._forkserver_pid, flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+
+if __name__ == "__main__":
+    forkserver.ensure_running = interrupted
+    launcher.launch(print, workers=1)
+"""
+
+
+def test_ctrl_c_between_the_server_and_its_first_worker_ends_the_server(start: Start, notes: Path) -> None:
+    (notes / "slow.py").write_text(IMPORT)
+    (notes / "script.py").write_text(EARLY)
+    script = start()
+    out, err = script.communicate(timeout=20)
+    assert script.returncode == -signal.SIGINT and "KeyboardInterrupt" in err
+    assert all_gone([int(out)])
