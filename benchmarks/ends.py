@@ -5,9 +5,9 @@
 
 ``kills``: runs by synthetic gradients, levels, variable distribution and late gradients, alone and on two workers, get
 SIGTERM, SIGINT, SIGHUP or SIGKILL, they, one of their workers or all their processes, as they start, train, write a
-checkpoint, validate, or have trained. Each must end within 15 s with a true status and leave no process and no
-temporary file behind; gone on with, it must end with the parameters and the metrics of a run that nobody killed, bit
-for bit.
+checkpoint, validate, or test, the last epoch behind them. Each must end within 15 s with a true status and leave no
+process and no temporary file behind; gone on with, it must end with the parameters and the metrics of a run that nobody
+killed, bit for bit. Behind SIGKILL nobody is left to remove temporary files: then going on must have removed them.
 
 ``flips``: a bit of a checkpoint is turned, or its end is cut off; the command must refuse it in one sentence.
 
@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import cached_property
 from multiprocessing import util
 from pathlib import Path
 from typing import Any
@@ -48,24 +49,40 @@ MOMENTS = ("start", "training", "checkpoint", "validation", "after")
 MARK, VALIDATES = "SGLIGHT_ENDS", "SGLIGHT_ENDS_VALIDATES"
 SMALL = (
     "dataset=ellipse", "dataset._target_=benchmarks.ends.Shown", "dataset.train_points=600", "dataset.batch_size=16",
-    "dataset.val_points=2000", "dataset.eval_batch_size=20", "model.channels=4", "model.steps=4",
-    f"trainer.max_epochs={EPOCHS}", "trainer.accelerator=cpu", "trainer.threads=1", "callbacks.progress.enabled=false",
-    "callbacks.figures.enabled=false", "callbacks.timeline.enabled=false", "trainer.idle_timeout_s=30",
+    "dataset.val_points=2000", "dataset.test_points=2000", "dataset.eval_batch_size=20", "model.channels=4",
+    "model.steps=4", f"trainer.max_epochs={EPOCHS}", "trainer.accelerator=cpu", "trainer.threads=1",
+    "callbacks.progress.enabled=false", "callbacks.figures.enabled=false", "callbacks.timeline.enabled=false",
+    "trainer.idle_timeout_s=30",
 )  # fmt: skip
 SAME = ("test/acc", "test/loss", "val/acc", "val/loss", "run/steps", "run/epochs", "run/config_hash")
 
 
 class Shown(PlanarData):
-    """Ellipses whose validation can be seen from outside."""
+    """Ellipses whose validation can be seen from outside; that and the test take a while."""
 
     @override
     def val_dataloader(self) -> BatchLoader:
-        loader = super().val_dataloader()
-        loader.__class__ = ShownLoader
-        return loader
+        return _as(ShownLoader, super().val_dataloader())
+
+    @override
+    def test_dataloader(self) -> BatchLoader:
+        return _as(SlowLoader, super().test_dataloader())
 
 
-class ShownLoader(BatchLoader):
+def _as(kind: type[BatchLoader], loader: BatchLoader) -> BatchLoader:
+    loader.__class__ = kind
+    return loader
+
+
+class SlowLoader(BatchLoader):
+    @override
+    def __iter__(self) -> Iterator[Any]:
+        for batch in super().__iter__():
+            time.sleep(0.003)
+            yield batch
+
+
+class ShownLoader(SlowLoader):
     @override
     def __iter__(self) -> Iterator[Any]:
         shown = Path(os.environ[VALIDATES])
@@ -80,12 +97,12 @@ class Run:
     """A command in a process of its own, forked from this one.
 
     Args:
-        folder: of the run. words: overrides.
+        folder: of the run. words: overrides. temporary: where its temporary files are; by default a folder of its own.
     """
 
-    def __init__(self, folder: Path, *words: str) -> None:
+    def __init__(self, folder: Path, *words: str, temporary: Path | None = None) -> None:
         self.folder, self.mark = folder, f"{os.getpid()}-{time.monotonic_ns()}"
-        self.temporary = Path(tempfile.mkdtemp(prefix="t", dir=folder.parent))
+        self.temporary = temporary or Path(tempfile.mkdtemp(prefix="t", dir=folder.parent))
         self.log, self.validates = (folder.parent / f"{folder.name}.{what}" for what in ("log", "validates"))
         self.code: int | None = None
         self.pid = os.fork()
@@ -145,9 +162,16 @@ class Run:
                 continue
         return found
 
+    @cached_property
     def workers(self) -> list[int]:
-        """Those of its processes that train, when there are several."""
-        return sorted(self.processes())[-2:] if len(self.processes()) > 2 else []
+        """Those of its processes that train, when there are several: the server has forked them."""
+        while not self.wait(0):
+            parents = {pid: _parent(pid) for pid in self.processes()}
+            found = sorted(pid for pid, parent in parents.items() if parent in parents and parent != self.pid)
+            if len(found) == 2:
+                return found
+            time.sleep(0.01)
+        return []
 
     def left(self) -> list[str]:
         """What it has left behind but should not."""
@@ -155,21 +179,32 @@ class Run:
         return [str(path) for path in files] + [f"process {pid}" for pid in self.processes()]
 
 
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+# How long a moment lasts, for a signal somewhere within it.
+LASTS_S = {"training": 0.15, "checkpoint": 0.0, "validation": 0.3, "after": 0.6}
+
+
 def wait_for(moment: str, run: Run, generator: random.Random) -> bool:
     """Wait until a run is there, or has ended; whether it is there still."""
-    until, skipped = time.monotonic() + RUN_S, generator.randrange(4)  # so many checkpoints and validations
     if moment == "start":
-        return not run.wait(generator.uniform(0.0, 1.5))
+        return not run.wait(generator.uniform(0.0, 3.0))
+    until = time.monotonic() + RUN_S
+    skipped = 0 if moment == "after" else generator.randrange(EPOCHS - 1)
     there = False
     while not run.wait(0) and time.monotonic() < until:
         before, there = there, _is_there(moment, run)
         if there and not before:
-            skipped -= moment in ("checkpoint", "validation")
-            if skipped < 0 or moment in ("training", "after"):
-                if moment != "checkpoint":
-                    run.wait(generator.uniform(0.0, 0.3 if moment == "training" else 0.1))
-                return _is_there(moment, run)
-        time.sleep(0.0005)
+            skipped -= 1
+            if skipped < 0:
+                run.wait(generator.uniform(0.0, LASTS_S[moment]))
+                return not run.wait(0) and (moment == "checkpoint" or _is_there(moment, run))
+        time.sleep(0.0002)
     return False
 
 
@@ -182,7 +217,7 @@ def _is_there(moment: str, run: Run) -> bool:
         return run.validates.exists()
     if moment == "checkpoint":
         return any(folder.glob("*.tmp"))
-    return last.exists() and _epoch(last) == EPOCHS - 1 and not (run.folder / "metrics.json").exists()
+    return last.exists() and not (run.folder / "metrics.json").exists() and _epoch(last) == EPOCHS - 1
 
 
 def _batches(run: Run) -> int:
@@ -202,10 +237,9 @@ def _epoch(path: Path) -> int:
 
 def kill(run: Run, victim: str, signum: int, moment: str, generator: random.Random) -> tuple[bool, list[str]]:
     """Send a signal; whether it came at that moment, and what was wrong with the end."""
+    workers = run.workers if victim == "worker" and moment != "start" else []
     hit = wait_for(moment, run, generator)
-    target = run.pid
-    if victim == "worker" and (workers := run.workers()):
-        target = generator.choice(workers)
+    target = generator.choice(workers) if workers else run.pid
     over = run.wait(0)
     if not over:
         (os.killpg if victim == "group" else os.kill)(target, signum)
@@ -220,8 +254,8 @@ def kill(run: Run, victim: str, signum: int, moment: str, generator: random.Rand
     hard = signum == signal.SIGKILL and target == run.pid
     # The server of workers sees what has become of the command once it has imported torch.
     deadline = time.monotonic() + (END_S if hard else 5)
-    # Nobody is left to clean up behind SIGKILL: the next run in the folder does, and folders in /tmp stay.
-    excused = (".tmp", "/pymp-", "/sglight-") if hard else ()
+    # Nobody is left to clean up behind SIGKILL: the next run does.
+    excused = (".tmp", "/sglight-") if hard else ()
     while (left := [x for x in run.left() if not any(part in x for part in excused)]) and (
         time.monotonic() < deadline
     ):
@@ -242,17 +276,18 @@ def kill(run: Run, victim: str, signum: int, moment: str, generator: random.Rand
 
 def go_on(run: Run, words: tuple[str, ...], reference: Path) -> list[str]:
     """Bring a killed run to its end, and tell in what it differs from one that nobody killed."""
+    wrong: list[str] = []
     if not (run.folder / "metrics.json").is_file():
-        again = Run(
-            run.folder, *words, *(["ckpt=last"] if (run.folder / "checkpoints/last.ckpt").exists() else [])
-        )
+        ckpt = ["ckpt=last"] if (run.folder / "checkpoints/last.ckpt").exists() else []
+        again = Run(run.folder, *words, *ckpt, temporary=run.temporary)
         if not again.wait(RUN_S) or again.code != 0:
             return [f"going on ended with {again.code}: {again.said()[-600:]}"]
+        wrong = again.left()
     a, b = (
         torch.load(f / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
         for f in (reference, run.folder)
     )
-    wrong = [name for name in a if not torch.equal(a[name], b[name])]
+    wrong += [name for name in a if not torch.equal(a[name], b[name])]
     one, other = (json.loads((f / "metrics.json").read_text()) for f in (reference, run.folder))
     return [*wrong, *(key for key in SAME if one[key] != other[key])]
 
@@ -275,7 +310,7 @@ def kills(count: int, seed: int, share: float) -> bool:
             run = Run(Path(where, str(k)), *words)
             hit, wrong = kill(run, victim, signum, moment, generator)
             state, batches = status.read(run.folder).get("status", "nothing yet"), _batches(run)
-            told["at the moment"] += hit
+            told[f"in {moment}"] += hit
             wrong += go_on(run, words, references[words])
             told["wrong" if wrong else state] += 1
             name = signal.Signals(signum).name
