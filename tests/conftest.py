@@ -1,13 +1,17 @@
 """What all tests share: composed configs, the data beside the project, one thread."""
 
 import os
+import pickle
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from sglight.config.composing import CONF
@@ -49,13 +53,35 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def compose_config() -> Callable[..., DictConfig]:
-    """`compose_config("model=resnet", "seed=2")` gives the config of that command line."""
+    """`compose_config("model=resnet", "seed=2")` gives the config of that command line.
+
+    Hydra composes the same choices once; it then gives keys their values in a copy.
+    """
 
     def composed(*overrides: str, hydra: bool = False) -> DictConfig:
-        with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="sglight"):
-            return compose("config", overrides=list(overrides), return_hydra_config=hydra)
+        if hydra or any("hydra" in each or "@" in each for each in overrides):
+            return _compose(overrides, hydra)
+        choices, values = [], []
+        for text, override in zip(overrides, PARSER.parse_overrides(list(overrides)), strict=True):
+            (choices if (CONF / override.key_or_group).is_dir() else values).append((text, override))
+        cfg: DictConfig = pickle.loads(_pickled(tuple(text for text, _ in choices)))
+        ConfigLoaderImpl._apply_overrides_to_config([override for _, override in values], cfg)
+        return cfg
 
     return composed
+
+
+PARSER = OverridesParser.create()
+
+
+@cache
+def _pickled(choices: tuple[str, ...]) -> bytes:
+    return pickle.dumps(_compose(choices))
+
+
+def _compose(overrides: tuple[str, ...], hydra: bool = False) -> DictConfig:
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="sglight"):
+        return compose("config", overrides=list(overrides), return_hydra_config=hydra)
 
 
 @pytest.fixture

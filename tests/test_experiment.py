@@ -30,6 +30,11 @@ SMALL = (
     "model.channels=4", "model.steps=4", "trainer.max_epochs=2", "trainer.accelerator=cpu", "trainer.threads=1",
     "callbacks.progress.enabled=false",
 )  # fmt: skip
+PICTURES = ("figures", "timeline", "gradient_quality")
+PLAIN, DRAWING = (
+    tuple(f"callbacks.{name}.enabled={enabled}" for name in PICTURES) for enabled in ("false", "true")
+)
+SMALL += PLAIN
 STRATEGIES = ("backprop", "delayed", "dni", "multilevel", "pvd")
 PROMISED = {
     "test/acc", "test/loss", "val/acc", "time/fit_s", "time/epoch_s", "throughput/samples_per_s", "memory/peak_bytes",
@@ -60,7 +65,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_run_leaves_what_is_promised(start: Callable[..., float], tmp_path: Path, strategy: str) -> None:
-    value = start(tmp_path, f"strategy={strategy}", "trainer.max_epochs=3", "trainer.log_every_n_steps=1")
+    options = ("trainer.max_epochs=3", "trainer.log_every_n_steps=1")
+    value = start(tmp_path, f"strategy={strategy}", *options, *DRAWING)
     found = metrics(tmp_path)
     assert found.keys() >= PROMISED
     assert ("speedup/theoretical" in found) == (strategy != "backprop")
@@ -335,7 +341,7 @@ def test_every_preset_takes_a_step(
     cfg = compose_config(
         *chosen, f"trainer.max_epochs={epochs}",
         "trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1",
-        "trainer.accelerator=cpu", "callbacks.progress.enabled=false", "dataset.batch_size=8",
+        "trainer.accelerator=cpu", "callbacks.progress.enabled=false", "dataset.batch_size=8", *PLAIN,
         *(["strategy.objective_samples=8"] if choice == "strategy=pvd" else []),
     )  # fmt: skip
     if (shape := shapes.get(cfg.dataset.name)) is not None:

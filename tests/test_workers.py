@@ -6,18 +6,15 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from tests.commands import Command, Forked, run_torchrun
 
 pytestmark = [
     pytest.mark.timeout(300),
@@ -34,76 +31,27 @@ TIMES = ("time/", "worker_", "speedup/", "throughput/", "memory/", "run/workers"
 END_S = 30  # 15 s are promised; a loaded machine may take longer to say so
 
 
-class Command:
-    """`python -m sglight ...` with a mark in its environment, by which all of its processes are found."""
-
-    def __init__(
-        self, *arguments: str, cwd: Path, program: tuple[str, ...] = ("-m", "sglight"), **env: str
-    ) -> None:
-        self.mark = uuid4().hex
-        self.process = subprocess.Popen(
-            [sys.executable, *program, *arguments],
-            cwd=cwd,
-            env={**os.environ, "SGLIGHT_MARK": self.mark, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **env},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
-    def end(self, timeout_s: float = 120) -> tuple[int, str, str]:
-        """Status, output and errors."""
-        out, err = self.process.communicate(timeout=timeout_s)
-        return self.process.returncode, out, err
-
-    def processes(self) -> dict[int, int]:
-        """All of its processes, with their parents."""
-        found = {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                if self.mark.encode() in (folder / "environ").read_bytes():
-                    found[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-        return found
-
-    def workers(self) -> list[int]:
-        """The workers by rank: forked from a server that the command has started."""
-        found = self.processes()
-        servers = [pid for pid, parent in found.items() if parent == self.process.pid]
-        return sorted(pid for pid, parent in found.items() if parent in servers)
-
-    def wait_until(self, condition: Callable[[], Any], timeout_s: float = 150) -> Any:
-        """What the condition gives, once that is true."""
-        deadline = time.monotonic() + timeout_s
-        while not (found := condition()):
-            assert self.process.poll() is None, self.process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        return found
-
-    def no_process_is_left(self) -> bool:
-        """Whether all have gone, at once or soon."""
-        deadline = time.monotonic() + 5
-        while self.processes() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        return not self.processes()
+Start = Callable[..., Command]
 
 
 @pytest.fixture
-def sglight(tmp_path: Path) -> Iterator[Callable[..., Command]]:
-    """``sglight(*overrides)`` starts a small run; whatever is left of it at the end is killed."""
+def commands() -> Iterator[list[Command]]:
+    """Commands of which nothing is left behind the test."""
     started: list[Command] = []
-
-    def start(*arguments: str, **env: str) -> Command:
-        started.append(Command(*arguments[:1], *SMALL, *arguments[1:], cwd=tmp_path, **env))
-        return started[-1]
-
-    yield start
+    yield started
     for command in started:
-        for pid in command.processes():
-            os.kill(pid, signal.SIGKILL)
-        command.process.wait()
+        command.clear()
+
+
+@pytest.fixture
+def sglight(tmp_path: Path, commands: list[Command]) -> Start:
+    """``sglight(*overrides)`` starts a small run."""
+
+    def start(*arguments: str, kind: type[Command] = Forked, **env: str) -> Command:
+        commands.append(kind(*arguments[:1], *SMALL, *arguments[1:], cwd=tmp_path, **env))
+        return commands[-1]
+
+    return start
 
 
 def metrics(folder: Path) -> dict[str, Any]:
@@ -131,9 +79,7 @@ def succeeds(command: Command) -> str:
     return out
 
 
-def test_a_sweep_over_placements_gives_the_same_everywhere(
-    sglight: Callable[..., Command], tmp_path: Path
-) -> None:
+def test_a_sweep_over_placements_gives_the_same_everywhere(sglight: Start, tmp_path: Path) -> None:
     command = sglight(
         "-m", "trainer.devices=2,1", "trainer.max_epochs=3", "callbacks.stability.enabled=true",
         f"hydra.sweep.dir={tmp_path}/sweep",
@@ -178,7 +124,7 @@ def listening(pid: int) -> set[str]:
     [(signal.SIGKILL, "was killed by SIGKILL", "delayed"), (signal.SIGSTOP, "hangs", "dni")],
 )
 def test_a_worker_that_dies_or_hangs_ends_the_run_which_goes_on_from_its_checkpoint(
-    sglight: Callable[..., Command], tmp_path: Path, number: signal.Signals, cause: str, strategy: str
+    sglight: Start, tmp_path: Path, number: signal.Signals, cause: str, strategy: str
 ) -> None:
     folder, strategy = tmp_path / "run", f"strategy={strategy}"
     command = sglight(strategy, "trainer.devices=2", "trainer.max_epochs=100000", f"hydra.run.dir={folder}")
@@ -207,9 +153,7 @@ def test_a_worker_that_dies_or_hangs_ends_the_run_which_goes_on_from_its_checkpo
     assert metrics(folder)["run/epochs"] == epochs + 1
 
 
-def test_a_worker_that_raises_is_named_with_its_cause(
-    sglight: Callable[..., Command], tmp_path: Path
-) -> None:
+def test_a_worker_that_raises_is_named_with_its_cause(sglight: Start, tmp_path: Path) -> None:
     command = sglight("trainer.devices=2", "strategy._target_=tests.failing.FailingDNI")
     status, _, err = command.end()
     assert status == 1
@@ -219,7 +163,7 @@ def test_a_worker_that_raises_is_named_with_its_cause(
     assert command.no_process_is_left()
 
 
-def test_preparing_data_may_stand_still(sglight: Callable[..., Command], tmp_path: Path) -> None:
+def test_preparing_data_may_stand_still(sglight: Start, tmp_path: Path) -> None:
     slow = (
         "dataset._target_=tests.failing.SlowToPrepare",
         "trainer.idle_timeout_s=2",
@@ -228,7 +172,7 @@ def test_preparing_data_may_stand_still(sglight: Callable[..., Command], tmp_pat
     succeeds(sglight("trainer.devices=2", *slow, SGLIGHT_PREPARED=str(tmp_path / "flag")))
 
 
-def test_a_mistake_is_told_once_in_a_sentence(sglight: Callable[..., Command], tmp_path: Path) -> None:
+def test_a_mistake_is_told_once_in_a_sentence(sglight: Start, tmp_path: Path) -> None:
     data = tmp_path / "broken.h5"
     data.write_bytes(b"nothing")
     status, _, err = sglight("trainer.devices=2", "model.opening=pad", "model.channels=1").end()
@@ -238,11 +182,12 @@ def test_a_mistake_is_told_once_in_a_sentence(sglight: Callable[..., Command], t
     assert "Traceback" not in err
 
 
-def test_ctrl_c_ends_all(sglight: Callable[..., Command], tmp_path: Path) -> None:
+def test_ctrl_c_ends_all(sglight: Start, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    command = sglight("trainer.devices=2", "trainer.max_epochs=100000", f"hydra.run.dir={folder}")
+    run = ("trainer.devices=2", "trainer.max_epochs=100000", f"hydra.run.dir={folder}")
+    command = sglight(*run, kind=Command)
     command.wait_until((folder / "checkpoints/last.ckpt").exists)
-    os.killpg(command.process.pid, signal.SIGINT)
+    os.killpg(command.pid, signal.SIGINT)
     began = time.monotonic()
     status, _, err = command.end()
     assert time.monotonic() - began < END_S
@@ -253,28 +198,29 @@ def test_ctrl_c_ends_all(sglight: Callable[..., Command], tmp_path: Path) -> Non
     torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
 
 
-def test_the_command_killed_takes_its_workers_along(sglight: Callable[..., Command], tmp_path: Path) -> None:
+def test_the_command_killed_takes_its_workers_along(sglight: Start, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     command = sglight("trainer.devices=2", "trainer.max_epochs=100000", f"hydra.run.dir={folder}")
     command.wait_until((folder / "checkpoints/last.ckpt").exists)
-    command.process.kill()
+    os.kill(command.pid, signal.SIGKILL)
     assert command.no_process_is_left()
 
 
 @pytest.mark.slow
-def test_two_machines_by_torchrun(sglight: Callable[..., Command], tmp_path: Path) -> None:
+def test_two_machines_by_torchrun(sglight: Start, commands: list[Command], tmp_path: Path) -> None:
     common = (*SMALL, "trainer.max_epochs=3")
     succeeds(sglight("trainer.max_epochs=3", f"hydra.run.dir={tmp_path}/alone"))
     port = 20000 + os.getpid() % 20000
     agents = [
-        Command(
+        Forked(
             "--nnodes=2", f"--node-rank={node}", "--nproc-per-node=2", "--master-addr=127.0.0.1",
             f"--master-port={port}", "--module", "sglight", *common, "trainer.num_nodes=2", "trainer.devices=2",
-            f"hydra.run.dir={tmp_path}/four", cwd=tmp_path, program=("-m", "torch.distributed.run"),
+            f"hydra.run.dir={tmp_path}/four", cwd=tmp_path, main=run_torchrun,
             GLOO_SOCKET_IFNAME="lo", OMP_NUM_THREADS="1",
         )
         for node in range(2)
     ]  # fmt: skip
+    commands += agents
     for agent in agents:
         succeeds(agent)
     assert_same(tmp_path / "four", tmp_path / "alone")
@@ -283,13 +229,28 @@ def test_two_machines_by_torchrun(sglight: Callable[..., Command], tmp_path: Pat
     assert {p.name for p in tmp_path.iterdir()} == {"alone", "four"}
 
 
-def test_torchrun_must_start_as_many_as_are_asked_for(
-    sglight: Callable[..., Command], tmp_path: Path
-) -> None:
+def test_torchrun_must_start_as_many_as_are_asked_for(commands: list[Command], tmp_path: Path) -> None:
     agent = Command(
         "--nproc-per-node=2", "--master-port=0", "--module", "sglight", *SMALL, cwd=tmp_path,
         program=("-m", "torch.distributed.run"), OMP_NUM_THREADS="1",
     )  # fmt: skip
+    commands.append(agent)
     status, _, err = agent.end()
     assert status != 0
     assert "torchrun has started 2 process(es), but trainer.devices=1" in err
+
+
+def test_a_training_under_torchrun_may_diverge(commands: list[Command], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    agent = Forked(
+        "--nproc-per-node=2", "--master-port=0", "--module", "sglight", *SMALL, "trainer.devices=2",
+        "model.activation=relu", "strategy.optimizer.name=sgd", "strategy.optimizer.lr=1e8",
+        f"hydra.run.dir={folder}", cwd=tmp_path, main=run_torchrun, OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    commands.append(agent)
+    status, _, err = agent.end()
+    assert status != 0
+    assert re.search(r"error: .*epoch 0; lower strategy\.optimizer\.lr", err)
+    assert json.loads((folder / "status.json").read_text())["status"] == "diverged"
+    assert json.loads((folder / "metrics.json").read_text())["run/monitored"] is None
+    assert agent.no_process_is_left()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sglight.config.composing import CONF, check, to_plain
 from sglight.config.finding import resolve_ckpt
@@ -84,6 +84,21 @@ def test_skipping_is_refused_under_torchrun(compose_config, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     with pytest.raises(UserError, match=r"skip_completed=true does not go with torchrun"):
         check(compose_config("skip_completed=true"))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("strategy=dni", "model.channels=[4,8]", "+strategy.optimizer.kwargs={a: 1}", "seed=3"),
+        ("experiment=mnist_conv", "strategy.optimizer.lr=1e-3", "callbacks.figures={enabled: false}"),
+    ],
+)  # fmt: skip
+def test_what_tests_compose_is_what_hydra_composes(compose_config, overrides):
+    whole = compose_config(*overrides, hydra=True)
+    with open_dict(whole):
+        del whole["hydra"]
+    assert compose_config(*overrides) == whole
+    assert OmegaConf.to_yaml(compose_config(*overrides)) == OmegaConf.to_yaml(whole)
 
 
 def test_checking_twice_changes_nothing(compose_config):

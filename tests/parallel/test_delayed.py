@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from sglight.strategies.backprop import Backprop
 from sglight.strategies.multilevel import Multilevel
-from tests.parallel.training import Job, train_all, train_on
+from tests.parallel.training import Job, Result, train_all, train_on
 from tests.strategies.common import IMAGES, NETWORK, assert_equal
 
 DEEP = {**NETWORK, "steps": 8}
@@ -27,10 +28,15 @@ JOBS: list[Job] = [
 ]
 
 
+@cache
+def alone(jobs: str) -> list[Result]:
+    """The results of one process."""
+    return train_all(globals()[jobs])
+
+
 @pytest.mark.parametrize(("workers", "shared"), [(2, True), (2, False), (4, True)])
 def test_every_placement_gives_the_same_parameters(workers: int, shared: bool) -> None:
-    alone, together = train_all(JOBS), train_on(workers, JOBS, shared)
-    for one, several in zip(alone, together, strict=True):
+    for one, several in zip(alone("JOBS"), train_on(workers, JOBS, shared), strict=True):
         assert_equal(several.parameters, one.parameters)
         assert several.steps == one.steps * workers
 
@@ -57,5 +63,5 @@ EXACT: list[Job] = [
 
 @pytest.mark.parametrize("workers", [2, 4])
 def test_pipelines_that_empty_and_levels_of_both_kinds_do_not_depend_on_the_placement(workers: int) -> None:
-    for one, several in zip(train_all(EXACT), train_on(workers, EXACT), strict=True):
+    for one, several in zip(alone("EXACT"), train_on(workers, EXACT), strict=True):
         assert_equal(several.parameters, one.parameters)

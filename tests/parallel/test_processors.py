@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader
 from sglight.parallel.strategy import StageStrategy
 from sglight.strategies.pvd import PVD
 from tests.parallel.test_strategy import assert_same
-from tests.parallel.training import Job, train_on
+from tests.parallel.training import Job, Result, train_on
 from tests.strategies.common import ADAM, IMAGES, NETWORK, assert_equal, batches
 
 # Generous: beside other work the first workers of a process take half a minute to start.
@@ -39,13 +40,22 @@ JOBS: dict[str, Job] = {
 }  # fmt: skip
 
 
+STRAIGHT: Job = {"network": IMAGES, "options": {"processors": 3, "local_steps": 2}, "epochs": 3}
+
+
+@cache
+def alone() -> list[Result]:
+    """The results of one process: of the jobs, and of `STRAIGHT`."""
+    return train_on(1, [*JOBS.values(), STRAIGHT])
+
+
 def test_every_placement_gives_the_same(tmp_path: Path) -> None:
-    straight: Job = {"network": IMAGES, "options": {"processors": 3, "local_steps": 2}, "epochs": 3}
     saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
-    *expected, whole = train_on(1, [*JOBS.values(), {**straight, "callbacks": [saver]}])
+    train_on(1, [{**STRAIGHT, "callbacks": [saver]}])
     # From an epoch's end, and from mid-epoch: one process has written, several go on.
-    resumed = [{**straight, "ckpt": str(tmp_path / f"step={step}.ckpt")} for step in (9, 15)]
+    resumed = [{**STRAIGHT, "ckpt": str(tmp_path / f"step={step}.ckpt")} for step in (9, 15)]
     found = train_on(2, [*JOBS.values(), *resumed])
+    *expected, whole = alone()
     for name, a, b in zip([*JOBS, "resumed", "resumed"], found, [*expected, whole, whole], strict=True):
         print(name)
         assert_same(a, b)
@@ -53,14 +63,13 @@ def test_every_placement_gives_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_worker_a_processor_gives_the_same_and_is_read_by_one_process(tmp_path: Path) -> None:
-    straight: Job = {"network": IMAGES, "options": {"processors": 3, "local_steps": 2}, "epochs": 3}
     saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
-    found = train_on(3, [*JOBS.values(), {**straight, "callbacks": [saver]}])
-    expected = train_on(1, [*JOBS.values(), straight])
+    found = train_on(3, [*JOBS.values(), {**STRAIGHT, "callbacks": [saver]}])
+    expected = alone()
     for a, b in zip(found, expected, strict=True):
         assert_same(a, b)
     for step in (6, 9, 18):
-        assert_same(train_on(1, [{**straight, "ckpt": str(tmp_path / f"step={step}.ckpt")}])[0], expected[-1])
+        assert_same(train_on(1, [{**STRAIGHT, "ckpt": str(tmp_path / f"step={step}.ckpt")}])[0], expected[-1])
 
 
 def test_a_plain_trainer_with_workers_trains_a_module_that_was_trained_before() -> None:

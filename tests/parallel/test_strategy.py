@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
+from functools import cache
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +23,7 @@ from sglight.strategies.blend import Blend
 from sglight.strategies.local import Local
 from sglight.strategies.multilevel import Multilevel
 from sglight.strategies.schedule import stage_names
-from tests.parallel.training import ESTIMATOR, Job, module, train_on
+from tests.parallel.training import ESTIMATOR, Job, Result, module, train_on
 from tests.strategies.common import ADAM, IMAGES, NETWORK, assert_equal, batches
 
 # Generous: beside other work the first workers of a process take half a minute to start.
@@ -45,6 +45,12 @@ def jobs() -> list[Job]:
         {"network": {**network, "dynamics": dynamics}, "options": {"stages": 4, "lag": i % 3}, "epochs": 1}
         for i, (network, dynamics) in enumerate(product((NETWORK, IMAGES), DYNAMICS))
     ]
+
+
+@cache
+def alone() -> list[Result]:
+    """The results of one process."""
+    return train_on(1, jobs())
 
 
 OTHERS: dict[str, Job] = {
@@ -119,8 +125,7 @@ def assert_same(found: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize("workers", [2, 4])
 def test_every_placement_gives_the_same_parameters_and_metrics(workers: int) -> None:
-    todo = jobs()
-    for found, expected in zip(train_on(workers, todo), train_on(1, todo), strict=True):
+    for found, expected in zip(train_on(workers, jobs()), alone(), strict=True):
         assert len(found.metrics) == workers
         assert_same(found, expected)
 
@@ -134,9 +139,10 @@ def test_every_setting_gives_the_same_on_three_workers() -> None:
 
 
 def test_through_sockets_as_through_shared_memory() -> None:
-    todo = [*jobs()[2:6], OTHERS["segments"]]
-    for found, expected in zip(train_on(2, todo, share_memory=False), train_on(1, todo), strict=True):
-        assert_same(found, expected)
+    todo, (segments,) = [*jobs()[2:6], OTHERS["segments"]], train_on(1, [OTHERS["segments"]])
+    found = train_on(2, todo, share_memory=False)
+    for a, b in zip(found, [*alone()[2:6], segments], strict=True):
+        assert_same(a, b)
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4), (4, 2)])
@@ -320,12 +326,15 @@ def test_names_of_groups() -> None:
     assert stage_names(range(2), "processor") == "processors 0-1"
 
 
-def test_an_interactive_shell_is_told_what_to_do() -> None:
-    code = (
-        "import pytorch_lightning as pl; from sglight import StageStrategy\n"
-        "pl.Trainer(strategy=StageStrategy(), devices=2, accelerator='cpu', logger=False)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-i"], input=code, capture_output=True, text=True, check=False, timeout=100
-    )
-    assert "save the code as a script and run that" in done.stderr
+@pytest.mark.parametrize(
+    "surroundings",
+    [
+        SimpleNamespace(ps1=">>> ", flags=SimpleNamespace(interactive=0)),
+        SimpleNamespace(flags=SimpleNamespace(interactive=1)),
+    ],
+    ids=["typed", "piped"],
+)
+def test_an_interactive_shell_is_told_what_to_do(surroundings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sglight.parallel.strategy.sys", surroundings)
+    with pytest.raises(UserError, match="save the code as a script and run that"):
+        pl.Trainer(strategy=StageStrategy(), devices=2, accelerator="cpu", logger=False)
