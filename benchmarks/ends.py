@@ -187,7 +187,7 @@ def _parent(pid: int) -> int:
 
 
 # How long a moment lasts, for a signal somewhere within it.
-LASTS_S = {"training": 0.15, "checkpoint": 0.0, "validation": 0.3, "after": 0.6}
+LASTS_S = {"training": 0.05, "checkpoint": 0.0, "validation": 0.3, "after": 0.6}
 
 
 def wait_for(moment: str, run: Run, generator: random.Random) -> bool:

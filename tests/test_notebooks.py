@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 import traceback
-from functools import partialmethod
+from functools import wraps
 
 import pytest
 
@@ -18,12 +18,18 @@ NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 def run_notebook(arguments: list[str]) -> None:
     """Run the cells in IPython, without a kernel; its ``!`` commands are forked from this process.
 
-    Trainings of its own have few batches.
+    Trainings of its own are short.
     """
     import pytorch_lightning as pl
     from IPython.core.interactiveshell import InteractiveShell
 
-    pl.Trainer.__init__ = partialmethod(pl.Trainer.__init__, limit_train_batches=6)
+    whole = pl.Trainer.__init__
+
+    @wraps(whole)
+    def short(self, *args, **options):
+        whole(self, *args, **{**options, "max_epochs": 2, "limit_train_batches": 6})
+
+    pl.Trainer.__init__ = short
     shell = InteractiveShell.instance()
     shell.system = run_command
     for cell in nbformat.read(arguments[0], as_version=4).cells:
@@ -34,8 +40,11 @@ def run_notebook(arguments: list[str]) -> None:
 def run_command(line: str) -> None:
     words = shlex.split(line)
     assert words[:3] == ["python", "-m", "sglight"], line
+    import pytorch_lightning as pl
+
     if not (child := os.fork()):
         try:
+            pl.Trainer.__init__ = pl.Trainer.__init__.__wrapped__
             run_sglight(words[3:])
             sys.stdout.flush()
             os._exit(0)

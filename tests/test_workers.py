@@ -243,8 +243,8 @@ def test_torchrun_must_start_as_many_as_are_asked_for(commands: list[Command], t
 def test_a_training_under_torchrun_may_diverge(commands: list[Command], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     agent = Forked(
-        "--nproc-per-node=2", "--master-port=0", "--module", "sglight", *SMALL, "trainer.devices=2",
-        "model.activation=relu", "strategy.optimizer.name=sgd", "strategy.optimizer.lr=1e8",
+        "--standalone", "--nproc-per-node=2", "--module", "sglight", *SMALL, "trainer.devices=2",
+        "model.activation=relu", "strategy.optimizer.name=sgd", "strategy.optimizer.lr=1e6",
         f"hydra.run.dir={folder}", cwd=tmp_path, main=run_torchrun, OMP_NUM_THREADS="1",
     )  # fmt: skip
     commands.append(agent)
