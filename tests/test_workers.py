@@ -238,19 +238,3 @@ def test_torchrun_must_start_as_many_as_are_asked_for(commands: list[Command], t
     status, _, err = agent.end()
     assert status != 0
     assert "torchrun has started 2 process(es), but trainer.devices=1" in err
-
-
-def test_a_training_under_torchrun_may_diverge(commands: list[Command], tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    agent = Forked(
-        "--standalone", "--nproc-per-node=2", "--module", "sglight", *SMALL, "trainer.devices=2",
-        "model.activation=relu", "strategy.optimizer.name=sgd", "strategy.optimizer.lr=1e6",
-        f"hydra.run.dir={folder}", cwd=tmp_path, main=run_torchrun, OMP_NUM_THREADS="1",
-    )  # fmt: skip
-    commands.append(agent)
-    status, _, err = agent.end()
-    assert status != 0
-    assert re.search(r"error: .*epoch 0; lower strategy\.optimizer\.lr", err)
-    assert json.loads((folder / "status.json").read_text())["status"] == "diverged"
-    assert json.loads((folder / "metrics.json").read_text())["run/monitored"] is None
-    assert agent.no_process_is_left()
