@@ -168,7 +168,13 @@ def wall_ratios(rounds: list[dict[str, Measured]], names: list[str]) -> dict[str
     """Ratios of wall times within a round: all to each dni on several workers with lag 1, and a few more."""
     quick = [name for name in names if name.startswith("dni") and name.endswith("lag1")]
     pairs = [(name, fast) for fast in quick for name in names if name != fast]
-    more = (("backprop", "bare"), ("bare", "bare-2t"), ("bare", "ddp"))
+    more = (
+        ("backprop", "bare"),
+        ("bare", "bare-2t"),
+        ("bare", "ddp"),
+        ("replicas-2", "ddp"),
+        ("delayed-m2", "delayed-1x2"),
+    )
     pairs += [(a, b) for a, b in more if {a, b} <= {*names}]
     wall = by_name({name: m["wall_ms"] for name, m in r.items()} for r in rounds)
     return {f"{a} / {b}": spread(ratios(wall[a], wall[b])) for a, b in pairs}

@@ -26,6 +26,8 @@ from sglight.parallel.launcher import launch
 from sglight.strategies.backprop import Backprop
 from sglight.strategies.dni import DNI
 
+REPLICAS = "sglight.parallel.seats"
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -33,7 +35,7 @@ class Contender:
 
     Attributes:
         make: the module for Lightning's Trainer, or in a plain loop the step for a batch, of a case.
-        workers: number of processes. threads: of each.
+        workers: number of processes. threads: of each. replicas: how many of them hold the same stages.
         plain: whether a plain loop without Lightning calls the step (`baselines.py`).
         same_losses: contenders with the same text have to have the same losses: within a tolerance if it is
             `TRUE_GRADIENT`, else to the last bit. Those without a text are not checked.
@@ -48,6 +50,7 @@ class Contender:
     same_losses: str = ""
     microbatches: tuple[int, ...] = ()
     needs: str = "sglight"
+    replicas: int = 1
 
 
 def dni(case: Case, stages: int = 2, lag: int = 1, diagnose: int = 0) -> DNI:
@@ -88,7 +91,9 @@ def table(case: Case, options: Namespace) -> dict[str, Contender]:
         "bare": true(bare, threads=one, plain=True),
         "bare-2t": true(bare, threads=two, plain=True),
         "ddp": true(data_parallel, workers=2, threads=one, plain=True),
+        "replicas-2": true(backprop, workers=2, threads=one, replicas=2, needs=REPLICAS),
         **late(one),
+        "delayed-1x2": Contender(partial(delayed, microbatches=2), 2, one, replicas=2, needs=REPLICAS),
         "own-1f1b": true(
             pipelined, workers=2, threads=one, microbatches=(2, 4, 8, 16), needs="sglight.strategies.pieces"
         ),
@@ -150,7 +155,7 @@ def measure(
     if contender.plain:
         return [asdict(times) for times in in_processes(contender.workers, contender.threads, loop, *task)]
     with tempfile.TemporaryDirectory() as folder:
-        task = (fit, *task, contender.workers, Path(folder))
+        task = (fit, *task, contender.workers, Path(folder), contender.replicas)
         if contender.workers == 1:
             in_processes(1, contender.threads, *task)
         else:

@@ -19,8 +19,8 @@ from torch import Tensor
 class Stopwatch(pl.Callback):
     """Measures each worker, and notes the losses where the last stage is."""
 
-    def __init__(self, case: Case, length: Length) -> None:
-        self.batch, self.length = case.batch, length
+    def __init__(self, batch: int, length: Length) -> None:
+        self.batch, self.length = batch, length
         self.times = ProcessTimes()
         self.sums: list[tuple[Tensor, int]] = []
 
@@ -87,13 +87,14 @@ def fit(
     length: Length,
     workers: int,
     folder: Path,
+    replicas: int = 1,
 ) -> None:
     """Train the module of ``make`` in this process, one of ``workers``; its times go to ``folder/RANK.json``."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    stopwatch = Stopwatch(case, length)
+    stopwatch = Stopwatch(case.batch // replicas, length)
     trainer = pl.Trainer(
-        accelerator="cpu", devices=workers, strategy=placement(workers), max_epochs=1, logger=False,
+        accelerator="cpu", devices=workers, strategy=placement(workers, replicas), max_epochs=1, logger=False,
         log_every_n_steps=10, callbacks=[stopwatch], enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, use_distributed_sampler=False,
     )  # fmt: skip
@@ -101,10 +102,10 @@ def fit(
     (folder / f"{trainer.global_rank}.json").write_text(json.dumps(asdict(stopwatch.times)))
 
 
-def placement(workers: int) -> Any:
-    """The Trainer's strategy: stages on workers, or all in this process."""
+def placement(workers: int, replicas: int) -> Any:
+    """The Trainer's strategy: stages and replicas on workers, or all in this process."""
     if workers == 1:
         return "auto"
     from sglight.parallel.strategy import StageStrategy
 
-    return StageStrategy()
+    return StageStrategy(replicas=replicas) if replicas > 1 else StageStrategy()

@@ -11,6 +11,9 @@ Trainer as a user's run does, but for logger, checkpoints and bar; what they sta
 Lightning (`baselines.py`), which favours the latter. The pipelines get the stages of the DNI cut (--pipeline-cut), and
 the number of microbatches that is best in a sweep beforehand.
 
+``replicas-2`` is backpropagation with trainer.replicas=2, our data parallelism; ``delayed-1x2`` has both stages in each
+of two replicas, where ``delayed-m2`` has one on each of two workers.
+
 Wall time is that of the process which needs longest for the measured batches, between batches in full swing: neither
 the filling nor the draining of queues counts. It is wall_with_ends_ms in the JSON from the first start to the last end.
 CPU time is each process's own; "by CPU" is dni-1's over that of the busiest process: the speed-up if nobody waited,
