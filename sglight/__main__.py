@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from sglight import __version__, signals, start, status
+from sglight import __version__, cluster, signals, start, status
 from sglight.commandline import arranged, python
 from sglight.config.checks import TORCHRUN
 from sglight.config.completed import Completed, find_completed
@@ -67,8 +67,10 @@ def main() -> None:
     DIVERGED.clear()
     _begun.clear()
     SWEEPS.clear()
-    if _torchrun_rank() > 0:
+    cluster.adopt_slurm()
+    if cluster.rank() > 0:
         sys.argv += WITHOUT_FOLDER
+    sys.argv[1:] = cluster.continued(sys.argv[1:])
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         try:
             launch()
@@ -168,11 +170,6 @@ def _job(cfg: DictConfig) -> float:
 
 def _came_from_a_run(error: BaseException) -> bool:
     return any(frame.f_code is _run.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
-
-
-def _torchrun_rank() -> int:
-    """Which of the processes that torchrun has started this is."""
-    return int(os.environ["RANK"]) if TORCHRUN in os.environ else 0
 
 
 def _interrupted(signum: int) -> None:

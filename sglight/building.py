@@ -110,4 +110,6 @@ def strategy_class(plain: Mapping[str, Any]) -> type[StagedModule]:
 def set_threads(plain: Mapping[str, Any], module: StagedModule, samples: int) -> None:
     """Give this process the threads that the config says, or as many as a batch of ``samples`` keeps busy."""
     trainer = plain["trainer"]
-    torch.set_num_threads(trainer["threads"] or useful_threads(module.spec, samples, trainer["devices"]))
+    torch.set_num_threads(
+        trainer["threads"] or useful_threads(module.spec, samples // trainer["replicas"], trainer["devices"])
+    )

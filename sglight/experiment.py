@@ -32,6 +32,7 @@ from sglight.files import write_atomically
 from sglight.loggers import finish_loggers
 from sglight.origin import Origin
 from sglight.parallel.environment import agree, environment
+from sglight.parallel.seats import of_trainer as seats_of
 from sglight.process import set_up
 from sglight.report.measures import BACKPROP
 from sglight.strategies.staged import StagedModule, limited
@@ -111,7 +112,8 @@ def build(task: Task) -> Parts:
     """Put the parts together; a checkpoint that does not fit is refused here."""
     plain, folder = task.plain, task.folder
     set_up(plain, task.rank)
-    datamodule = build_datamodule(plain, inputs=task.rank == 0 or strategy_class(plain).inputs_everywhere)
+    opens = seats_of(plain["trainer"])[task.rank].group == 0
+    datamodule = build_datamodule(plain, inputs=opens or strategy_class(plain).inputs_everywhere)
     data = describe_data(datamodule)
     module = build_module(plain, datamodule)
     forget_peak()  # the libraries that read the data are there, and the data themselves not yet

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
@@ -195,6 +195,38 @@ class Alone(Peers):
         return signum
 
 
+class Replicas(Waits):
+    """The workers that hold the same stages and share each batch; this one is alone, and has all of it.
+
+    Every one of them makes the same calls in the same order.
+
+    Attributes:
+        rank: of this worker among them, from 0. size: R.
+    """
+
+    rank, size = 0, 1
+
+    def share(self, samples: Tensor) -> Tensor:
+        """This worker's part of a batch, or of a piece of it: parts differ by one sample at most."""
+        return samples if self.size == 1 else samples.tensor_split(self.size)[self.rank]
+
+    def begin_sum(self, values: Tensor) -> Callable[[], None]:
+        """Begin to replace ``values`` by their sum over the replicas; the function returned waits for that."""
+        return _nothing
+
+    def sum(self, values: Tensor) -> Tensor:
+        """``values``, replaced by their sum over the replicas."""
+        self.begin_sum(values)()
+        return values
+
+    def close(self) -> None:
+        """Leave."""
+
+
+def _nothing() -> None:
+    pass
+
+
 class Known(Pending):
     """A result that is there."""
 
@@ -218,21 +250,31 @@ class Placement:
         own: numbers of the stages here, neighbours in order.
         states, gradients: for each boundary with an end here (behind stage i: key i) the channel down to stage i + 1,
             and that up from it.
-        peers: the workers.
+        peers: all workers. pipeline: those of them, in the order of their stages, that hold each stage once.
+        replicas: those that hold the same stages as this one. statistics: those over whose samples batch normalisation
+            goes: they, or this one alone.
     """
 
     own: range
     states: dict[int, Channel]
     gradients: dict[int, Channel]
     peers: Peers
+    pipeline: Peers
+    replicas: Replicas = field(default_factory=Replicas)
+    statistics: Replicas = field(default_factory=Replicas)
+
+    @property
+    def channels(self) -> list[Channel]:
+        """Of all boundaries, in both directions."""
+        return [*self.states.values(), *self.gradients.values()]
 
 
 def alone(stages: int) -> Placement:
     """All stages in this process."""
-    boundaries = range(stages - 1)
-    return Placement(
-        range(stages),
-        {i: LocalChannel() for i in boundaries},
-        {i: LocalChannel() for i in boundaries},
-        Alone(),
-    )
+    peers = Alone()
+    return Placement(range(stages), local_channels(stages), local_channels(stages), peers, peers)
+
+
+def local_channels(stages: int) -> dict[int, Channel]:
+    """One for each boundary between stages of one process."""
+    return {i: LocalChannel() for i in range(stages - 1)}

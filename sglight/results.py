@@ -27,6 +27,7 @@ HYPERPARAMETERS = (
     "strategy.head.loss", "strategy.source", "strategy.blend", "strategy.arrival", "strategy.processors",
     "strategy.synchronisation", "strategy.levels", "strategy.prolongation", "strategy.optimizer.name",
     "strategy.optimizer.lr", "trainer.max_epochs", "trainer.precision", "trainer.devices",
+    "trainer.replicas",
     "seed",
 )  # fmt: skip
 # Of TensorBoard's HParams page.
@@ -78,6 +79,7 @@ def logged(trainer: pl.Trainer, module: StagedModule) -> dict[str, Any]:
     return values | {
         "run/stages": len(module.cuts) - 1,
         "run/workers": trainer.world_size,
+        "run/replicas": module.placement.replicas.size,
         "run/epochs": trainer.current_epoch,
         "run/steps": trainer.global_step,
     }

@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from sglight import cluster
 from sglight.config.checks import DEPLOYMENT, TORCHRUN
 from sglight.config.completed import config_hash
 from sglight.config.composing import EARLIER, to_plain
@@ -51,8 +52,11 @@ def run(cfg: DictConfig, folder: Path | None = None) -> float:
         return _run(plain, folder)
     brief = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     with recorded(folder, EARLIER.pop(folder.resolve(), None)):
+        cluster.note_run(folder)
         try:
-            return _start(plain, folder, brief)
+            monitored = _start(plain, folder, brief)
+            cluster.forget_run()
+            return monitored
         except Diverged:
             _tell_diverged(plain, folder)
             raise

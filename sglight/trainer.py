@@ -23,7 +23,16 @@ from sglight.loggers import build_loggers
 from sglight.parallel.strategy import StageStrategy
 
 # Keys of trainer.* that are ours, or that need translation, before the rest goes to Lightning's Trainer.
-OWN_TRAINER_KEYS = ("threads", "idle_timeout_s", "share_devices", "show_schedule", "max_time")
+OWN_TRAINER_KEYS = (
+    "threads",
+    "idle_timeout_s",
+    "share_devices",
+    "show_schedule",
+    "max_time",
+    "replicas",
+    "layout",
+    "sync_batchnorm",
+)
 
 
 PROFILERS: dict[str, Any] = {
@@ -142,7 +151,8 @@ def _workers(trainer: Mapping[str, Any]) -> dict[str, Any]:
                 f"trainer.devices={workers}, but this machine has {devices} GPU(s): lower it, add "
                 "trainer.share_devices=true to let workers take turns, or trainer.accelerator=cpu"
             )
-    return {"strategy": StageStrategy(workers=workers), "devices": devices}
+    replicas = {name: trainer[name] for name in ("replicas", "layout", "sync_batchnorm")}
+    return {"strategy": StageStrategy(workers=workers, **replicas), "devices": devices}
 
 
 def uses_gpu(accelerator: str) -> bool:

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Callback
 
 from tests.commands import Command, Forked, run_torchrun
+from tests.strategies.common import assert_equal
 
 pytestmark = [
     pytest.mark.timeout(300),
@@ -68,9 +71,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def assert_same(a: Path, b: Path) -> None:
     assert metrics(a) == metrics(b)
-    first, second = weights(a), weights(b)
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert_equal(weights(a), weights(b))
 
 
 def succeeds(command: Command) -> str:
@@ -120,14 +121,26 @@ def listening(pid: int) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("number", "cause", "strategy"),
-    [(signal.SIGKILL, "was killed by SIGKILL", "delayed"), (signal.SIGSTOP, "hangs", "dni")],
+    ("number", "cause", "strategy", "replicas", "name"),
+    [
+        (signal.SIGKILL, "was killed by SIGKILL", "delayed", 2, "stages 0-3, replica 1"),
+        (signal.SIGSTOP, "hangs", "dni", 1, "stages 2-3"),
+    ],
 )
 def test_a_worker_that_dies_or_hangs_ends_the_run_which_goes_on_from_its_checkpoint(
-    sglight: Start, tmp_path: Path, number: signal.Signals, cause: str, strategy: str
+    sglight: Start,
+    tmp_path: Path,
+    number: signal.Signals,
+    cause: str,
+    strategy: str,
+    replicas: int,
+    name: str,
 ) -> None:
     folder, strategy = tmp_path / "run", f"strategy={strategy}"
-    command = sglight(strategy, "trainer.devices=2", "trainer.max_epochs=100000", f"hydra.run.dir={folder}")
+    command = sglight(
+        strategy, "trainer.devices=2", f"trainer.replicas={replicas}", "trainer.max_epochs=100000",
+        f"hydra.run.dir={folder}",
+    )  # fmt: skip
     command.wait_until((folder / "checkpoints/last.ckpt").exists)
     workers = command.workers()
     assert len(workers) == 2
@@ -137,7 +150,7 @@ def test_a_worker_that_dies_or_hangs_ends_the_run_which_goes_on_from_its_checkpo
     status, _, err = command.end()
     assert time.monotonic() - began < END_S
     assert status == 1
-    assert f"error: worker 1 (stages 2-3) {cause}" in err
+    assert f"error: worker 1 ({name}) {cause}" in err
     assert re.search("batch|validation", err)  # where it was
     assert "Traceback" not in err
     assert command.no_process_is_left()
@@ -145,6 +158,7 @@ def test_a_worker_that_dies_or_hangs_ends_the_run_which_goes_on_from_its_checkpo
     again = sglight(
         strategy,
         "trainer.devices=1",
+        "trainer.replicas=1",
         f"trainer.max_epochs={epochs + 1}",
         "ckpt=last",
         f"hydra.run.dir={folder}",
@@ -206,10 +220,34 @@ def test_the_command_killed_takes_its_workers_along(sglight: Start, tmp_path: Pa
     assert command.no_process_is_left()
 
 
+@pytest.fixture(scope="module")
+def replicated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run on two workers of this machine, each a replica; what it has said is in ``out.txt``."""
+    folder = tmp_path_factory.mktemp("replicated")
+    replicas = ("trainer.replicas=2", "trainer.max_epochs=3", f"hydra.run.dir={folder}/run")
+    out = succeeds(Command(*SMALL, *replicas, "trainer.show_schedule=true", cwd=folder))
+    (folder / "run/out.txt").write_text(out)
+    return folder / "run"
+
+
 @pytest.mark.slow
-def test_two_machines_by_torchrun(sglight: Start, commands: list[Command], tmp_path: Path) -> None:
-    common = (*SMALL, "trainer.max_epochs=3")
-    succeeds(sglight("trainer.max_epochs=3", f"hydra.run.dir={tmp_path}/alone"))
+def test_a_run_shows_its_replicas(replicated: Path) -> None:
+    out = (replicated / "out.txt").read_text()
+    assert re.search("dni, .*4 stages, lag 1; 2 replicas", " ".join(out.split()))
+    assert re.search(r"^ *3 +0, 1 ", out, re.MULTILINE)  # the last stage is on both workers
+    assert "1 worker in each of 2 replicas, 4 stages, lag 1" in out
+    found = json.loads((replicated / "metrics.json").read_text())
+    assert (found["run/replicas"], found["run/workers"]) == (2, 2)
+    assert found["speedup/theoretical"] == pytest.approx(2)
+    events = json.loads((replicated / "timeline.json").read_text())["traceEvents"]
+    names = [e["args"]["name"] for e in events if e["name"] == "process_name"]
+    assert names == ["worker 0: stages 0-3, replica 0", "worker 1: stages 0-3, replica 1"]
+
+
+@pytest.mark.slow
+def test_two_machines_by_torchrun(replicated: Path, commands: list[Command], tmp_path: Path) -> None:
+    # The stages of a replica are on two machines, its replicas on one.
+    common = (*SMALL, "trainer.max_epochs=3", "trainer.replicas=2", "trainer.layout=replicas")
     port = 20000 + os.getpid() % 20000
     agents = [
         Forked(
@@ -223,10 +261,64 @@ def test_two_machines_by_torchrun(sglight: Start, commands: list[Command], tmp_p
     commands += agents
     for agent in agents:
         succeeds(agent)
-    assert_same(tmp_path / "four", tmp_path / "alone")
+    assert_same(tmp_path / "four", replicated)
     assert json.loads((tmp_path / "four/metrics.json").read_text())["run/workers"] == 4
     # Nobody but worker 0 has left anything.
-    assert {p.name for p in tmp_path.iterdir()} == {"alone", "four"}
+    assert {p.name for p in tmp_path.iterdir()} == {"four"}
+
+
+class KilledOnce(Callback):
+    """Of the workers that torchrun starts first the second is killed in the third epoch; the first notes all epochs."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        starts, epoch = os.environ["TORCHELASTIC_RESTART_COUNT"], trainer.current_epoch
+        if trainer.global_rank == 0:
+            with Path("epochs.txt").open("a") as file:
+                file.write(f"{starts}:{epoch} ")
+        elif (starts, epoch) == ("0", 2):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_run_again_which_goes_on_from_its_checkpoint(
+    replicated: Path, tmp_path: Path
+) -> None:
+    agent = Command(
+        "--standalone", "--nproc-per-node=2", "--max-restarts=1", "--module", "sglight", *SMALL,
+        "trainer.replicas=2", "trainer.max_epochs=3", "+callbacks.killed._target_=tests.test_workers.KilledOnce",
+        f"hydra.run.dir={tmp_path}/run", cwd=tmp_path, program=("-m", "torch.distributed.run"), OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    succeeds(agent)
+    epochs = (tmp_path / "epochs.txt").read_text().split()
+    # The first worker may have been killed before it began the third epoch.
+    assert epochs in (
+        ["0:0", "0:1", "0:2", "1:2"],
+        ["0:0", "0:1", "1:2"],
+        ["0:0", "0:1", "0:2", "1:1", "1:2"],
+    )
+    # What is measured in a few batches only may have been in those before.
+    assert metrics(tmp_path / "run").items() <= metrics(replicated).items()
+    assert_equal(weights(tmp_path / "run"), weights(replicated))
+    assert agent.no_process_is_left()
+
+
+@pytest.mark.slow
+def test_two_machines_by_srun(replicated: Path, tmp_path: Path) -> None:
+    step = {
+        "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0",
+        "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_STEP_NODELIST": "127.0.0.1,nowhere", "SLURM_NTASKS": "2",
+        "SLURM_JOB_NAME": "test", "SLURM_NODELIST": "127.0.0.1,nowhere", "GLOO_SOCKET_IFNAME": "lo",
+    }  # fmt: skip
+    tasks = [
+        Command(
+            *SMALL, "trainer.max_epochs=3", "trainer.replicas=2", "trainer.num_nodes=2", "trainer.devices=1",
+            f"hydra.run.dir={tmp_path}/two", cwd=tmp_path, SLURM_PROCID=str(task), SLURM_NODEID=str(task), **step,
+        )
+        for task in range(2)
+    ]  # fmt: skip
+    for task in tasks:
+        succeeds(task)
+    assert_same(tmp_path / "two", replicated)
 
 
 def test_torchrun_must_start_as_many_as_are_asked_for(commands: list[Command], tmp_path: Path) -> None:

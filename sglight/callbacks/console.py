@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -70,11 +70,12 @@ class Summary(Callback):
         assert isinstance(module, StagedModule)
         # Counted again for the test: the network may have been refined.
         self.parameters = all_parameter_counts(module)
+        held = module.placement.peers.gather(module.placement.own)
         if not self._printed and not self.brief and trainer.is_global_zero:
             data = trainer.datamodule  # type: ignore[attr-defined]
-            print_summary(module, self.parameters, data, trainer, self.folder)
+            print_summary(module, self.parameters, held, data, trainer, self.folder)
             if self.schedule:
-                print(module.schedule(trainer.world_size))
+                print(module.schedule(module.placement.pipeline.size, module.placement.replicas.size))
         self._printed, self._level = True, module.level
 
     @override
@@ -97,9 +98,18 @@ def all_parameter_counts(module: StagedModule) -> dict[str, int]:
 
 
 def print_summary(
-    module: StagedModule, parameters: Mapping[str, int], datamodule: Any, trainer: pl.Trainer, folder: Path
+    module: StagedModule,
+    parameters: Mapping[str, int],
+    held: Sequence[range],
+    datamodule: Any,
+    trainer: pl.Trainer,
+    folder: Path,
 ) -> None:
-    """Before the run: data, network, stages, training, device, folder; ``parameters`` by part."""
+    """Before the run: data, network, stages, training, device, folder; ``parameters`` by part.
+
+    Args:
+        held: the stages that each worker holds.
+    """
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column(overflow="fold")
@@ -107,7 +117,7 @@ def print_summary(
         facts.add_row(name, escape(text))
     console = Console()
     console.print(facts)
-    console.print(_stage_table(module, parameters, trainer.world_size, narrow=console.width < NARROW))
+    console.print(_stage_table(module, parameters, held, narrow=console.width < NARROW))
     if warning := _oversized(parameters):
         console.print(warning, style="yellow")
     _print_line(console, "folder", str(folder))
@@ -198,7 +208,7 @@ def _network(spec: NetworkSpec) -> str:
 
 
 def _stage_table(
-    module: StagedModule, parameters: Mapping[str, int], workers: int, narrow: bool = False
+    module: StagedModule, parameters: Mapping[str, int], held: Sequence[range], narrow: bool = False
 ) -> Table:
     """A line a stage, and one for all; a narrow terminal has no room for step sizes and multiplications."""
     spec, costs = module.spec, module.spec.step_costs()
@@ -210,12 +220,11 @@ def _stage_table(
     def add(style: str = "", **cells: str) -> None:
         table.add_row(*(cells.get(HEADERS[header], "") for header in shown), style=style)
 
-    worker_of = {i: rank for rank, group in enumerate(module.groups(workers)) for i in group}
     for i, (start, stop) in enumerate(pairwise(module.cuts)):
         cost = sum(costs[start:stop])
         add(
             stage=str(i),
-            worker=str(worker_of[i]),
+            worker=", ".join(str(rank) for rank, own in enumerate(held) if i in own),
             steps=f"{start + 1}-{stop}",
             h=", ".join(sorted({f"{h:.3g}" for h in spec.step_sizes()[start:stop]})),
             parameters=count(parameters[f"stage_{i}"]),
@@ -226,7 +235,7 @@ def _stage_table(
     if len(module.cuts) > 2:
         total = sum(number for name, number in parameters.items() if name.startswith("stage_"))
         add(
-            "bold", stage="all", worker=str(workers), steps=str(spec.total_steps), parameters=count(total),
+            "bold", stage="all", worker=str(len(held)), steps=str(spec.total_steps), parameters=count(total),
             cost=count(sum(costs)), share="100%",
         )  # fmt: skip
     return table

@@ -81,18 +81,23 @@ class Timeline(Callback):
         if self._done or not self._trained or not isinstance(pl_module, StagedModule):
             return
         self._done = True
-        gathered = pl_module.placement.peers.gather(pl_module.recorder.spans)
-        if pl_module.placement.peers.rank == 0 and not getattr(trainer, "fast_dev_run", False):
-            self._write(trainer, pl_module, in_full_swing(gathered, self.batches))
+        place = pl_module.placement
+        gathered = place.peers.gather((pl_module.recorder.spans, place.replicas.rank))
+        if place.peers.rank == 0 and not getattr(trainer, "fast_dev_run", False):
+            spans = in_full_swing([own for own, _ in gathered], self.batches)
+            replicas = [replica for _, replica in gathered] if place.replicas.size > 1 else ()
+            self._write(trainer, pl_module, spans, replicas)
 
-    def _write(self, trainer: pl.Trainer, module: StagedModule, spans: list[list[Span]]) -> None:
+    def _write(
+        self, trainer: pl.Trainer, module: StagedModule, spans: list[list[Span]], replicas: Sequence[int]
+    ) -> None:
         if not any(spans):
             return
         folder = self.folder or Path(trainer.default_root_dir)
-        write_atomically(folder / "timeline.json", json.dumps(chrome_trace(spans, module.part)))
+        write_atomically(folder / "timeline.json", json.dumps(chrome_trace(spans, module.part, replicas)))
         publish(
             trainer,
-            timeline_figure(spans, f"{run_name(trainer, module)}: ", module.part),
+            timeline_figure(spans, f"{run_name(trainer, module)}: ", module.part, replicas),
             folder / "figures",
             "timeline",
         )
@@ -124,11 +129,16 @@ def batches_from(spans: Sequence[Sequence[Span]], first: int, count: int) -> lis
     return [[s._replace(start=max(s.start, begin)) for s in own if s.end <= end] for own in kept]
 
 
-def chrome_trace(spans: Sequence[Sequence[Span]], part: str = "stage") -> dict[str, Any]:
+def chrome_trace(
+    spans: Sequence[Sequence[Span]], part: str = "stage", replicas: Sequence[int] = ()
+) -> dict[str, Any]:
     """The spans of each worker in the Trace Event Format, for https://ui.perfetto.dev or chrome://tracing.
 
     A process is a worker, a thread a stage; their ids begin at 1, as Perfetto keeps 0 for itself. Times are in
     microseconds from the earliest start.
+
+    Args:
+        replicas: which one each worker holds of its stages; empty if there is one of each.
     """
     begin = min((s.start for s in chain(*spans)), default=0.0)
     events = list[dict[str, Any]]()
@@ -136,7 +146,11 @@ def chrome_trace(spans: Sequence[Sequence[Span]], part: str = "stage") -> dict[s
         stages = sorted({s.stage for s in own})
         process = {"ph": "M", "pid": worker + 1}
         events.append(
-            {**process, "name": "process_name", "args": {"name": _worker_name(worker, stages, part)}}
+            {
+                **process,
+                "name": "process_name",
+                "args": {"name": _worker_name(worker, stages, part, replicas)},
+            }
         )
         events.append({**process, "name": "process_sort_index", "args": {"sort_index": worker}})
         for stage in stages:
@@ -162,8 +176,10 @@ def _event(worker: int, span: Span, begin: float) -> dict[str, Any]:
     }
 
 
-def _worker_name(worker: int, stages: Sequence[int], part: str) -> str:
-    return f"worker {worker}: {stage_names(stages, part)}" if stages else f"worker {worker}"
+def _worker_name(worker: int, stages: Sequence[int], part: str, replicas: Sequence[int]) -> str:
+    held = [stage_names(stages, part)] if stages else []
+    held += [f"replica {replicas[worker]}"] if replicas else []
+    return f"worker {worker}: {', '.join(held)}" if held else f"worker {worker}"
 
 
 def draw(spans: Sequence[Sequence[Span]], path: Path) -> None:
@@ -171,7 +187,9 @@ def draw(spans: Sequence[Sequence[Span]], path: Path) -> None:
     save_figure(timeline_figure(spans), path)
 
 
-def timeline_figure(spans: Sequence[Sequence[Span]], of: str = "", part: str = "stage") -> Figure:
+def timeline_figure(
+    spans: Sequence[Sequence[Span]], of: str = "", part: str = "stage", replicas: Sequence[int] = ()
+) -> Figure:
     """A lane for each stage of each worker: forward passes in its upper half, the rest of the computing below.
 
     Numbers in the bars are those of the batches, where they fit. At the right stands which share of the time shown a
@@ -182,7 +200,7 @@ def timeline_figure(spans: Sequence[Sequence[Span]], of: str = "", part: str = "
     from matplotlib.figure import Figure
 
     begin, end = min(s.start for s in chain(*spans)), max(s.end for s in chain(*spans))
-    lanes = _lanes(spans, part)
+    lanes = _lanes(spans, part, replicas)
     bottom = lanes[-1].top + LANE + GAP
     figure = Figure(figsize=(12.2, 1.4 + 0.36 * bottom), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
@@ -217,12 +235,13 @@ class Lane(NamedTuple):
     spans: list[Span]
 
 
-def _lanes(spans: Sequence[Sequence[Span]], part: str) -> list[Lane]:
+def _lanes(spans: Sequence[Sequence[Span]], part: str, replicas: Sequence[int]) -> list[Lane]:
     lanes, top = list[Lane](), 0.0
     for worker, own in enumerate(spans):
         top += GAP
         for k, stage in enumerate(sorted({s.stage for s in own})):
-            name = f"worker {worker}   {part} {stage}" if k == 0 else f"{part} {stage}"
+            copy = f", replica {replicas[worker]}" if replicas else ""
+            name = f"worker {worker}{copy}   {part} {stage}" if k == 0 else f"{part} {stage}"
             lanes.append(Lane(worker, stage, top, name, [s for s in own if s.stage == stage]))
             top += LANE
     return lanes

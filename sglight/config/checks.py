@@ -18,6 +18,7 @@ from sglight.config.datasets import CLOUD_CLASSES, SHAPES
 from sglight.config.levels import first_epochs, make_levels
 from sglight.config.pieces import check_shared
 from sglight.config.ranges import check_ranges
+from sglight.config.replicas import check_divides, refuse_in_pvd
 from sglight.config.schema import (
     BackpropConfig,
     Dynamics,
@@ -338,21 +339,24 @@ def _check_pvd(cfg: DictConfig) -> None:
 
 def check_workers(cfg: DictConfig) -> None:
     """Refuse more workers than stages, machines without torchrun, and workers that torchrun has not started."""
-    devices, nodes = cfg.trainer.devices, cfg.trainer.num_nodes
+    devices, nodes, replicas = cfg.trainer.devices, cfg.trainer.num_nodes, cfg.trainer.replicas
     workers = devices * nodes
+    _check_replicas(cfg, replicas, workers)
+    groups = workers // replicas
     if OmegaConf.get_type(cfg.strategy) is BackpropConfig:
         try:
-            check_shared(cfg.strategy.microbatches, workers)
+            check_shared(cfg.strategy.microbatches, groups)
         except ValueError as error:
             raise UserError(str(error)) from error
     key = "processors" if "processors" in cfg.strategy else "stages"
     parts = _number(cfg, f"strategy.{key}")
     if parts is None and is_dataclass(OmegaConf.get_type(cfg.strategy)):
         parts = 1
-    if parts is not None and workers > parts:
+    if parts is not None and groups > parts:
         remedy = f"raise strategy.{key}" if key in cfg.strategy else "choose a strategy that has them, as dni"
+        each = f" in each of trainer.replicas={replicas}" if replicas > 1 else ""
         raise UserError(
-            f"trainer.devices={devices} on trainer.num_nodes={nodes} makes {workers} workers, but there are only "
+            f"trainer.devices={devices} on trainer.num_nodes={nodes} makes {groups} workers{each}, but there are only "
             f"{parts} {key.removesuffix('s')}(s); {remedy}, or lower trainer.devices"
         )
     if cfg.skip_completed and TORCHRUN in environ:
@@ -363,12 +367,36 @@ def check_workers(cfg: DictConfig) -> None:
     if started is None and nodes > 1:
         raise UserError(
             f"trainer.num_nodes={nodes} needs torchrun on each machine: torchrun --nnodes {nodes} "
-            f"--nproc-per-node {devices} ... -m sglight ..."
+            f"--nproc-per-node {devices} ... -m sglight ..., or under Slurm srun --nodes {nodes} "
+            f"--ntasks-per-node {devices} python -m sglight ..."
         )
     if started is not None and int(started) != workers:
+        by_slurm = environ[TORCHRUN].startswith("slurm-")
+        program, key, of = (
+            ("srun", "--ntasks-per-node", "--nodes")
+            if by_slurm
+            else ("torchrun", "--nproc-per-node", "--nnodes")
+        )
         raise UserError(
-            f"torchrun has started {started} process(es), but trainer.devices={devices} on "
-            f"trainer.num_nodes={nodes} makes {workers}; give --nproc-per-node={devices} and --nnodes={nodes}"
+            f"{program} has started {started} process(es), but trainer.devices={devices} on trainer.num_nodes={nodes} "
+            f"makes {workers}; give {key}={devices} and {of}={nodes}"
+        )
+
+
+def _check_replicas(cfg: DictConfig, replicas: int, workers: int) -> None:
+    """Refuse replicas that would not all hold every stage, or of which some had nothing to do."""
+    try:
+        check_divides(replicas, workers)
+        if OmegaConf.get_type(cfg.strategy) is PVDConfig:
+            refuse_in_pvd(replicas)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    samples, pieces = _number(cfg, "dataset.batch_size"), _number(cfg, "strategy.microbatches") or 1
+    if samples is not None and samples < replicas * pieces:
+        share = f" of strategy.microbatches={pieces}" if pieces > 1 else ""
+        raise UserError(
+            f"dataset.batch_size={samples} leaves some of trainer.replicas={replicas} without a sample{share}; raise "
+            f"it to {replicas * pieces} or more, or use fewer replicas"
         )
 
 

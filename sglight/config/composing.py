@@ -39,7 +39,7 @@ CONF = next(
     _PACKAGE / "conf",
 )
 # Keys whose values tell the jobs of a sweep apart, in the names of their folders.
-VARIED = ("dataset.", "model.", "strategy.", "trainer.devices", "trainer.precision")
+VARIED = ("dataset.", "model.", "strategy.", "trainer.devices", "trainer.replicas", "trainer.precision")
 LONGEST_NAME = 100
 PATHS = ("data_dir", "predict.input", "dataset.raw_dir", "dataset.archive", "dataset.path")
 

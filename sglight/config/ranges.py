@@ -123,6 +123,7 @@ RANGES: Mapping[str, Range] = {
     "strategy.chunk_samples": COUNT,
     "strategy.target_accuracy": Range(0, 1, above=True),
     "strategy.min_decrease": Range(0, 1),
+    "trainer.replicas": _whole(1, 4096),
     "trainer.devices": _whole(1, 4096),
     "trainer.num_nodes": _whole(1, 10**5),
     "trainer.max_epochs": COUNT,

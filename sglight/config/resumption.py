@@ -74,6 +74,8 @@ def inherited(
     given = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
     if any(key in PRESETS or key.partition("/")[0] in PRESETS for key in given):
         return dict(now), list(now)
+    if "trainer.replicas" in given:  # which are the devices where nobody says otherwise
+        given.append("trainer.devices")
     own = [*given, *OWN]
     mixed = deepcopy(dict(now))
     if now["mode"] == "fit":

@@ -40,6 +40,7 @@ LateMoments = StrEnum("LateMoments", ["reset", "keep"])
 Moments = StrEnum("Moments", ["prolong", "reset"])
 Accelerator = StrEnum("Accelerator", ["auto", "cpu", "gpu", "cuda", "mps"])
 Monitoring = StrEnum("Monitoring", ["min", "max"])
+Layout = StrEnum("Layout", ["pipelines", "replicas"])
 
 
 def default_estimator(kernel: str) -> str:
@@ -272,8 +273,11 @@ class TrainerConfig:
     """Arguments of Lightning's Trainer, and what concerns the workers."""
 
     accelerator: Accelerator = Accelerator.auto
-    devices: int = 1
+    devices: int = II(".replicas")
     num_nodes: int = 1
+    replicas: int = 1
+    layout: Layout = Layout.pipelines
+    sync_batchnorm: bool = False
     max_epochs: int = 20
     max_steps: int | None = None
     max_time: str | None = None

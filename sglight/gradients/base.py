@@ -75,12 +75,14 @@ class GradientSource(ABC):
         predicts: whether `gradient` is computed here, which takes time, rather than received.
         stashes: whether a backward pass needs the weights of its forward pass.
         rebuilds: whether it rebuilds states from the stage's output.
+        learns_together: whether the estimators of replicas learn the same, each from its part of a batch.
     """
 
     lesson_every: int = 0
     predicts: ClassVar[bool] = False
     stashes: ClassVar[bool] = False
     rebuilds: ClassVar[bool] = False
+    learns_together: bool = True
 
     @abstractmethod
     def gradient(self, boundary: Boundary, passage: Passage, true: Tensor | None) -> Tensor:

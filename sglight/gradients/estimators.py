@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from sglight.config.extension import load_class
+from sglight.link import Replicas
 from sglight.networks.parts import Conv, Linear, Shape
 from sglight.networks.seeding import seeded
 
@@ -59,10 +60,29 @@ class TrainedEstimator(Estimator):
     Attributes:
         optimizer: descends on the parameters; set by whoever owns the optimisers, before `learn`.
         optimizer_key: of its settings, for errors.
+        replicas: the workers that have the same estimator, each with its part of a batch.
     """
 
     optimizer: torch.optim.Optimizer | None = None
     optimizer_key: ClassVar[str] = "strategy.estimator.optimizer"
+    replicas = Replicas()
+
+    def average(self, loss: Tensor, weight: float) -> Tensor:
+        """Make a loss and its gradients, means over this replica's samples, those over all; returns the loss.
+
+        Args:
+            weight: of this replica's mean: its number of samples, or whatever else it has been divided by.
+        """
+        if self.replicas.size == 1:
+            return loss
+        trained = [p for p in self.parameters() if p.grad is not None]
+        own = torch.cat([loss.detach().view(1), *(p.grad.flatten() for p in trained if p.grad is not None)])
+        own = weight * own if weight else torch.zeros_like(own)  # without samples the mean is no number
+        sums = self.replicas.sum(torch.cat([own, own.new_tensor([weight])]))
+        mean, *gradients = (sums[:-1] / sums[-1]).split([1, *(p.numel() for p in trained)])
+        for p, gradient in zip(trained, gradients, strict=True):
+            p.grad = gradient.view_as(p)
+        return mean[0]
 
     def step(self) -> None:
         """Step the optimiser with the gradients that the parameters have."""
@@ -84,9 +104,10 @@ class SyntheticGradient(TrainedEstimator):
     def learn(self, state: Tensor, labels: Tensor, target: Tensor, time: float) -> Tensor:
         """One step on 1/B sum_b ||SG(h_b, y_b) - target_b||^2 (Jaderberg et al. 2017, section 2.1)."""
         assert self.optimizer is not None
-        loss = (self(state, labels) - target).square().sum() / len(labels)
+        loss = (self(state, labels) - target).square().sum() / max(len(labels), 1)
         self.optimizer.zero_grad()
         loss.backward()
+        loss = self.average(loss, len(labels))
         self.step()
         return loss.detach()
 
@@ -209,6 +230,14 @@ def synthetic_gradient(
                     shape=shape, classes=classes, hidden=hidden, conditional=conditional, kernel_size=kernel_size,
                     seed=own,
                 )  # fmt: skip
+
+
+def shares_lessons(name: str) -> bool:
+    """Whether an estimator's replicas learn together: those do that leave `SyntheticGradient.learn` as it is."""
+    if name in READY_MADE:
+        return True
+    kind = _outside(name)
+    return issubclass(kind, SyntheticGradient) and kind.learn is SyntheticGradient.learn
 
 
 def _outside(name: str) -> type[Estimator]:

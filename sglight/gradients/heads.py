@@ -131,9 +131,11 @@ class Head(TrainedEstimator):
         state = state.detach().requires_grad_()
         loss, normaliser = self.loss(state, labels), self.criterion.normaliser(labels)
         loss.backward()
-        torch._foreach_mul_([p.grad for p in self.parameters() if p.grad is not None], 1 / normaliser)
+        mean, scale = loss.detach() / (normaliser or 1.0), 1 / (normaliser or 1.0)
+        torch._foreach_mul_([p.grad for p in self.parameters() if p.grad is not None], scale)
+        mean = self.average(mean, normaliser)
         assert state.grad is not None
-        return state.grad, loss.detach() / normaliser
+        return state.grad, mean
 
 
 def similarities(features: Tensor) -> Tensor:

@@ -31,7 +31,8 @@ class ResidualGradient(TrainedEstimator):
         assert self.optimizer is not None
         self.optimizer.zero_grad()
         local, _ = self.head.gradients(state, labels)
-        loss = (self.model(state, labels) - (target - local)).square().sum() / len(labels)
+        loss = (self.model(state, labels) - (target - local)).square().sum() / max(len(labels), 1)
         loss.backward()
+        loss = self.model.average(loss, len(labels))  # the head's are averaged by now
         self.step()
         return loss.detach()

@@ -25,6 +25,7 @@ from sglight.gradients.estimators import (
     SyntheticGradient,
     prediction_cost,
     prediction_values,
+    shares_lessons,
     synthetic_gradient,
 )
 from sglight.gradients.heads import Criterion, Head, head_multiplications
@@ -126,6 +127,10 @@ class Synthetic(GradientSource):
     @override
     def lesson_every(self) -> int:  # type: ignore[override]
         return self.every_n_batches
+
+    @property
+    def learns_together(self) -> bool:  # type: ignore[override]
+        return shares_lessons(self.name)
 
     @override
     def wants(self, batch: int) -> bool:

@@ -42,6 +42,10 @@ class Taught(TrueGradient):
     def lesson_every(self) -> int:  # type: ignore[override]
         return self.source.lesson_every or 1  # 0 if it learns in giving gradients, which nobody asks for here
 
+    @property
+    def learns_together(self) -> bool:  # type: ignore[override]
+        return self.source.learns_together
+
     @override
     def learn(self, boundary: Boundary, passage: Passage) -> Tensor:
         return self.source.learn(boundary, passage)

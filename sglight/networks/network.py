@@ -113,6 +113,11 @@ class NetworkSpec:
         return find_dynamics(self.dynamics)
 
     @property
+    def has_statistics(self) -> bool:
+        """Whether something in it is normalised by batches."""
+        return "batch" in (self.normalisation, self.opening_normalisation)
+
+    @property
     def segments(self) -> list[SegmentSpec]:
         """The segments' own specifications."""
         names = {f.name for f in fields(SegmentSpec)} - {"steps", "channels", "horizon"}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from sglight.networks.activations import ACTIVATIONS
+from sglight.networks.batchnorm import BatchNorm2d
 from sglight.networks.kernels import arranged, channels_last
 from sglight.networks.seeding import normal
 
@@ -81,7 +82,7 @@ class ConvOpening(nn.Module):
         super().__init__()
         self.activation = ACTIVATIONS[activation]
         self.conv = Conv(inputs, channels, size, seed, "opening", gain=self.activation.gain)
-        self.norm = nn.BatchNorm2d(channels) if normalisation == "batch" else nn.Identity()
+        self.norm = BatchNorm2d(channels) if normalisation == "batch" else nn.Identity()
 
     @override
     def forward(self, x: Tensor) -> Tensor:

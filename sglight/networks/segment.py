@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from sglight.compat.torch import is_transformed
+from sglight.link import Replicas
 from sglight.networks import fused, rebuilt
 from sglight.networks.activations import ACTIVATIONS
+from sglight.networks.batchnorm import batch_norm
 from sglight.networks.dynamics import Dynamics, Step, find_dynamics
 from sglight.networks.kernels import KERNELS, arranged
 from sglight.networks.precision import autocast_where_faster
@@ -133,12 +135,14 @@ class Segment(nn.Module):
 
     Attributes:
         plain: whether `forward` is `reference`, see `Stage.plain`.
+        replicas: over whose samples batch normalisation goes.
 
     Raises:
         ValueError: for a choice that does not exist or does not go together.
     """
 
     plain = False
+    replicas = Replicas()
     weight: Tensor
     bias: Tensor
     running_mean: Tensor
@@ -389,10 +393,9 @@ class Segment(nn.Module):
         match self.spec.normalisation:
             case "batch":
                 # A single value has no variance: the last batch of an epoch may be one sample.
-                training = self.training and p.numel() > p.shape[1]
-                return F.batch_norm(
-                    p, self.running_mean[j, i], self.running_var[j, i], weight, bias, training
-                )
+                training = self.training and p.numel() * self.replicas.size > p.shape[1]
+                mean, var = self.running_mean[j, i], self.running_var[j, i]
+                return batch_norm(p, mean, var, weight, bias, training, self.replicas)
             case "group":
                 return F.group_norm(p, self.spec.groups, weight, bias)
             case _:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -24,7 +25,7 @@ from typing_extensions import override
 from sglight.compat.torch import Group, loopback_gloo
 from sglight.compat.torch import nccl as make_nccl
 from sglight.errors import PeerLost
-from sglight.link import Peers, Pending, Receiver, Sender, Waiting
+from sglight.link import Peers, Pending, Receiver, Replicas, Sender, Waiting, Waits
 from sglight.parallel.gate import Gate
 from sglight.parallel.staging import Line, StagedReceiver, StagedSender
 
@@ -41,7 +42,36 @@ def rendezvous_file(folder: Path, rank: int, size: int) -> Store:
 @cache  # one server on the port of this process
 def rendezvous_env() -> tuple[Store, int, int]:
     """Store, rank and size by the environment's variables, which torchrun and cluster launchers set."""
-    return next(rendezvous("env://"))
+    store, rank, size = next(rendezvous("env://"))
+    return PrefixStore(meeting_name(store, rank, size), store), rank, size
+
+
+def meeting_name(store: Store, rank: int, size: int) -> str:
+    """A name that the workers of a run have in common, and none before them in the same store.
+
+    Workers that torchrun starts again may find what those before them have left there, and who restarts which of
+    them is known to no one: so the first of them answers every greeting until all others have come.
+
+    Raises:
+        PeerLost: if some do not come in time.
+    """
+    own, others = uuid4().hex, range(1, size)
+    if rank > 0:
+        store.set(f"greeting/{rank}", own)
+        wait_until(lambda: store.check([f"answer/{own}"]), lambda: f"not all of {size}")
+        name = store.get(f"answer/{own}").decode()
+        store.set(f"came/{name}/{rank}", "")
+        return name
+
+    def have_come() -> bool:
+        missing = [other for other in others if not store.check([f"came/{own}/{other}"])]
+        for other in missing:
+            if store.check([f"greeting/{other}"]):
+                store.set(f"answer/{store.get(f'greeting/{other}').decode()}", own)
+        return not missing
+
+    wait_until(have_come, lambda: f"not all of {size}")
+    return own
 
 
 def gloo(store: Store, rank: int, size: int, name: str, local: bool) -> Group:
@@ -64,13 +94,21 @@ def gloo(store: Store, rank: int, size: int, name: str, local: bool) -> Group:
 
 def _meet(store: Store, size: int) -> None:
     """Until all have come: gloo itself would wait deaf to signals."""
+    store.add("here", 1)
+    wait_until(lambda: store.add("here", 0) >= size, lambda: f"only {store.add('here', 0)} of {size}")
+
+
+def wait_until(condition: Callable[[], bool], who: Callable[[], str]) -> None:
+    """Look again and again, open to signals.
+
+    Raises:
+        PeerLost: if it takes too long, with the workers that have come.
+    """
     deadline = monotonic() + MEET_S
-    here = store.add("here", 1)
-    while here < size:
+    while not condition():
         if monotonic() > deadline:
-            raise PeerLost(f"only {here} of {size} workers came within {MEET_S:g} s")
+            raise PeerLost(f"{who()} workers came within {MEET_S:g} s")
         sleep(0.01)
-        here = store.add("here", 0)
 
 
 @contextmanager
@@ -90,24 +128,8 @@ def hang_up(group: Group) -> None:
                 group.recv([torch.empty(1)], peer, 1).wait(timedelta(milliseconds=1))
 
 
-class GroupPending(Pending):
-    """The result of a reduction."""
-
-    def __init__(self, peers: GroupPeers, work: Work, values: Tensor) -> None:
-        self._peers, self._work, self._values = peers, work, values
-
-    @override
-    def ready(self) -> bool:
-        return self._work.is_completed()
-
-    @override
-    def result(self) -> list[float]:
-        self._peers.finish(self._work)
-        return self._values.tolist()
-
-
-class GroupPeers(Peers):
-    """All workers, in a gloo group.
+class Member(Waits):
+    """A member of a gloo group, in which all carry out the same operations in the same order.
 
     Args:
         store, rank, size: see `rendezvous_file` and `rendezvous_env`.
@@ -116,10 +138,10 @@ class GroupPeers(Peers):
         waiting: entered while this worker waits for others.
 
     Attributes:
-        gate: where they end together when a signal comes; None for workers on several machines.
+        longest_pause_s: between two looks whether an operation is done.
     """
 
-    gate: Gate | None = None
+    longest_pause_s = 1e-3
 
     def __init__(
         self,
@@ -135,10 +157,67 @@ class GroupPeers(Peers):
         with self.blocked():
             self._group = gloo(store, rank, size, name, local)
 
+    def close(self) -> None:
+        """Leave."""
+        if not all(work.is_completed() for work in self._under_way):
+            hang_up(self._group)
+        self._group = None
+
+    def start(self, operation: str, *arguments: Any) -> Work:
+        """Begin a collective operation."""
+        with noticing():
+            work = getattr(self._group, operation)(*arguments)
+        self._under_way = [*(work for work in self._under_way if not work.is_completed()), work]
+        return work
+
+    def finish(self, work: Work) -> None:
+        """Wait for a collective operation, but not as gloo does: deaf to signals."""
+        if not work.is_completed():
+            with self.blocked():
+                pause_s = 50e-6
+                while not work.is_completed():
+                    sleep(pause_s)
+                    pause_s = min(1.5 * pause_s, self.longest_pause_s)
+        with noticing():
+            work.wait()
+
+
+class GroupPending(Pending):
+    """The result of a reduction."""
+
+    def __init__(self, member: Member, work: Work, values: Tensor) -> None:
+        self._member, self._work, self._values = member, work, values
+
+    def ready(self) -> bool:
+        return self._work.is_completed()
+
+    def result(self) -> list[float]:
+        self._member.finish(self._work)
+        return self._values.tolist()
+
+
+class GroupReplicas(Member, Replicas):
+    """Workers that hold the same stages, in a gloo group of their own; other arguments as in `Member`."""
+
+    longest_pause_s = 1e-4  # in every batch
+
+    def begin_sum(self, values: Tensor) -> Callable[[], None]:
+        return partial(self.finish, self.start("allreduce", [values]))
+
+
+class GroupPeers(Member, Peers):
+    """Workers in a gloo group; arguments as in `Member`.
+
+    Attributes:
+        gate: where they end together when a signal comes; None for workers on several machines.
+    """
+
+    gate: Gate | None = None
+
     @override
     def total(self, values: Sequence[float]) -> Pending:
         sums = torch.tensor(values, dtype=torch.float64)
-        return GroupPending(self, self._start("allreduce", [sums]), sums)
+        return GroupPending(self, self.start("allreduce", [sums]), sums)
 
     @override
     def gather(self, value: Any) -> list[Any]:
@@ -186,31 +265,8 @@ class GroupPeers(Peers):
     def stops(self, point: int, signum: int | None) -> int | None:
         return None if self.gate is None else self.gate.stops(point, signum, self.blocked)
 
-    @override
-    def close(self) -> None:
-        if not all(work.is_completed() for work in self._under_way):
-            hang_up(self._group)
-        self._group = None
-
-    def finish(self, work: Work) -> None:
-        """Wait for a collective operation, but not as gloo does: deaf to signals."""
-        if not work.is_completed():
-            with self.blocked():
-                pause_s = 50e-6
-                while not work.is_completed():
-                    sleep(pause_s)
-                    pause_s = min(1.5 * pause_s, 1e-3)
-        with noticing():
-            work.wait()
-
-    def _start(self, operation: str, *arguments: Any) -> Work:
-        with noticing():
-            work = getattr(self._group, operation)(*arguments)
-        self._under_way = [*(work for work in self._under_way if not work.is_completed()), work]
-        return work
-
     def _do(self, operation: str, *arguments: Any) -> None:
-        self.finish(self._start(operation, *arguments))
+        self.finish(self.start(operation, *arguments))
 
 
 def packed(value: Any) -> io.BytesIO:
@@ -266,11 +322,24 @@ class GroupReceiver(StagedReceiver):
         super().__init__(GlooLine(group), *args, **kwargs)
 
 
-def nccl(store: Store, rank: int, name: str) -> Group:
-    """A group of two processes with a GPU each, for one direction of a boundary."""
+class NcclReplicas(Replicas):
+    """Workers that hold the same stages, with a GPU each; the CPU waits for nothing. ``group``: see `nccl`."""
+
+    def __init__(self, group: Group) -> None:
+        self._group, self.rank, self.size = group, group.rank(), group.size()
+
+    def begin_sum(self, values: Tensor) -> Callable[[], None]:
+        return self._group.allreduce([values]).wait
+
+    def close(self) -> None:
+        self._group = None
+
+
+def nccl(store: Store, rank: int, name: str, size: int = 2) -> Group:
+    """A group of processes with a GPU each: of two for one direction of a boundary, of all replicas of a stage."""
     store = PrefixStore(name, store)
-    _meet(store, 2)
-    return make_nccl(store, rank, 2, ANSWER)
+    _meet(store, size)
+    return make_nccl(store, rank, size, ANSWER)
 
 
 def flat(tensor: Tensor) -> Tensor:

@@ -19,12 +19,14 @@ from typing_extensions import override
 
 from sglight.compat.lightning import Launcher, set_rank
 from sglight.config.machine import cores
+from sglight.config.replicas import check_divides
 from sglight.errors import UserError
-from sglight.link import Alone, Peers
+from sglight.link import Alone, Peers, Replicas
 from sglight.parallel.environment import environment
 from sglight.parallel.gate import Gate
 from sglight.parallel.launcher import current, launch
 from sglight.parallel.reduction import reduction
+from sglight.parallel.seats import Seat, seat_name, seats
 from sglight.parallel.wiring import (
     Ends,
     GlooEnds,
@@ -36,7 +38,7 @@ from sglight.parallel.wiring import (
     meeting_folders,
     wire,
 )
-from sglight.strategies.schedule import stage_names
+from sglight.strategies import flight
 from sglight.strategies.staged import StagedModule
 
 # Parts of a checkpoint whose entries are by stage or estimator: each worker has its own.
@@ -44,11 +46,11 @@ BY_STAGE = ("state_dict", "optimizer_states", "lr_schedulers", "in_flight", "wai
 
 
 class StageStrategy(ParallelStrategy):
-    """Trains a `StagedModule` whose stages live in W processes, neighbours in one.
+    """Trains a `StagedModule` whose stages live in W processes, neighbours in one; R of them may hold the same stages.
 
-    Each worker builds its own stages only; all see the same batches. Workers are started here, on one machine, or by
-    torchrun. On the CPU neighbours on one machine exchange tensors through memory that they share, otherwise
-    by gloo; on CUDA by NCCL, or by gloo where workers share a device.
+    Each worker builds its own stages only; all see the same batches, of which replicas take a part each. Workers are
+    started here, on one machine, or by torchrun. On the CPU neighbours on one machine exchange tensors through memory
+    that they share, otherwise by gloo; on CUDA by NCCL, or by gloo where workers share a device.
 
     >>> trainer = pl.Trainer(strategy=StageStrategy(), devices=2, accelerator="cpu")  # doctest: +SKIP
     >>> trainer.fit(DNI(network, optimizer, stages=4), datamodule)  # doctest: +SKIP
@@ -59,6 +61,8 @@ class StageStrategy(ParallelStrategy):
         idle_timeout_s: a worker that is started here and does nothing for so long, while nobody keeps it waiting,
             ends the run.
         workers: on this machine, where they are not as many as devices: then they take turns on these.
+        replicas: R. layout: see `seats`. sync_batchnorm: whether batch normalisation goes over the samples of all
+            replicas.
     """
 
     strategy_name = "stages"
@@ -69,12 +73,16 @@ class StageStrategy(ParallelStrategy):
         share_memory: bool = True,
         idle_timeout_s: float = 10.0,
         workers: int | None = None,
+        replicas: int = 1,
+        layout: str = "pipelines",
+        sync_batchnorm: bool = False,
     ) -> None:
         super().__init__(cluster_environment=environment())
         self.threads = threads
         self.share_memory = share_memory
         self.idle_timeout_s = idle_timeout_s
         self.workers = workers
+        self.replicas, self.layout, self.sync_batchnorm = replicas, layout, sync_batchnorm
         self.num_nodes = 1
         self.peers: Peers = Alone()
         # All stages' parameters, at worker 0 after the end, for the process that has started the workers.
@@ -117,7 +125,7 @@ class StageStrategy(ParallelStrategy):
         self._connect(*self.assign(self.world_size))
 
     def assign(self, workers: int) -> tuple[StagedModule, list[range]]:
-        """The module, and which of its stages each of so many workers gets.
+        """The module, and which of its stages each group of so many workers gets.
 
         Raises:
             UserError: if it cannot be trained on so many.
@@ -126,10 +134,12 @@ class StageStrategy(ParallelStrategy):
         if not isinstance(module, StagedModule):
             raise UserError(f"StageStrategy trains modules that have stages, not {type(module).__name__}")
         try:
-            groups = module.groups(workers)
+            check_divides(self.replicas, workers)
+            module.check_replicas(self.replicas)
+            groups = module.groups(workers // self.replicas)
         except ValueError as error:
             raise UserError(str(error)) from error
-        if workers > 1:
+        if len(groups) > 1:
             check_room(module)
         return module, groups
 
@@ -138,21 +148,37 @@ class StageStrategy(ParallelStrategy):
         meeting = meet("run")
         if meeting is None:
             return
+        table = seats(len(groups), self.replicas, self.layout)
+        seat = table[meeting.rank]
         if (worker := current()) is not None:
-            worker.status.set_name(stage_names(groups[worker.rank], module.part))
+            worker.status.set_name(seat_name(groups[seat.group], seat, self.replicas, module.part))
         self.peers = peers = meeting.peers()
+        line = [table.index(Seat(group, seat.replica)) for group in range(len(groups))]
+        same = [table.index(Seat(seat.group, replica)) for replica in range(self.replicas)]
+        pipeline = peers if self.replicas == 1 else meeting.peers_among(line, "pipeline")
+        replicas = meeting.replicas(same, nccl=self.root_device.type == "cuda" and not self._shares_devices)
         with tempfile.TemporaryDirectory(prefix="sglight-") as folder:
             folders = meeting_folders(peers, self.node_rank, folder)
             if (first := folders[0]) is not None and None not in folders:
                 peers.gate = Gate(first / "gate", peers.rank, peers.size)
-            module.place(wire(groups, self.peers, lambda other: self._ends(module, meeting, folders, other)))
+
+            def ends(group: int) -> Ends:
+                return self._ends(module, meeting, folders, line[group])
+
+            statistics = replicas if self.sync_batchnorm and module.spec.has_statistics else Replicas()
+            module.place(wire(groups, seat.group, ends, peers, pipeline, replicas, statistics))
             self.peers.barrier()  # the folder is not needed any more
+
+    @property
+    def _shares_devices(self) -> bool:
+        """Whether workers take turns on devices."""
+        return self.num_processes > len(self.parallel_devices or ())
 
     def _ends(self, module: StagedModule, meeting: Meeting, folders: list[Path | None], other: int) -> Ends:
         """The best way to another worker."""
         device, slots = self.root_device, module.in_flight
         if device.type == "cuda":
-            if self.num_processes > len(self.parallel_devices or ()):
+            if self._shares_devices:
                 return GlooEnds(meeting, other, device, slots)
             layout = torch.channels_last if module.spec.kernel == "conv" else torch.contiguous_format
             dtype = torch.float64 if self.precision_plugin.precision == "64-true" else torch.float32
@@ -210,10 +236,16 @@ class StageStrategy(ParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
     ) -> None:
-        own = {key: checkpoint[key] for key in BY_STAGE if key in checkpoint}
-        for part in self.peers.gather(own):
+        replica = self._replica
+        # Of replicas, which are equal, the first speaks for all; but each has its part of what is in flight.
+        keys = BY_STAGE if replica == 0 else ("in_flight",)
+        in_flight: list[dict[str, Any]] = [{} for _ in range(self.replicas)]
+        for number, part in self.peers.gather((replica, {k: checkpoint[k] for k in keys if k in checkpoint})):
+            in_flight[number] |= part.pop("in_flight", {})
             for key, values in part.items():
                 checkpoint[key] = {**checkpoint[key], **values}
+        if self.is_global_zero:
+            checkpoint["in_flight"] = flight.joined(in_flight)
         super().save_checkpoint(checkpoint, filepath, storage_options)
 
     @override
@@ -229,12 +261,21 @@ class StageStrategy(ParallelStrategy):
 
     def _disconnect(self, module: StagedModule) -> None:
         if self._launcher is not None and not self._failed:
-            for part in self.peers.gather(module.state_dict()):
+            for part in self.peers.gather(module.state_dict() if self._replica == 0 else {}):
                 self.final_state |= part
-        for channel in (*module.placement.states.values(), *module.placement.gradients.values()):
+        placement = module.placement
+        for channel in placement.channels:
             channel.close()
-        self.peers.close()
+        for peers in {placement.peers, placement.pipeline}:
+            peers.close()
+        placement.replicas.close()
         self.peers = Alone()
+
+    @property
+    def _replica(self) -> int:
+        """Which replica of its stages this worker holds."""
+        module = self.lightning_module
+        return module.placement.replicas.rank if isinstance(module, StagedModule) else 0
 
 
 def _check_not_interactive(workers: int) -> None:

@@ -17,7 +17,7 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 from typing_extensions import override
 
 from sglight.errors import UserError
-from sglight.link import Channel, LocalChannel, Peers, Placement
+from sglight.link import Channel, LocalChannel, Peers, Placement, Replicas
 from sglight.parallel import remote, shared
 from sglight.parallel.launcher import current
 from sglight.strategies.plan import Plan
@@ -46,8 +46,31 @@ class Meeting:
 
     def peers(self) -> remote.GroupPeers:
         """All workers."""
+        return self.peers_among(range(self.size), "peers")
+
+    def peers_among(self, workers: Sequence[int], name: str) -> remote.GroupPeers:
+        """Some workers, among them this one, as peers."""
         waiting = waiting_for("the other workers")
-        return remote.GroupPeers(self.store, self.rank, self.size, f"{self.name}/peers", self.local, waiting)
+        return remote.GroupPeers(*self.group(workers, name), self.local, waiting)
+
+    def replicas(self, workers: Sequence[int], nccl: bool) -> Replicas:
+        """The workers that hold the same stages as this one; ``nccl``: whether each has a GPU of its own."""
+        if len(workers) == 1:
+            return Replicas()
+        group, waiting = self.group(workers, "replicas"), waiting_for("its replicas")
+        if nccl:
+            store, rank, size, name = group
+            return remote.NcclReplicas(remote.nccl(store, rank, name, size))
+        return remote.GroupReplicas(*group, self.local, waiting)
+
+    def group(self, workers: Sequence[int], name: str) -> tuple[Store, int, int, str]:
+        """Store, rank, size and name of a group of workers."""
+        ranks = "-".join(map(str, workers))
+        return self.store, workers.index(self.rank), len(workers), f"{self.name}/{name}/{ranks}"
+
+    def pair(self, other: int, name: str) -> tuple[Store, int, int, str]:
+        """`group` of this worker and another one."""
+        return self.group(sorted((self.rank, other)), name)
 
 
 def meet(purpose: str) -> Meeting | None:
@@ -132,8 +155,7 @@ class GlooEnds(Ends):
         return remote.GroupReceiver(self._group(name), self.slots, self.device, **self.peer_arguments(name))
 
     def _group(self, name: str) -> Any:
-        m = self.meeting
-        return remote.gloo(m.store, int(m.rank > self.other), 2, f"{m.name}/{name}", m.local)
+        return remote.gloo(*self.meeting.pair(self.other, name), self.meeting.local)
 
 
 @dataclass
@@ -156,8 +178,8 @@ class NcclEnds(Ends):
         return remote.NcclReceiver(self._group(name), self.device, self.dtype, self.layout)
 
     def _group(self, name: str) -> Any:
-        m = self.meeting
-        return remote.nccl(m.store, int(m.rank > self.other), f"{m.name}/{name}")
+        store, rank, _, name = self.meeting.pair(self.other, name)
+        return remote.nccl(store, rank, name)
 
 
 def check_room(module: StagedModule) -> None:
@@ -183,19 +205,26 @@ def check_room(module: StagedModule) -> None:
     )
 
 
-def wire(groups: list[range], peers: Peers, ends: Callable[[int], Ends]) -> Placement:
-    """The stages of this worker, one of the ``groups``, and their channels; ``ends`` of those to another worker."""
-    rank = peers.rank
-    own = groups[rank]
-    placement = Placement(own, {}, {}, peers)
+def wire(
+    groups: list[range],
+    group: int,
+    ends: Callable[[int], Ends],
+    peers: Peers,
+    pipeline: Peers,
+    replicas: Replicas,
+    statistics: Replicas,
+) -> Placement:
+    """The stages of this worker, one of the ``groups``, and their channels; ``ends``: of those to another group."""
+    own = groups[group]
+    placement = Placement(own, {}, {}, peers, pipeline, replicas, statistics)
     for i in own[:-1]:
         placement.states[i], placement.gradients[i] = LocalChannel(), LocalChannel()
-    if rank > 0:
-        above, i = ends(rank - 1), own.start - 1
+    if group > 0:
+        above, i = ends(group - 1), own.start - 1
         placement.states[i] = above.receiver(f"the state behind stage {i}")
         placement.gradients[i] = above.sender(f"the gradient behind stage {i}")
-    if rank + 1 < peers.size:
-        below, i = ends(rank + 1), own.stop - 1
+    if group + 1 < len(groups):
+        below, i = ends(group + 1), own.stop - 1
         placement.states[i] = below.sender(f"the state behind stage {i}")
         placement.gradients[i] = below.receiver(f"the gradient behind stage {i}")
     return placement

@@ -238,6 +238,16 @@ def _ratio(row: Row, reference: Row, key: str) -> float | None:
     return row[key].mean / reference[key].mean
 
 
+# How a run on one worker is configured; runs of earlier versions have the first two of these keys only.
+ALWAYS = ("trainer.devices", "trainer.num_nodes")
+ONE_WORKER = {
+    **dict.fromkeys(ALWAYS, 1),
+    "trainer.replicas": 1,
+    "trainer.layout": "pipelines",
+    "trainer.sync_batchnorm": False,
+}
+
+
 def _workers(config: Mapping[str, object]) -> tuple[object, object]:
     return config.get("trainer.devices", 1), config.get("trainer.num_nodes", 1)
 
@@ -247,7 +257,8 @@ def _one_worker(group: Group, groups: Sequence[Group]) -> Group | None:
     config = dict(group.runs[0].config)
     if _workers(config) == (1, 1) or group.mixed:
         return None
-    wanted = identity({**config, "trainer.devices": 1, "trainer.num_nodes": 1})
+    alone = {key: value for key, value in ONE_WORKER.items() if key in config or key in ALWAYS}
+    wanted = identity({**config, **alone})
     return next((g for g in groups if not g.mixed and identity(g.runs[0].config) == wanted), None)
 
 

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from sglight.config.cuts import given_cuts
-from sglight.gradients import GradientSource, TrueGradient
+from sglight.gradients import GradientSource, TrainedEstimator, TrueGradient
 from sglight.link import Placement
 from sglight.networks import NetworkSpec, Stage
+from sglight.networks.batchnorm import BatchNorm2d
+from sglight.networks.segment import Segment
 from sglight.strategies import agreement, contents, descent
 from sglight.strategies.curves import Curves
 from sglight.strategies.diagnosis import Diagnosis
@@ -25,6 +27,7 @@ from sglight.strategies.optim import (
 from sglight.strategies.plan import Plan
 from sglight.strategies.rates import Rates
 from sglight.strategies.recorder import Recorder
+from sglight.strategies.replication import average_statistics, check_estimators
 from sglight.strategies.runtime import Runtime
 from sglight.strategies.schedule import Locked, Schedule
 from sglight.strategies.simulation import in_flight
@@ -128,15 +131,25 @@ class StagedNetwork(pl.LightningModule):
         rate = f"{optimizer['lr']:g}" + (f" ({schedule})" if schedule != "none" else "")
         name = f"{type(self).__name__.lower()}, {optimizer['name']}, rate {rate}"
         stages = f"{self.plan.last + 1} stages, {self.plan.schedule.describe()}" if self.plan.last else ""
-        return [name, stages, self.plan.source.describe(), self.plan.loss.describe()]
+        replicas = self.placement.replicas.size
+        shared = f"{replicas} replicas" if replicas > 1 else ""
+        return [name, stages, shared, self.plan.source.describe(), self.plan.loss.describe()]
 
-    def schedule(self, workers: int) -> str:
-        """Who does what when, as a text, by the cost model."""
-        return self.plan.grid(workers)
+    def schedule(self, groups: int, replicas: int = 1) -> str:
+        """Who does what when, as a text, by the cost model; for so many groups of stages, each with replicas."""
+        return self.plan.grid(groups, replicas)
 
     def groups(self, workers: int) -> list[range]:
         """The stages of each of ``workers`` processes; see `Plan.groups`."""
         return self.plan.groups(workers)
+
+    def check_replicas(self, replicas: int) -> None:
+        """Refuse replicas where the strategy cannot share a batch.
+
+        Raises:
+            ValueError: about ``trainer.replicas``.
+        """
+        check_estimators(self.plan.source, replicas)
 
     def parameter_counts(self) -> dict[str, int]:
         """How many parameters each part here has, by name: ``stage_0`` and, where there are any, ``estimator_0``."""
@@ -179,6 +192,16 @@ class StagedNetwork(pl.LightningModule):
         for part in (self.stages, self.estimators):
             for key in [key for key in part if int(key) not in self.local_stages]:
                 del part[key]
+        self.share()
+
+    def share(self) -> None:
+        """Tell the parts of stages and estimators with whom they share batches."""
+        for part in self.stages.modules():
+            if isinstance(part, Segment | BatchNorm2d):
+                part.replicas = self.placement.statistics
+        for part in self.estimators.modules():
+            if isinstance(part, TrainedEstimator):
+                part.replicas = self.placement.replicas
 
     @override
     def setup(self, stage: str) -> None:
@@ -200,6 +223,7 @@ class StagedNetwork(pl.LightningModule):
         for i in self.runtime.boundaries:
             if str(i) not in self.estimators and (estimator := self.make_estimator(i)) is not None:
                 self.estimators[str(i)] = estimator
+        self.share()
 
     def make_estimator(self, i: int) -> nn.Module | None:
         """What learns at the boundary behind stage i; override this for another kind."""
@@ -234,6 +258,10 @@ class StagedNetwork(pl.LightningModule):
         for _, stage in self.own_stages():
             x = stage(x)
         return x
+
+    def average_statistics(self) -> None:
+        """Give all replicas the mean of their running statistics; all of them must call this."""
+        average_statistics(self.stages, self.placement.replicas)
 
     def _build(self) -> None:
         """Build what belongs here and is not there yet, on the module's device, with its type and in its mode."""

@@ -16,7 +16,7 @@ SHOWN = ("train/loss", "train/acc")  # beside the progress bar
 
 @dataclass
 class _Report:
-    """What all workers say of one batch: the sums of values, and of flags that tell which are known."""
+    """What all workers say of one batch: the sums of weighted values, and of the weights, 0 for what is not known."""
 
     step: int
     epoch: int
@@ -26,8 +26,8 @@ class _Report:
 
     def values(self) -> dict[str, float]:
         numbers = self.sums.result()
-        known = numbers[len(self.names) :]
-        return {name: value for name, value, flag in zip(self.names, numbers, known, strict=False) if flag}
+        weights = numbers[len(self.names) :]
+        return {name: value / w for name, value, w in zip(self.names, numbers, weights, strict=False) if w}
 
 
 class Curves:
@@ -56,12 +56,16 @@ class Curves:
         names: Sequence[str],
         known: Mapping[str, float | Tensor],
         logged: Collection[str] = (),
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         """Say what is known here of a batch; all workers name the same ``names``.
 
-        Those that are ``logged`` need not be written here again.
+        Of what several workers know, the mean is taken, by their ``weights``, which are 1 if not given. Those that are
+        ``logged`` need not be written here again.
         """
-        numbers = [float(known.get(name, 0.0)) for name in names] + [float(name in known) for name in names]
+        weigh = {**dict.fromkeys(known, 1.0), **(weights or {})}
+        numbers = [float(known[name]) * weigh[name] if name in known else 0.0 for name in names]
+        numbers += [weigh[name] if name in known else 0.0 for name in names]
         self._reports.append(_Report(step, epoch, names, peers.total(numbers), logged))
 
     def write(self, module: pl.LightningModule, wait: bool = False, told: Collection[str] = ()) -> None:

@@ -33,10 +33,10 @@ def prepare_network(plan: Plan, stages: Sequence[Stage], normaliser: float, plac
     stages. All workers call this with their stages, and wait for each other if there is something to exchange.
     """
     before = after = None
-    if plan.regularisation.get("smoothness") and placement.peers.size > 1:
+    if plan.regularisation.get("smoothness") and placement.pipeline.size > 1:
         # What the neighbours' parameters were before any update of this batch.
-        edges = placement.peers.share((stages[0].first_samples(), stages[-1].last_samples()))
-        rank, device = placement.peers.rank, next(stages[0].parameters()).device
+        edges = placement.pipeline.share((stages[0].first_samples(), stages[-1].last_samples()))
+        rank, device = placement.pipeline.rank, next(stages[0].parameters()).device
         before = _on(device, edges[rank - 1][1]) if rank > 0 else None
         after = _on(device, edges[rank + 1][0]) if rank + 1 < len(edges) else None
     _scale_and_penalise(plan, stages, normaliser, before, after)
@@ -45,8 +45,8 @@ def prepare_network(plan: Plan, stages: Sequence[Stage], normaliser: float, plac
     norms = [0.0] * (plan.last + 1)
     for i, stage in zip(placement.own, stages, strict=True):
         norms[i] = float(torch.nn.utils.get_total_norm(_gradients(stage)))
-    if placement.peers.size > 1:
-        norms = placement.peers.total(norms).result()
+    if placement.pipeline.size > 1:
+        norms = placement.pipeline.total(norms).result()
     total = norms[0] if len(norms) == 1 else math.sqrt(sum(norm * norm for norm in norms))
     for stage in stages:
         parameters = _with_gradients(stage)

@@ -134,15 +134,23 @@ def exact_pass(
     neighbours. Estimators that predict are compared on the way: see `Runtime.comparisons`.
     """
     runtime.collect()
-    pieces = runtime.plan.schedule.pieces
+    pieces, replicas = runtime.plan.schedule.pieces, runtime.placement.replicas
     inputs = [None] * pieces if x is None else x.tensor_split(pieces)
     totals: dict[int, Tensor] = {}
     at: defaultdict[int, list[Tensor]] = defaultdict(list)
     with own_statistics(runtime.stages):
         for piece, y in zip(inputs, labels.tensor_split(pieces), strict=True):
-            if len(y):
-                for i, gradient in _exact_piece(runtime, piece, y, at).items():
+            if len(mine := replicas.share(y)):
+                part = None if piece is None else replicas.share(piece)
+                for i, gradient in _exact_piece(runtime, part, mine, at).items():
                     totals[i] = gradient if i not in totals else totals[i] + gradient
+    for i in runtime.placement.own if replicas.size > 1 else ():
+        if i not in totals:  # no sample of the batch is this replica's
+            totals[i] = (
+                torch.cat([p.flatten() for p in runtime.stage(i).parameters() if p.requires_grad]).detach()
+                * 0
+            )
+        replicas.sum(totals[i])
     normaliser = runtime.plan.loss.normaliser(labels)
     means = {i: total / normaliser for i, total in totals.items()}
     return means, {i: torch.cat(parts) for i, parts in at.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,11 @@ class RunningMeans:
         self._sums, self._normaliser, self._samples = None, 0.0, 0
         return means
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of how much ``loss`` and ``acc`` are means: by such weights those of several workers become one."""
+        return {"loss": self._normaliser, "acc": float(self._samples)}
+
     def sum_of_losses(self) -> float:
         """Of what has been added since; 0 on a worker that does not know them."""
         return 0.0 if self._sums is None else float(self._sums[0])
@@ -46,6 +51,19 @@ class RunningMeans:
         if self._sums is None:
             return {}
         return {"sums": self._sums.tolist(), "normaliser": self._normaliser, "samples": self._samples}
+
+    @classmethod
+    def joined(cls, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The `state` of one worker that has seen all samples, from those of several."""
+        whole = dict[str, Any]()
+        if known := [state for state in states if "sums" in state]:
+            whole["sums"] = [
+                math.fsum(column) for column in zip(*(state["sums"] for state in known), strict=True)
+            ]
+            whole |= {name: sum(state[name] for state in known) for name in ("normaliser", "samples")}
+        if epochs := [state["epoch"] for state in known if "epoch" in state]:
+            whole["epoch"] = cls.joined(epochs)
+        return whole
 
     def load(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Go on from a `state`."""

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from sglight.gradients import Passage
+from sglight.link import Replicas
+from sglight.strategies.evaluation import RunningMeans
 
 if TYPE_CHECKING:
     from sglight.strategies.runtime import Runtime
+
+# Parts of a passage that have a row for each sample.
+BY_SAMPLE = ("labels", "state", "entered", "target")
 
 
 def under_way(runtime: Runtime) -> dict[str, dict[str, Any]]:
@@ -30,16 +38,83 @@ def _of_stage(runtime: Runtime, i: int) -> dict[str, Any]:
     return {"passages": passages, "gradients": gradients, "normaliser": runtime.normalisers.get(i, 1.0)}
 
 
+def joined(replicas: Sequence[Mapping[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """What `under_way` gives on one worker that has the whole batch, from what it gives on the replicas in order.
+
+    The gradients are summed; those of each replica are kept besides, as ``shares``: the order of summation decides how
+    sums are rounded, and as many replicas go on with the same numbers.
+    """
+    if len(replicas) == 1:
+        return dict(replicas[0])
+    found = {}
+    for key in sorted({key for part in replicas for key in part}):
+        parts = [part.get(key, {}) for part in replicas]
+        found[key] = RunningMeans.joined(parts) if key == "means" else _joined_stage(parts)
+    return found
+
+
+def _joined_stage(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    known = [part for part in parts if part]
+    pieces = sorted({passage["piece"] for part in known for passage in part["passages"]})
+    shares = [part.get("gradients", {}) for part in parts]
+    names = dict.fromkeys(name for share in shares for name in share)
+    return {
+        "passages": [
+            _joined_piece([p for part in known for p in part["passages"] if p["piece"] == n]) for n in pieces
+        ],
+        "gradients": {name: sum(share[name] for share in shares if name in share) for name in names},
+        "shares": shares,
+        "normaliser": known[0]["normaliser"],
+    }
+
+
+def _joined_piece(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A piece of a batch from its parts, all of the same piece in the same stage."""
+    whole = dict(parts[0])
+    for name in BY_SAMPLE:
+        if whole[name] is not None:
+            whole[name] = torch.cat([part[name] for part in parts])
+    if whole["ends"] is not None:
+        whole["ends"] = [torch.cat(ends) for ends in zip(*(part["ends"] for part in parts), strict=True)]
+    return whole
+
+
+def _shared_piece(whole: Mapping[str, Any], replicas: Replicas) -> dict[str, Any]:
+    """The part of a piece that one of the replicas has."""
+
+    def share(tensor: Tensor) -> Tensor:
+        return replicas.share(tensor).clone()
+
+    part = dict(whole)
+    part |= {name: share(whole[name]) for name in BY_SAMPLE if whole[name] is not None}
+    part["ends"] = None if whole["ends"] is None else [share(end) for end in whole["ends"]]
+    return part
+
+
 def take_up(runtime: Runtime, under_way: Mapping[str, dict[str, Any]]) -> None:
     """Have in flight what `under_way` has given."""
     counter = runtime.plan.last if runtime.counter is None else runtime.counter
-    if counter in runtime.placement.own:
+    replicas = runtime.placement.replicas
+    if counter in runtime.placement.own and replicas.rank == 0:
         runtime.means.load(under_way.get("means", {}), next(runtime.stages.parameters()).device)
     for i in runtime.placement.own:
         found = under_way.get(f"stage_{i}", {})
-        runtime.window[i] = deque(_restored(runtime, i, saved) for saved in found.get("passages", []))
+        passages, gradients = found.get("passages", []), found.get("gradients", {})
+        runtime.totals |= {saved["batch"]: saved["normaliser"] for saved in passages}
+        if replicas.size > 1:
+            passages = [_shared_piece(saved, replicas) for saved in passages]
+            gradients = _share_of_sums(found, replicas)
+        runtime.window[i] = deque(_restored(runtime, i, saved) for saved in passages if len(saved["labels"]))
         runtime.normalisers[i] = found.get("normaliser", 1.0)
-        runtime.sums[i] = found.get("gradients", {})
+        runtime.sums[i] = gradients
+
+
+def _share_of_sums(found: Mapping[str, Any], replicas: Replicas) -> dict[str, Tensor]:
+    """The gradients with which one of the replicas goes on: as many have each its own, of others the first has all."""
+    shares = found.get("shares", [])
+    if len(shares) == replicas.size:
+        return dict(shares[replicas.rank])
+    return dict(found.get("gradients", {})) if replicas.rank == 0 else {}
 
 
 def take_up_sums(runtime: Runtime) -> None:

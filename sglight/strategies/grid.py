@@ -21,6 +21,7 @@ def schedule_grid(
     costs: Sequence[StageTimes],
     batches: int = 4,
     width: int = WIDTH,
+    replicas: int = 1,
     unit: str = "",
 ) -> str:
     """The first ``batches`` of `simulate` as text at most ``width`` wide: a row a worker, all columns of equal time.
@@ -30,16 +31,21 @@ def schedule_grid(
 
         worker 0  F0 B0--- F1 B1--- L0 F2 B2--- L1
         worker 1  ...F0 B0--- F1 B1--- ...F2 B2---
+
+    Args:
+        replicas: R, each of which does the same with a part of each batch; one of them is shown.
     """
-    workers = simulate(schedule, groups, costs, batches)
+    shared = [StageTimes(*(cost / replicas for cost in vars(stage).values())) for stage in costs]
+    workers = simulate(schedule, groups, shared, batches)
     with_stage = any(len(group) > 1 for group in groups)
     names = [f"worker {w}  " for w in range(len(workers))]
     room = width - len(names[-1])
     column = _column(workers, room, with_stage)
     rows = [_row(spans, column, with_stage) for spans in workers]
-    alone, together = (period(schedule, g, costs) for g in ([range(len(costs))], groups))
+    alone, together = period(schedule, [range(len(costs))], costs), period(schedule, groups, shared)
     of = f" {unit}" if unit else ""
-    what = f"{_count(len(groups), 'worker')}, {_count(len(costs), 'stage')}, {schedule.describe()}"
+    each = f" in each of {replicas} replicas" if replicas > 1 else ""
+    what = f"{_count(len(groups), 'worker')}{each}, {_count(len(costs), 'stage')}, {schedule.describe()}"
     return "\n".join(
         [
             f"{what}: the first {_count(batches, 'batch', 'batches')}, a column is {number(column)}{of}",

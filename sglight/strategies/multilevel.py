@@ -33,6 +33,7 @@ from sglight.strategies.modes import Modes
 from sglight.strategies.optim import carry_over
 from sglight.strategies.pieces import settled
 from sglight.strategies.plan import Plan
+from sglight.strategies.replication import check_estimators
 from sglight.strategies.simulation import in_flight
 from sglight.strategies.staged import InStages, StagedModule
 from sglight.strategies.stopping import NextLevel, begin_anew
@@ -146,10 +147,17 @@ class Multilevel(StagedModule):
         return max(in_flight(plan.schedule, plan.last + 1) for plan in self.plans)
 
     @override
-    def schedule(self, workers: int) -> str:
+    def schedule(self, groups: int, replicas: int = 1) -> str:
         finest = self.plans[-1]
         schedules = dict.fromkeys(plan.schedule for plan in self.plans)
-        return "\n\n".join(replace(finest, schedule=schedule).grid(workers) for schedule in schedules)
+        return "\n\n".join(
+            replace(finest, schedule=schedule).grid(groups, replicas) for schedule in schedules
+        )
+
+    @override
+    def check_replicas(self, replicas: int) -> None:
+        for plan in self.plans:
+            check_estimators(plan.source, replicas)
 
     @override
     def describe(self) -> str:
@@ -239,6 +247,7 @@ class Multilevel(StagedModule):
         self._go_to(self.level + 1)
         for i, stage in coarse.items():
             self.stages[str(i)] = stage.refine(self.prolongation, heads.get(i + 1))
+        self.share()
         # Makes new ones, and tells Lightning.
         self.trainer.strategy.setup_optimizers(self.trainer)
         for (i, stage), k in zip(coarse.items(), range(len(states)), strict=False):
@@ -281,6 +290,7 @@ class Multilevel(StagedModule):
         loader, limits = trainer.val_dataloaders, trainer.num_val_batches
         if not loader or not sum(limits):
             return None
+        self.average_statistics()
         self.eval()
         for batch in islice(loader, None if limits[0] == inf else int(limits[0])):
             batch = trainer.precision_plugin.convert_input(batch)
@@ -344,6 +354,7 @@ class Multilevel(StagedModule):
                 example = next(stage.parameters())
                 other = Stage(self.spec, *self.cuts[i : i + 2]).to(example.device, example.dtype)
                 self.stages[str(i)] = other.train(stage.training)
+            self.share()
 
 
 def level_plan(finest: Plan, levels: Sequence[Level], k: int, modes: Modes) -> Plan:

@@ -72,9 +72,9 @@ class Plan:
         bounds = balanced(self.spec.stage_work(self.cuts, self.source.cost(self.spec)), workers)
         return [range(a, b) for a, b in pairwise(bounds)]
 
-    def shown_groups(self, workers: int) -> list[range]:
+    def shown_groups(self, groups: int, replicas: int = 1) -> list[range]:
         """The groups for which a schedule is shown and its ideal speed-up given: for one worker, a worker a stage."""
-        return self.groups(workers if workers > 1 else self.last + 1)
+        return self.groups(self.last + 1 if groups == replicas == 1 else groups)
 
     def stage_times(self) -> list[StageTimes]:
         """The phases of each stage by the cost model, in multiplications a sample."""
@@ -89,7 +89,9 @@ class Plan:
             for (work, e), arrives in zip(parts, again, strict=True)
         ]
 
-    def grid(self, workers: int) -> str:
+    def grid(self, groups: int, replicas: int = 1) -> str:
         """Who does what when, as a text, by the cost model, for `shown_groups`."""
-        text = schedule_grid(self.schedule, self.shown_groups(workers), self.stage_times(), unit=UNIT)
-        return f"If each stage had a worker of its own:\n{text}" if workers == 1 and self.last else text
+        shown = self.shown_groups(groups, replicas)
+        text = schedule_grid(self.schedule, shown, self.stage_times(), replicas=replicas, unit=UNIT)
+        imagined = groups == replicas == 1 and self.last
+        return f"If each stage had a worker of its own:\n{text}" if imagined else text

@@ -96,5 +96,5 @@ class Phase:
 
 def _counters(placement: Placement) -> tuple[float, float]:
     """Seconds that this worker has waited for others, and that its channels have moved, since they were made."""
-    channels = [*placement.states.values(), *placement.gradients.values()]
-    return sum(c.waited_s for c in [*channels, placement.peers]), sum(c.moved_s for c in channels)
+    channels, others = placement.channels, {placement.peers, placement.pipeline, placement.replicas}
+    return sum(each.waited_s for each in [*channels, *others]), sum(c.moved_s for c in channels)

@@ -8,6 +8,10 @@ For each piece of a batch, in the order that the schedule says:
     arrive     the true gradient goes through the stage a second time, and up
     learn      the estimator behind the stage learns from the true gradient
     update     the stage's optimiser steps with the sum over the pieces of a batch
+
+Replicas of a stage take a part of each piece each. Their gradients begin to be summed as soon as a stage has all of a
+batch, and its update waits for that at the end of the round, so that the sum is under way while other stages here go
+backward.
 """
 
 from __future__ import annotations
@@ -19,15 +23,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from sglight.errors import UserError
 from sglight.gradients import Boundary, Passage
 from sglight.gradients.base import compare, own_statistics
-from sglight.link import alone
+from sglight.link import alone, local_channels
 from sglight.networks import Stage
 from sglight.networks.drift import drift
 from sglight.strategies import descent
 from sglight.strategies.evaluation import TrainingMeans, hits
 from sglight.strategies.plan import Plan
 from sglight.strategies.recorder import Recorder
+from sglight.strategies.replication import begin_sum
 from sglight.strategies.schedule import Action
 
 # Of so many batches the phases of the first are timed.
@@ -90,7 +96,8 @@ class Runtime:
         self.comparisons: dict[str, Tensor] = {}
         self.drifts: dict[int, Tensor] = {}
         if len(self.placement.own) == self.plan.last + 1:  # channels of a failed training may hold something
-            self.placement = replace(alone(self.plan.last + 1), peers=self.placement.peers)
+            states, gradients = (local_channels(self.plan.last + 1) for _ in range(2))
+            self.placement = replace(self.placement, states=states, gradients=gradients)
         self.begin(0)
 
     def begin(self, batch: int, round_: int = 0) -> None:
@@ -98,8 +105,11 @@ class Runtime:
         self.batch, self.round = batch, round_
         # By stage, oldest first: what is between its forward pass and its last action.
         self.window: dict[int, deque[Passage]] = {i: deque() for i in range(self.plan.last + 1)}
-        # By stage: what the gradients that its parameters have are to be divided by.
+        # By stage: what the gradients that its parameters have are to be divided by. By batch under way: the same.
         self.normalisers: dict[int, float] = {}
+        self.totals: dict[int, float] = {}
+        # By stage: waits for the sum of its gradients over the replicas.
+        self._under_way: dict[int, Callable[[], None]] = {}
         # By stage: a copy of its parameters as they are now, if a piece has gone forward on one.
         self._copies: dict[int, dict[str, Tensor]] = {}
         # By stage: gradients that a checkpoint had, until the training begins.
@@ -128,13 +138,31 @@ class Runtime:
         # As many batches in a row are timed as there are to a lesson, so that one of them has it whatever the lag.
         timed = self.batch % TIMED_EVERY < max(self.plan.source.lesson_every, 1)
         self.recorder.begin(self.batch, timed, labels.is_cuda)
+        self._first = self._batch_of_first_piece()
         self._normaliser = self.plan.loss.normaliser(labels)
+        oldest = self.batch - schedule.latency(last) - 1
+        self.totals = {batch: total for batch, total in self.totals.items() if batch >= oldest}
+        self.totals[self.batch] = self._normaliser
+        self._check_statistics(len(labels))
+        share = self.placement.replicas.share
         for piece in zip(_cut(x, schedule.pieces), labels.tensor_split(schedule.pieces), strict=True):
-            self._carry_out(self.round, schedule.actions(self.round, own, last), *piece)
+            mine = (None if part is None else share(part) for part in piece)
+            self._carry_out(self.round, schedule.actions(self.round, own, last), *mine)
         self.batch += 1
+
+    def _check_statistics(self, samples: int) -> None:
+        """Refuse a batch of which some replica would have nothing to normalise with the others."""
+        pieces, replicas = self.plan.schedule.pieces, self.placement.statistics.size
+        if replicas > 1 and samples < pieces * replicas:
+            raise UserError(
+                f"trainer.sync_batchnorm=true needs {pieces * replicas} samples in every batch, one for each of "
+                f"trainer.replicas={replicas} in each of {pieces} microbatch(es), and there is a batch of {samples}: "
+                "choose another dataset.batch_size, or set trainer.sync_batchnorm=false"
+            )
 
     def drain(self) -> None:
         """Do what is left of the pieces under way, so that the pipeline is empty."""
+        self._first = self._batch_of_first_piece()
         rest = self.plan.schedule.rest(self.round, self.placement.own, self.plan.last)
         for n, actions in enumerate(rest, self.round):
             self._carry_out(n, actions, None, None)
@@ -142,6 +170,7 @@ class Runtime:
 
     def _carry_out(self, n: int, actions: Iterable[Action], x: Tensor | None, labels: Tensor | None) -> None:
         self.observer.before_round(self, n)
+        updates, schedule = list[Action](), self.plan.schedule
         for action in actions:
             match action.kind:
                 case "forward":
@@ -149,14 +178,27 @@ class Runtime:
                     self._forward(action, x, labels)
                 case "backward":
                     self._backward(action)
+                    if schedule.flushes and (action.piece + 1) % schedule.pieces == 0:
+                        self._begin_sum(action.stage)  # it updates last of all
                 case "arrive":
                     self._arrive(action, draining=labels is None)
                 case "learn":
                     self._learn(action)
+                case "update" if self.placement.replicas.size > 1:
+                    if not schedule.flushes:
+                        self._begin_sum(action.stage)
+                    updates.append(action)
                 case "update":
                     self._update(action, n)
+        for action in updates:
+            self._update(action, n)
         self.round = n + 1
         self.observer.after_round(n)
+
+    def _begin_sum(self, i: int) -> None:
+        """Begin to sum the gradients of stage i over the replicas, if there are several."""
+        if self.placement.replicas.size > 1:
+            self._under_way[i] = begin_sum(self.stage(i).parameters(), self.placement.replicas)
 
     def _forward(self, action: Action, x: Tensor | None, labels: Tensor) -> None:
         i, source, piece = action.stage, self.plan.source, action.piece
@@ -195,8 +237,14 @@ class Runtime:
 
     def _backward(self, action: Action) -> None:
         i, plan, phase = action.stage, self.plan, self.recorder.phase
-        passage = self._passage(action)
+        passage, batch = self._passage(action), self._batch_of(action.piece)
+        if passage is not None:
+            self.normalisers[i] = passage.normaliser
+        elif self.placement.replicas.size > 1 and batch in self.totals:
+            self.normalisers[i] = self.totals[batch]
         if passage is None:  # of a piece without samples
+            if self.placement.replicas.size > 1 and i < plan.last and plan.source.has_estimators:
+                self._learn_without_samples(action)
             return
         assert passage.entered is not None
         gradient = None if i == plan.last else self._gradient(i, passage)
@@ -210,7 +258,6 @@ class Runtime:
             output.backward(gradient, retain_graph=again)
             if passage.weights is not None:
                 _move_gradients(passage.weights, self.stage(i))
-        self.normalisers[i] = passage.normaliser
         if again:
             passage.entered.grad = None
             return
@@ -281,7 +328,9 @@ class Runtime:
 
     def _learn(self, action: Action) -> None:
         i, passage = action.stage, self._passage(action)
-        if passage is None:  # not of a batch from which estimators learn
+        if passage is None:  # not of a batch from which estimators learn, or without samples
+            if self.placement.replicas.size > 1:
+                self._learn_without_samples(action)
             return
         if passage.target is None:
             passage.target = self._true_gradient(i, passage)
@@ -289,10 +338,25 @@ class Runtime:
             self.lessons[i] = self.plan.source.learn(self.boundary(i), passage)
         self.window[i].remove(passage)
 
+    def _learn_without_samples(self, action: Action) -> None:
+        """Take part in a lesson of all replicas, of a batch of which this one has no part."""
+        i, source, batch = action.stage, self.plan.source, self._batch_of(action.piece)
+        parameter = next(self.stages.parameters())
+        state = parameter.new_empty(self.plan.boundary_shape(i, 0))
+        labels = torch.empty(0, dtype=torch.long, device=parameter.device)
+        passage = Passage(action.piece, batch, labels, None, None, state, target=state)
+        if not source.lesson_every:  # learns in giving a gradient
+            if action.kind == "backward":
+                source.gradient(self.boundary(i), passage, None)
+        elif action.kind == "learn" and batch % source.lesson_every == 0:
+            source.learn(self.boundary(i), passage)
+
     def _update(self, action: Action, n: int) -> None:
         i, own = action.stage, self.placement.own
         together = self.plan.schedule.flushes
         for j in own if together and i == own[0] else () if together else [i]:
+            if j in self._under_way:
+                self._under_way.pop(j)()
             self.observer.before_update(self, j, n, self.normalisers[j])
         with self.recorder.phase("backward", i):
             normaliser = self.normalisers[i]
@@ -308,8 +372,11 @@ class Runtime:
 
     def _batch_of(self, piece: int) -> int:
         """Number of the batch that a piece belongs to, from the beginning of the training."""
-        pieces = self.plan.schedule.pieces
-        return self.batch + piece // pieces - self.round // pieces
+        return self._first + piece // self.plan.schedule.pieces
+
+    def _batch_of_first_piece(self) -> int:
+        """Number of the batch with which the pipeline began to fill; to be asked for between two batches."""
+        return self.batch - self.round // self.plan.schedule.pieces
 
     def _is_lesson(self, i: int, passage: Passage) -> bool:
         every = self.plan.source.lesson_every

@@ -46,6 +46,31 @@ class StageTimes:
         return self.forward + self.estimate + self.backward + self.learn + self.arrive
 
 
+@dataclass(frozen=True)
+class Messages:
+    """What communication takes, in the unit of the costs; nothing by default.
+
+    Attributes:
+        states: by boundary, to send all states of a batch to another worker, or the gradients back.
+        sums: by stage, to sum its gradients over the replicas; empty where there is one of each.
+    """
+
+    states: Sequence[float] = ()
+    sums: Sequence[float] = ()
+
+
+class _Line:
+    """What carries messages one after the other."""
+
+    def __init__(self) -> None:
+        self._free = 0.0
+
+    def carry(self, ready: float, time: float) -> float:
+        """When something has arrived that is ready to go at a time."""
+        self._free = max(self._free, ready) + time
+        return self._free
+
+
 class _Worker:
     """One worker's actions that are left, what it has done, and when it is free again."""
 
@@ -53,6 +78,7 @@ class _Worker:
         self.left = deque(actions)
         self.spans: list[Span] = []
         self.free = 0.0
+        self.sums = _Line()
 
     def work(self, phase: str, cost: float, action: Action, batch: int) -> float:
         """Do something as soon as the worker is free; returns when it is done."""
@@ -70,9 +96,13 @@ class _Worker:
 
 
 def simulate(
-    schedule: Schedule, groups: Sequence[range], costs: Sequence[StageTimes], batches: int
+    schedule: Schedule,
+    groups: Sequence[range],
+    costs: Sequence[StageTimes],
+    batches: int,
+    messages: Messages | None = None,
 ) -> list[list[Span]]:
-    """The spans of each worker in the first ``batches`` of an epoch, with free messages and unbounded channels.
+    """The spans of each worker in the first ``batches`` of an epoch, with unbounded channels.
 
     A state leaves a stage when its forward pass ends, a gradient when its backward pass ends. What costs nothing has
     no span. Pieces of a batch cost equal parts of it, and carry its number; what is left to do behind the last batch
@@ -81,13 +111,27 @@ def simulate(
     Args:
         groups: the stages of each worker, neighbours in order.
         costs: of each stage's phases for a batch, in any unit of time.
+        messages: what they take, besides the workers' time; None for nothing.
     """
+    messages = messages or Messages()
     last, pieces = len(costs) - 1, schedule.pieces
     assert list(chain(*groups)) == list(range(last + 1)), "groups must hold each stage once, in order"
     rounds = range(batches * pieces)
-    workers = [_Worker(chain.from_iterable(schedule.actions(n, own, last) for n in rounds)) for own in groups]
-    states: dict[tuple[int, int], float] = {}  # by stage and piece: when it left downwards
-    gradients: dict[tuple[int, int], float] = {}  # and when it left upwards
+    order = _updates_last if messages.sums else list[Action]
+    workers = [
+        _Worker(chain.from_iterable(order(schedule.actions(n, own, last)) for n in rounds)) for own in groups
+    ]
+    states: dict[tuple[int, int], float] = {}  # by stage and piece: when it arrives below
+    gradients: dict[tuple[int, int], float] = {}  # and when it arrives above
+    sums: dict[tuple[int, int], float] = {}  # when the sum over the replicas is there
+    between = {own.stop - 1 for own in groups if own.stop <= last} if messages.states else set[int]()
+    down, up = ({i: _Line() for i in between} for _ in range(2))
+
+    def arrival(lines: dict[int, _Line], boundary: int, ready: float) -> float:
+        """When a piece of a batch has crossed a boundary."""
+        if boundary not in lines:
+            return ready
+        return lines[boundary].carry(ready, messages.states[boundary] / pieces)
 
     def awaited(action: Action) -> float | None:
         """When what the action needs from a neighbouring stage is there; None if that is not known yet."""
@@ -96,7 +140,7 @@ def simulate(
             return states.get((i - 1, piece))
         if i < last and kind in ("learn", schedule.receives):
             return gradients.get((i + 1, piece))
-        return 0.0
+        return sums.get((i, piece), 0.0) if kind == "update" else 0.0
 
     def advance(worker: _Worker) -> bool:
         """Carry out what can be; whether that was anything."""
@@ -109,15 +153,19 @@ def simulate(
                 worker.wait(ready, action, batch)
             match kind:
                 case "forward":
-                    states[i, piece] = worker.work(kind, cost.forward / pieces, action, batch)
+                    done = worker.work(kind, cost.forward / pieces, action, batch)
+                    states[i, piece] = arrival(down, i, done)
                 case "backward":
                     if not schedule.waits:
                         worker.work("estimate", cost.estimate / pieces, action, batch)
                     done = worker.work(kind, cost.backward / pieces, action, batch)
                     if schedule.sends(i, last) == kind:
-                        gradients[i, piece] = done
+                        gradients[i, piece] = arrival(up, i - 1, done)
+                    if messages.sums and (piece + 1) % pieces == 0:
+                        sums[i, piece] = worker.sums.carry(done, messages.sums[i])
                 case "arrive":
-                    gradients[i, piece] = worker.work(kind, cost.arrive / pieces, action, batch)
+                    done = worker.work(kind, cost.arrive / pieces, action, batch)
+                    gradients[i, piece] = arrival(up, i - 1, done)
                 case "learn":
                     worker.work(kind, cost.learn / pieces, action, batch)
         return moved
@@ -127,17 +175,28 @@ def simulate(
     return [worker.spans for worker in workers]
 
 
+def _updates_last(actions: Iterator[Action]) -> list[Action]:
+    """As replicas do it: see `sglight.strategies.runtime`."""
+    return sorted(actions, key=lambda action: action.kind == "update")
+
+
 def end_of(workers: Sequence[Sequence[Span]]) -> float:
     """When the last of the workers is done."""
     return max(span.end for span in chain(*workers))
 
 
-def period(schedule: Schedule, groups: Sequence[range], costs: Sequence[StageTimes]) -> float:
-    """Time a batch of `simulate`'s workers, once in full swing."""
-    half = BATCHES // 2
+def period(
+    schedule: Schedule,
+    groups: Sequence[range],
+    costs: Sequence[StageTimes],
+    messages: Messages | None = None,
+    batches: int = BATCHES,
+) -> float:
+    """Time a batch of `simulate`'s workers, once in full swing: in the second half of so many."""
+    half = batches // 2
     # What a worker does in a batch depends on nothing later: the first half is a run of its own.
-    end, middle = (end_of(simulate(schedule, groups, costs, count)) for count in (BATCHES, half))
-    return (end - middle) / (BATCHES - half)
+    end, middle = (end_of(simulate(schedule, groups, costs, count, messages)) for count in (batches, half))
+    return (end - middle) / (batches - half)
 
 
 def speedup(schedule: Schedule, groups: Sequence[range], costs: Sequence[StageTimes]) -> float:

@@ -56,6 +56,10 @@ class StagedModule(StagedTraining):
     # Evaluation.
 
     @override
+    def on_validation_start(self) -> None:
+        self.average_statistics()
+
+    @override
     def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         if batch_idx == 0:
             self._compare_batches(batch, sum(self.trainer.num_val_batches), "the validation")
@@ -70,15 +74,17 @@ class StagedModule(StagedTraining):
         """Leave gradients alone in a validation: in mid-epoch they may be sums that are not complete yet."""
 
     def evaluate(self, batch: Batch) -> None:
-        """Let a batch stream through the stages here; the worker of the last keeps its loss and hits."""
+        """Let this replica's part of a batch stream through the stages here; that of the last keeps loss and hits."""
         x, labels = batch
-        for i, stage in self.own_stages():
-            output = stage(self.runtime.enter(i, x, len(labels)))
+        share = self.placement.replicas.share
+        own, x = share(labels), None if x is None else share(x)
+        for i, stage in self.own_stages() if len(own) else ():
+            output = stage(self.runtime.enter(i, x, len(own)))
             if i < self.plan.last:
                 self.runtime.hand_down(i, output)
             else:
-                self.evaluation.add(self.plan.loss.total(output, labels), hits(output, labels))
-            self.evaluate_stage(i, output, labels)
+                self.evaluation.add(self.plan.loss.total(output, own), hits(output, own))
+            self.evaluate_stage(i, output, own)
         self.evaluation.count(self.plan.loss.normaliser(labels), len(labels))
 
     def evaluate_stage(self, i: int, output: Tensor, labels: Tensor) -> None:
@@ -127,6 +133,7 @@ class StagedModule(StagedTraining):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.average_statistics()
         checkpoint["sglight"] = self.identity()
         checkpoint["sglight_training"] = self.training_identity()
         checkpoint["progress"] = self.progress()

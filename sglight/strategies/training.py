@@ -21,6 +21,7 @@ from sglight.strategies import agreement, flight
 from sglight.strategies.core import Batch, StagedNetwork
 from sglight.strategies.curves import SHOWN
 from sglight.strategies.diagnosis import MEASURED
+from sglight.strategies.evaluation import RunningMeans
 from sglight.strategies.optim import (
     EpochLR,
     Length,
@@ -132,6 +133,7 @@ class StagedTraining(StagedNetwork):
                 if isinstance(scheduler, EpochLR):
                     scheduler.end_epoch()
         if self.is_logging:
+            weights = self._weights(self.runtime.means)
             means = {f"train/{name}": value for name, value in self.runtime.means.take().items()}
             step = self.runtime.batch - 1
             self.curves.report(
@@ -140,6 +142,7 @@ class StagedTraining(StagedNetwork):
                 self.current_epoch,
                 self.curve_names(),
                 {**dict(known or {}), **means},
+                weights={f"train/{name}": weight for name, weight in weights.items()},
             )
             self.runtime.comparisons = {}
             self._warn_of_drifts()
@@ -163,13 +166,18 @@ class StagedTraining(StagedNetwork):
 
     def _log_epoch(self) -> None:
         """Log the epoch's mean loss and accuracy, if there was a batch, for callbacks on every worker."""
-        means = {name: float(value) for name, value in self.runtime.means.epoch.take().items()}
-        *values, known = self.placement.peers.total(
-            [means.get("loss", 0.0), means.get("acc", 0.0), float(bool(means))]
-        ).result()
-        if known:
-            for name, value in zip(SHOWN, values, strict=True):
-                self.log(name, value, prog_bar=True, logger=False)
+        weights = self._weights(self.runtime.means.epoch)
+        means = self.runtime.means.epoch.take()
+        known = [float(means[name]) * weights[name] if means else 0.0 for name in weights]
+        known += [weight if means else 0.0 for weight in weights.values()]
+        loss, acc, *sums = self.placement.peers.total(known).result()
+        if all(sums):
+            for name, value, weight in zip(SHOWN, (loss, acc), sums, strict=True):
+                self.log(name, value / weight, prog_bar=True, logger=False)
+
+    def _weights(self, means: RunningMeans) -> dict[str, float]:
+        """By what to weigh means of this replica's samples; 1 where it has all samples."""
+        return means.weights if self.placement.replicas.size > 1 else dict.fromkeys(means.weights, 1.0)
 
     @property
     def is_logging(self) -> bool:
@@ -225,6 +233,7 @@ class StagedTraining(StagedNetwork):
     def on_train_epoch_end(self) -> None:
         # A run may end in mid-epoch (max_time, an early stop).
         self.runtime.drain()
+        self.average_statistics()
         self.curves.write(self, wait=True, told=SHOWN)
         self._log_epoch()
         rank, workers = self.placement.peers.rank, range(self.placement.peers.size)
@@ -243,12 +252,16 @@ class StagedTraining(StagedNetwork):
         self.log_dict(dict(zip(names, values, strict=True)))
 
     def phase_times(self) -> list[StageTimes]:
-        """Median seconds a batch of the phases of all stages, wherever they live; every worker waits for the others."""
+        """Median seconds a batch of the phases of all stages, wherever they live; every worker waits for the others.
+
+        Of replicas, each of which has its part of a batch, the mean.
+        """
         names = [field.name for field in fields(StageTimes)]
         lessons = max(self.plan.source.lesson_every, 1)
         own = {i: vars(self.recorder.typical(i)) for i in self.placement.own}
         known = [own[i][name] if i in own else 0.0 for i in range(self.plan.last + 1) for name in names]
-        seconds = iter(self.placement.peers.total(known).result())
+        replicas = self.placement.replicas.size
+        seconds = iter([total / replicas for total in self.placement.peers.total(known).result()])
         times = [StageTimes(*(next(seconds) for _ in names)) for _ in range(self.plan.last + 1)]
         return [replace(t, learn=t.learn / lessons) for t in times]
 
@@ -256,9 +269,10 @@ class StagedTraining(StagedNetwork):
         """Log what `phase_times` gives, and what the schedule would gain by it."""
         for i, stage in enumerate(times):
             self.log_dict({f"time/stage_{i}/{phase}_s": s for phase, s in vars(stage).items()})
-        if self.plan.last:
-            groups = self.plan.shown_groups(self.placement.peers.size)
-            self.log("speedup/theoretical", speedup(self.plan.schedule, groups, times))
+        replicas = self.placement.replicas.size
+        if self.plan.last or replicas > 1:
+            groups = self.plan.shown_groups(self.placement.pipeline.size, replicas)
+            self.log("speedup/theoretical", replicas * speedup(self.plan.schedule, groups, times))
 
 
 def training_length(trainer: pl.Trainer) -> Length:

@@ -30,7 +30,8 @@ def test_the_summary_names_what_is_about_to_run(
     capsys.readouterr()
     module: Any = trainer.lightning_module
     counts = all_parameter_counts(module)
-    print_summary(module, counts, trainer.datamodule, trainer, tmp_path / "run")  # type: ignore[attr-defined]
+    source: Any = trainer.datamodule  # type: ignore[attr-defined]
+    print_summary(module, counts, [range(2)], source, trainer, tmp_path / "run")
     lines = capsys.readouterr().out.splitlines()
     text = " ".join(" ".join(lines).split())
     for part in (

@@ -100,7 +100,7 @@ def test_stages_are_put_together_wherever_they_are(dtype: torch.dtype) -> None:
     copy = assembled(alone)
     first = built(normalisation="batch").to(dtype)
     first.load_state_dict(alone.state_dict())
-    first.place(Placement(range(1), {}, {}, Rank(0, there)))
+    first.place(Placement(range(1), {}, {}, Rank(0, there), Alone()))
     joined = assembled(first)
     assert copy is not None and joined is not None
     x = torch.randn(5, 2, dtype=dtype)
@@ -110,7 +110,7 @@ def test_stages_are_put_together_wherever_they_are(dtype: torch.dtype) -> None:
         alone.stage(1).segments["0"].weight.zero_()  # type: ignore[operator, union-attr]
     assert torch.equal(copy(x), joined(x)), "a copy, no view"
     second = built()
-    second.place(Placement(range(1, 3), {}, {}, Rank(1)))
+    second.place(Placement(range(1, 3), {}, {}, Rank(1), Alone()))
     assert assembled(second) is None
 
 

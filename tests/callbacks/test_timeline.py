@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class Worker(Alone):
         self.rank, self.gathered = rank, list[Any]()
 
     def gather(self, value: Any) -> list[Any]:
-        self.gathered.append(list(value))
+        self.gathered.append(deepcopy(value))
         return [value] if self.rank == 0 else []
 
 
@@ -119,7 +120,8 @@ def test_a_resumed_run_shows_its_own_first_batches(tmp_path: Path) -> None:
     ckpt = tmp_path / "last.ckpt"
     fit([PlaceAt(worker), Timeline(tmp_path, batches=2)], tmp_path, epochs=3, ckpt=ckpt)
     assert len(worker.gathered) == 1
-    assert {s.batch for s in worker.gathered[0]} == {3, 4, 5}  # of three batches an epoch
+    spans, _ = worker.gathered[0]
+    assert {s.batch for s in spans} == {3, 4, 5}  # of three batches an epoch
     assert (tmp_path / "timeline.json").exists()
 
 
@@ -203,6 +205,15 @@ def test_the_trace_names_workers_and_stages() -> None:
     assert threads == {(1, 1): "stage 0", (1, 2): "stage 1", (2, 3): "stage 2", (2, 4): "stage 3"}
     (alone,) = (e for e in events(chrome_trace(measured(FOUR)[2:3]), "M") if e["name"] == "process_name")
     assert alone["args"]["name"] == "worker 0: stage 2"
+
+
+def test_replicas_are_named() -> None:
+    spans = 2 * measured(TWO)
+    metadata = events(chrome_trace(spans, replicas=[0, 0, 1, 1]), "M")
+    names = [e["args"]["name"] for e in metadata if e["name"] == "process_name"]
+    assert names[:1] + names[-1:] == ["worker 0: stages 0-1, replica 0", "worker 3: stages 2-3, replica 1"]
+    labels = timeline_figure(spans, replicas=[0, 0, 1, 1]).axes[0].get_yticklabels()
+    assert "worker 2, replica 1   stage 0" in {label.get_text() for label in labels}
 
 
 def test_nothing_overlaps_in_a_thread() -> None:

@@ -203,6 +203,22 @@ REFUSED = {
         ["strategy=backprop", "trainer.devices=2"],
         r"trainer\.devices=2 .*1 stage.* raise strategy\.stages",
     ),
+    "replicas that do not divide": (
+        ["trainer.replicas=2", "trainer.devices=3"],
+        r"trainer\.replicas=2 does not divide the 3 worker",
+    ),
+    "workers of replicas": (
+        ["trainer.replicas=2", "trainer.devices=6"],
+        r"makes 3 workers in each of trainer\.replicas=2, .*2 stage.* raise strategy\.stages",
+    ),
+    "replicas without a sample": (
+        ["trainer.replicas=4", "dataset.batch_size=7", "strategy.microbatches=2"],
+        r"dataset\.batch_size=7 leaves some of trainer\.replicas=4 without .* raise it to 8 or more",
+    ),
+    "replicas of processors": (
+        ["strategy=pvd", "trainer.replicas=2"],
+        r"trainer\.replicas=2 does not go with strategy=pvd.* strategy\.processors",
+    ),
     "processors": (["strategy=pvd", "strategy.processors=9"], r"strategy\.processors=9 .* 8 time steps"),
     "no processor": (["strategy=pvd", "strategy.processors=0"], r"strategy\.processors=0 .* at least 1"),
     "workers of processors": (

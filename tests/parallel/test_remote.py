@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sglight.parallel.remote import (
     NcclReceiver,
     NcclSender,
     gloo,
+    meeting_name,
     rendezvous_env,
     rendezvous_file,
 )
@@ -157,6 +159,17 @@ def test_workers_meet_by_the_variables_of_torchrun(tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     assert together(meet_by_environment, 2, port) == [[2.0, 2.0]] * 2
+
+
+def test_workers_that_are_started_again_do_not_meet_those_before_them() -> None:
+    store, names = dist.HashStore(), list[str]()
+    store.set("greeting/1", "gone")  # of one that has died before it was answered
+    for _ in range(2):
+        with ThreadPoolExecutor(3) as pool:
+            found = list(pool.map(lambda rank: meeting_name(store, rank, 3), range(3)))
+        assert len(set(found)) == 1
+        names += found
+    assert len(set(names)) == 2
 
 
 # Where they listen

@@ -98,7 +98,8 @@ def train(job: Job, workers: int = 1, share_memory: bool = True) -> Result:
     parallel: dict[str, Any] = {}
     accelerator = job.get("accelerator", "cpu")
     if workers > 1:
-        parallel = {"strategy": StageStrategy(share_memory=share_memory, workers=workers)}
+        shared = {name: job[name] for name in ("replicas", "layout", "sync_batchnorm") if name in job}
+        parallel = {"strategy": StageStrategy(share_memory=share_memory, workers=workers, **shared)}
         # Workers take turns on one GPU unless each is to have its own.
         parallel["devices"] = workers if accelerator == "cpu" or job.get("each") else 1
     trainer = pl.Trainer(
@@ -107,9 +108,14 @@ def train(job: Job, workers: int = 1, share_memory: bool = True) -> Result:
         num_sanity_val_steps=0, callbacks=[*job.get("callbacks", []), collect], **parallel,
         **job.get("trainer", {}),
     )  # fmt: skip
-    training = Resumable(batches(job.get("batches", BATCHES), shape=shape))
+    data = batches(job.get("batches", BATCHES), shape=shape)
+    data += [batch for size in job.get("last", ()) for batch in batches(1, size, shape, seed=2)]
+    training = Resumable(data)
     training.trainer = trainer
-    validation = DataLoader(batches(3, shape=shape, seed=1), batch_size=None)
+    data = batches(3, shape=shape, seed=1)
+    if "last" in job:  # fewer samples than replicas
+        data += batches(1, 1, shape, seed=3)
+    validation = DataLoader(data, batch_size=None)  # type: ignore[arg-type]
     if job.get("test"):
         trainer.test(module(job), validation, ckpt_path=job["ckpt"], verbose=False, weights_only=True)
     else:

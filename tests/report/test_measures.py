@@ -110,6 +110,14 @@ def test_speed_ups_are_ratios_of_mean_throughput():
     assert ALONE not in rows["dni", 1] and not {ALONE, BACKPROP} & rows["backprop", 1].keys()
 
 
+def test_replicas_are_compared_with_one_worker():
+    one = run({RATE: 1000.0}, trainer__devices=1, trainer__replicas=1, trainer__layout="pipelines")
+    two = run({RATE: 1900.0}, trainer__devices=2, trainer__replicas=2, trainer__layout="replicas")
+    comparison = only([one, two])
+    row = next(r for g, r in zip(comparison.task.groups, comparison.rows, strict=True) if g.runs[0] is two)
+    assert row[ALONE].mean == pytest.approx(1.9)
+
+
 def test_a_speed_up_is_against_the_same_network_and_the_nearest_config():
     other = run({RATE: 1.0}, model__steps=99, trainer__max_epochs=7)
     far = run({RATE: 10.0}, trainer__max_epochs=7, strategy__optimizer={"lr": 0.5})

@@ -25,6 +25,12 @@ def test_the_grid_of_a_stage_a_worker() -> None:
     ]
 
 
+def test_a_replica_has_its_part_of_each_batch() -> None:
+    lines = schedule_grid(Decoupled(1), groups_of(1, 1), [STAGE, LAST], replicas=2).splitlines()
+    assert lines[0].startswith("2 workers in each of 2 replicas, 2 stages, lag 1:")
+    assert lines[-1] == "a batch every 2, with one worker every 7: 3.50 times as fast"
+
+
 def test_the_grid_of_several_stages_a_worker_goes_on_below() -> None:
     # 0L1 would just not fit.
     lines = schedule_grid(

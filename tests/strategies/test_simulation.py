@@ -11,8 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglight.strategies.grid import schedule_grid
-from sglight.strategies.schedule import Decoupled, Locked
-from sglight.strategies.simulation import Span, StageTimes, in_flight, period, simulate, speedup
+from sglight.strategies.schedule import Decoupled, Locked, Pipelined
+from sglight.strategies.simulation import (
+    Messages,
+    Span,
+    StageTimes,
+    end_of,
+    in_flight,
+    period,
+    simulate,
+    speedup,
+)
 from tests.strategies.groups import grouped, groups_of, lags, stage_times
 
 PLAIN = StageTimes(forward=1, estimate=0, backward=2, learn=0)
@@ -246,3 +255,22 @@ def test_a_channel_holds_what_a_lag_lets_a_stage_run_ahead(stages: int, lag: int
 def test_true_gradients_keep_one_tensor_on_its_way_and_one_in_hand() -> None:
     assert in_flight(Locked(), 4) == in_flight(LOCKED, 4) == 2
     assert in_flight(Locked(), 1) == 0
+
+
+def test_messages_delay_what_needs_them() -> None:
+    costs, groups = [PLAIN, PLAIN], groups_of(1, 1)
+    spans = simulate(Locked(), groups, costs, 1, Messages(states=[5.0]))
+    # Forward, 5 on the way, forward and backward, 5 on the way, backward.
+    assert end_of(spans) == 1 + 5 + 1 + 2 + 5 + 2
+    # A piece is away for 1 + 3 + 1, between its two passes of 3 above: as many are on the way as the delay says.
+    assert period(Pipelined(), groups, costs, Messages(states=[1.0])) == pytest.approx(8 / 2)
+    assert period(Pipelined(slack=1), groups, costs, Messages(states=[1.0])) == pytest.approx(3)
+    # The line carries one after the other.
+    assert period(Pipelined(slack=1), groups, costs, Messages(states=[7.0])) == pytest.approx(7)
+
+
+def test_sums_over_replicas_hide_behind_the_passes_of_other_stages() -> None:
+    costs, one = [PLAIN, PLAIN], groups_of(2)
+    # The last stage goes backward first, and its sum is done when the first stage is.
+    assert period(Locked(), one, costs, Messages(sums=[0.0, 2.0])) == pytest.approx(6)
+    assert period(Locked(), one, costs, Messages(sums=[1.5, 0.0])) == pytest.approx(7.5)

@@ -77,7 +77,7 @@ def test_a_call_changes_nothing_of_the_training_behind_it() -> None:
 
 def test_part_of_a_network_says_so() -> None:
     module = DNI(NETWORK, ADAM, stages=3)
-    module.place(type(module.placement)(range(1, 3), {}, {}, module.placement.peers))
+    module.place(type(module.placement)(range(1, 3), {}, {}, module.placement.peers, module.placement.peers))
     with pytest.raises(RuntimeError, match="of 3 stages only 1, 2 live in this process"):
         module(torch.randn(5, 3))
 

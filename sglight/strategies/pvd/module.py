@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import Callback
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from sglight.config.replicas import refuse_in_pvd
 from sglight.errors import UserError
 from sglight.networks.network import balanced
 from sglight.strategies.evaluation import hits
@@ -135,9 +136,13 @@ class PVD(StagedModule):
         return [range(a, b) for a, b in pairwise(bounds)]
 
     @override
-    def schedule(self, workers: int) -> str:
+    def check_replicas(self, replicas: int) -> None:
+        refuse_in_pvd(replicas)
+
+    @override
+    def schedule(self, groups: int, replicas: int = 1) -> str:
         rows = []
-        for rank, group in enumerate(self.groups(workers)):
+        for rank, group in enumerate(self.groups(groups)):
             share = f"{len(group)}/{self.processors}"
             turns = ", then ".join(f"processor {i}" for i in group)
             rows.append(f"worker {rank}  {share} of the gradient | {turns} | {share} of the synchronisation")

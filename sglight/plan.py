@@ -1,0 +1,325 @@
+"""Where to put how many workers: ``python -m sglight.plan strategy=delayed plan.workers=64 plan.bandwidth=1e10``.
+
+Every split of the workers into groups of stages, replicas and pieces of a batch is simulated by the strategy's own
+schedule, with the times of passes that are measured here, or follow from ``plan.flops``, and with messages at
+``plan.bandwidth``.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from itertools import pairwise
+from time import perf_counter
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich import box
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from sglight.callbacks.console import count, seconds
+from sglight.config.composing import CONF, check, to_plain
+from sglight.config.explanations import explain
+from sglight.errors import UserError
+from sglight.experiment import build_datamodule, build_module
+from sglight.networks import NetworkSpec, Stage
+from sglight.strategies.optim import make_optimizer
+from sglight.strategies.plan import Plan
+from sglight.strategies.schedule import Decoupled, Pipelined
+from sglight.strategies.simulation import Messages, StageTimes, period
+
+FLOAT = 4  # bytes
+ROUNDS = 5  # of a pass, of which the shortest counts
+BATCHES = 16  # that are simulated
+MOST_PIECES = 64
+SHOWN = 12  # rows of the table
+# What a split without messages, or without sums, must gain for these to be what bounds it.
+GAIN = 0.05
+
+
+@dataclass
+class Machines:
+    """The keys ``plan.*``.
+
+    Attributes:
+        workers: how many there are. bandwidth: bytes a second between two of them. latency: seconds of a message.
+        flops: floating-point operations a second of a worker; None to measure passes on this machine.
+        cores: on which all workers together compute; None if each has a device of its own.
+        split: one split as ``[groups, replicas, pieces]``, instead of all.
+    """
+
+    workers: int = 1
+    bandwidth: float = 1e9
+    latency: float = 1e-4
+    flops: float | None = None
+    cores: int | None = None
+    split: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """A way to use the workers, and what it comes to.
+
+    Attributes:
+        batch_s: time a batch. memory: bytes of the worker that needs the most, by the sizes of tensors.
+        bound: what to improve for a shorter time: ``computing`` of the busiest worker, the ``cores`` that all share,
+            ``messages`` between stages, ``sums`` over replicas, or how much of the time all are ``waiting``.
+    """
+
+    groups: int
+    replicas: int
+    pieces: int
+    stages: int
+    batch_s: float
+    memory: float
+    bound: str
+
+
+class Clock:
+    """Seconds of passes, by the multiplications and the number of samples; measured once for each number."""
+
+    def __init__(self, spec: NetworkSpec, optimizer: Mapping[str, Any], flops: float | None) -> None:
+        self.spec, self.optimizer, self.flops = spec, optimizer, flops
+        self._net: Stage | None = None
+        self._known: dict[int, float] = {}
+        self._update_s: float | None = None
+
+    def multiplication_s(self, samples: int) -> float:
+        """Seconds of a multiplication of the cost model, in passes of so many samples."""
+        if self.flops is not None:
+            return 2 / self.flops
+        if samples not in self._known:
+            self._known[samples] = self._pass_s(samples) / (3 * sum(self.spec.step_work()) * samples)
+        return self._known[samples]
+
+    def update_s(self) -> float:
+        """Seconds of the optimiser's step for the whole network; none where times are calculated."""
+        if self.flops is not None:
+            return 0.0
+        if self._update_s is None:
+            self._update_s = _shortest(make_optimizer(self.optimizer, self.net.parameters()).step)
+        return self._update_s
+
+    @property
+    def net(self) -> Stage:
+        """The whole network."""
+        if self._net is None:
+            self._net = Stage(self.spec)
+        return self._net
+
+    def _pass_s(self, samples: int) -> float:
+        """Of a forward and a backward pass."""
+        x = torch.randn(samples, *self.spec.shape)
+        return _shortest(lambda: self.net(x).sum().backward())
+
+
+def _shortest(function: Any) -> float:
+    best = math.inf
+    function()
+    for _ in range(ROUNDS):
+        begin = perf_counter()
+        function()
+        best = min(best, perf_counter() - begin)
+    return best
+
+
+def splits(
+    plain: Mapping[str, Any], machines: Machines, datamodule: Any, free_stages: bool
+) -> Iterator[Split]:
+    """All splits of the workers that the strategy allows.
+
+    Args:
+        free_stages: whether there may be as many stages as groups; otherwise there are ``strategy.stages``.
+    """
+    samples, clock = datamodule.batch_size, None
+    for groups, replicas, pieces in _candidates(machines, samples, "microbatches" in plain["strategy"]):
+        strategy = {**plain["strategy"]}
+        if free_stages and "stages" in strategy:
+            strategy |= {"stages": groups, "cuts": None}
+        if "microbatches" in strategy:
+            strategy["microbatches"] = pieces
+        try:
+            module = build_module({**plain, "strategy": strategy}, datamodule)
+            module.check_replicas(replicas)
+            own = module.groups(groups)
+        except (UserError, ValueError):
+            continue
+        if replicas * module.plan.schedule.pieces > samples:
+            continue
+        clock = clock or Clock(module.spec, module.plan.optimizer, machines.flops)
+        yield evaluate(module.plan, own, replicas, samples, clock, machines)
+
+
+def _candidates(machines: Machines, samples: int, has_pieces: bool) -> Iterator[tuple[int, int, int]]:
+    if machines.split is not None:
+        yield tuple(machines.split)  # type: ignore[misc]
+        return
+    for groups in (g for g in range(1, machines.workers + 1) if machines.workers % g == 0):
+        pieces = 1
+        while pieces <= (min(samples, MOST_PIECES) if has_pieces else 1):
+            yield groups, machines.workers // groups, pieces
+            pieces *= 2
+
+
+def evaluate(
+    plan: Plan, groups: Sequence[range], replicas: int, samples: int, clock: Clock, machines: Machines
+) -> Split:
+    """What a split comes to."""
+    schedule = plan.schedule
+    share = math.ceil(samples / replicas)
+    costs = stage_seconds(plan, math.ceil(share / schedule.pieces), share, clock)
+    messages = message_seconds(plan, share, replicas, machines)
+    busy = [sum(costs[i].total for i in own) for own in groups]
+
+    def batch_s(messages: Messages | None) -> float:
+        together = replicas * sum(busy) / (machines.cores or math.inf)
+        return max(period(schedule, groups, costs, messages, BATCHES), together)
+
+    time = batch_s(messages)
+    bound = f"waiting, {1 - max(busy) / time:.0%}"
+    if batch_s(Messages(sums=messages.sums)) < (1 - GAIN) * time:
+        bound = "messages"
+    elif batch_s(Messages(states=messages.states)) < (1 - GAIN) * time:
+        bound = "sums"
+    elif max(busy) > (1 - GAIN) * time:
+        bound = "computing"
+    elif machines.cores is not None and replicas * sum(busy) / machines.cores > (1 - GAIN) * time:
+        bound = "cores"
+    memory = max(sum(stage_bytes(plan, i, share, replicas) for i in own) for own in groups)
+    return Split(len(groups), replicas, schedule.pieces, plan.last + 1, time, memory, bound)
+
+
+def stage_seconds(plan: Plan, piece: int, share: int, clock: Clock) -> list[StageTimes]:
+    """The phases of each stage for a replica's share of a batch, in pieces of so many samples."""
+    scale = clock.multiplication_s(piece) * share
+    counts = parameter_counts(plan.spec, plan.cuts)
+    times = []
+    for stage, own in zip(plan.stage_times(), counts, strict=True):
+        found = StageTimes(**{name: scale * cost for name, cost in vars(stage).items()})
+        found.backward += clock.update_s() * own / sum(counts)
+        times.append(found)
+    return times
+
+
+def message_seconds(plan: Plan, share: int, replicas: int, machines: Machines) -> Messages:
+    """What crosses the boundaries for a batch, and the sums over replicas: 2 (R - 1) / R of the bytes, in a ring."""
+    pieces = plan.schedule.pieces
+    states = [
+        FLOAT * math.prod(plan.boundary_shape(i, share)) / machines.bandwidth + pieces * machines.latency
+        for i in range(plan.last)
+    ]
+    if replicas == 1:
+        return Messages(states)
+    rounds = 2 * (replicas - 1)
+    sums = [
+        rounds * (FLOAT * count / replicas / machines.bandwidth + machines.latency)
+        for count in parameter_counts(plan.spec, plan.cuts)
+    ]
+    return Messages(states, sums)
+
+
+@cache
+def parameter_counts(spec: NetworkSpec, cuts: tuple[int, ...]) -> list[int]:
+    """Of each stage."""
+    stages = [Stage(spec, a, b) for a, b in pairwise(cuts)]
+    return [sum(p.numel() for p in stage.parameters()) for stage in stages]
+
+
+def stage_bytes(plan: Plan, i: int, share: int, replicas: int) -> float:
+    """What a stage keeps: weights, gradients, moments, copies of weights, and the pieces between their two passes."""
+    schedule, spec, parameters = plan.schedule, plan.spec, parameter_counts(plan.spec, plan.cuts)[i]
+    moments = {"adam": 2, "adamw": 2, "nadam": 2}.get(plan.optimizer["name"], 1)
+    delay = schedule.delay(i, plan.last) if isinstance(schedule, Pipelined) else 0
+    copies = math.ceil(delay / schedule.pieces) if plan.source.stashes and not schedule.flushes else 0
+    start, stop = plan.cuts[i], plan.cuts[i + 1]
+    state = math.prod(spec.state_shape(start))
+    inside = (
+        0
+        if spec.reversible or plan.source.rebuilds
+        else sum(spec.step_values()[start:stop]) + (stop - start) * state
+    )
+    # Passes that are done anew, or states that are rebuilt, have the inside of one piece at a time.
+    kept = delay + 1 if plan.source.stashes or schedule.flushes else 1
+    waiting = schedule.lag + 1 if isinstance(schedule, Decoupled) else delay + 1
+    values = math.ceil(share / schedule.pieces) * (waiting * state + kept * inside)
+    return FLOAT * (parameters * (2 + moments + copies + (replicas > 1)) + values)
+
+
+def show(found: Sequence[Split], machines: Machines, samples: int) -> None:
+    """The best splits as a table, the fastest first."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("groups", "replicas", "stages", "pieces", "a batch", "samples / s", "memory a worker"):
+        table.add_column(name, justify="right")
+    table.add_column("bound by")
+    for split in found[:SHOWN]:
+        table.add_row(
+            str(split.groups), str(split.replicas), str(split.stages), str(split.pieces), seconds(split.batch_s),
+            count(samples / split.batch_s), decimal(int(split.memory)), split.bound,
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    best = found[0]
+    console.print(
+        f"trainer.replicas={best.replicas}, trainer.devices x trainer.num_nodes = {best.groups * best.replicas}, "
+        f"strategy.stages={best.stages}, strategy.microbatches={best.pieces}",
+        soft_wrap=True, highlight=False,
+    )  # fmt: skip
+
+
+def parsed(words: Sequence[str]) -> tuple[Machines, DictConfig, bool]:
+    """The keys of ``plan``, the config of the other words, and whether the number of stages is left open.
+
+    Raises:
+        UserError: for a key that there is not, or a value that is not allowed.
+    """
+    own = [word.removeprefix("plan.") for word in words if word.startswith("plan.")]
+    rest = [word for word in words if not word.startswith("plan.")]
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Machines), OmegaConf.from_dotlist(own))
+        with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="sglight"):
+            cfg = compose("config", overrides=rest)
+    except OmegaConfBaseException as error:
+        keys = ", ".join(f"plan.{field.name}" for field in fields(Machines))
+        raise UserError(f"{' '.join(str(error).split())}; the keys are {keys}") from error
+    machines = Machines(**OmegaConf.to_container(merged))  # type: ignore[arg-type]
+    for key, value in asdict(machines).items():
+        if isinstance(value, int | float) and not value > 0:
+            raise UserError(f"plan.{key}={value} must be above 0")
+    if machines.split is not None and len(machines.split) != 3:
+        raise UserError(f"plan.split={machines.split} must be [groups, replicas, pieces]")
+    return machines, check(cfg), not any(word.startswith("strategy.stages=") for word in rest)
+
+
+def main() -> None:
+    """Print the best splits; mistakes end the command with a sentence."""
+    try:
+        machines, cfg, free_stages = parsed(sys.argv[1:])
+        plain = to_plain(cfg)
+        torch.manual_seed(plain["seed"])
+        torch.set_num_threads(plain["trainer"]["threads"] or 1)
+        datamodule = build_datamodule(plain)
+        found = sorted(splits(plain, machines, datamodule, free_stages), key=lambda split: split.batch_s)
+        if not found:
+            raise UserError(
+                f"plan.workers={machines.workers} cannot be used by {plain['strategy']['_target_']} with these keys; "
+                "leave strategy.stages out, or give fewer workers"
+            )
+        show(found, machines, datamodule.batch_size)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except Exception as error:
+        if type(error).__module__.startswith(("hydra", "omegaconf")):
+            sys.exit(f"error: {explain(error, CONF, sys.argv[1:])}")
+        raise
+
+
+if __name__ == "__main__":
+    main()
