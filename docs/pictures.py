@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sglight.callbacks.timeline import LOOKS, Timeline
+from sglight.callbacks.pictures import new_figure
+from sglight.callbacks.timeline import STYLES, Timeline
 from sglight.strategies.schedule import Decoupled, Locked, Pipelined, Schedule, Unanswered
 from sglight.strategies.simulation import Span, StageTimes, simulate
 
@@ -56,25 +57,22 @@ def lanes(axes: Axes, workers: Sequence[Sequence[Span]], end: float, size: float
         for span in spans:
             if span.phase in ("wait", "send") or span.start >= end:
                 continue
-            look, width = LOOKS[span.phase], min(span.end, end) - span.start
+            style, width = STYLES[span.phase], min(span.end, end) - span.start
             bar = (i + 0.08, 0.84)
             axes.broken_barh(
-                [(span.start, width)], bar, facecolor=look.colour, edgecolor="white", linewidth=0.6
+                [(span.start, width)], bar, facecolor=style.colour, edgecolor="white", linewidth=0.6
             )
             if width > end * 0.014 * size / 8 * len(str(span.batch)):
                 middle = (span.start + width / 2, i + 0.5)
                 axes.annotate(
-                    str(span.batch), middle, color=look.ink, fontsize=size, ha="center", va="center_baseline"
+                    str(span.batch), middle, color=style.ink, fontsize=size, ha="center", va="center_baseline"
                 )
 
 
 def figure(panels: int, workers: int) -> tuple[Figure, Any]:
     """An empty figure with so many panels beneath each other, and its legend's place."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    made = Figure(figsize=(9, panels * (0.65 + 0.3 * workers) + 0.35), dpi=130, layout="constrained")
-    FigureCanvasAgg(made)
+    made = new_figure(9, panels * (0.65 + 0.3 * workers) + 0.35)
+    made.set_dpi(130)
     return made, made.subplots(panels, 1, squeeze=False)[:, 0]
 
 
@@ -82,7 +80,7 @@ def legend(made: Figure, phases: Sequence[str]) -> None:
     """The colours of the phases, and what is hatched."""
     from matplotlib.patches import Patch
 
-    handles = [Patch(facecolor=LOOKS[phase].colour, label=phase) for phase in phases]
+    handles = [Patch(facecolor=STYLES[phase].colour, label=phase) for phase in phases]
     handles.append(Patch(facecolor="#F4F4F4", edgecolor="#BBBBBB", hatch="////", linewidth=0, label="waits"))
     made.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
 

@@ -184,8 +184,8 @@ def test_a_folder_that_cannot_be_written_is_named(call, tmp_path):
     (tmp_path / "outputs").symlink_to(tmp_path / "nowhere")
     (tmp_path / "file").touch()
     for words, sentence in (
-        ([], "outputs is a link to nowhere; remove it, or give another hydra.run.dir"),
-        (["-m", "seed=1,2"], "outputs is a link to nowhere; remove it, or give another hydra.sweep.dir"),
+        ([], "outputs is a broken link; remove it, or give another hydra.run.dir"),
+        (["-m", "seed=1,2"], "outputs is a broken link; remove it, or give another hydra.sweep.dir"),
         (["hydra.run.dir=file/x"], "file is not a folder; remove it, or give another hydra.run.dir"),
     ):
         done = call(*words)

@@ -1,4 +1,4 @@
-"""The two checkpoints of a run: of its best epoch and of its last one; both are whole at any moment."""
+"""The two checkpoints of a run, of its best and of its last epoch. Neither file is ever incomplete."""
 
 import os
 import shutil
@@ -24,15 +24,15 @@ BEST, LAST = "best.ckpt", "last.ckpt"
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps ``best.ckpt``, the epoch with the best value of a metric, over all epochs of a run and its resumptions.
+    """Keeps ``best.ckpt``, written after the epoch with the best value of a metric, also when a run is resumed.
 
-    When the network is refined it begins anew: the best is one of the network as it is now.
-
-    A run that goes on from a checkpoint of another folder copies the best one until then into its own.
+    When the network is refined the search begins anew, so that the best checkpoint is one of the present network. A
+    run that resumes from a checkpoint in another folder copies the best checkpoint from there.
 
     Args:
         folder: of the checkpoint.
-        monitor: name of the metric. mode: ``max`` if more is better, otherwise ``min``.
+        monitor: the name of the metric.
+        mode: ``max`` if larger values are better, otherwise ``min``.
     """
 
     def __init__(self, folder: Path, monitor: str = "val/acc", mode: str = "max") -> None:
@@ -47,40 +47,44 @@ class BestCheckpoint(ModelCheckpoint):
         self._earlier: dict[str, Any] | None = None
         self.best_metrics: dict[str, float] = {}
         self._level = 0
-        # Level of the last validation; whether it was in this epoch.
-        self.validated_level: int | None = None
-        self._fresh = False
+        self.validated_level: int | None = None  # the level (of refinement) at the last validation
+        self._fresh = False  # whether there was a validation in this epoch
 
     @property
     @override
     def state_key(self) -> str:
-        # The same whatever is monitored: a checkpoint may be gone on from with another metric.
+        # The same for every metric, because a run may be resumed with another one.
         return type(self).__qualname__
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         with warnings.catch_warnings():
-            # "Checkpoint directory exists and is not empty": so it is when a run goes on in its own folder.
+            # "Checkpoint directory exists and is not empty" is normal for a run that is resumed in its own folder.
             warnings.simplefilter("ignore")
             super().setup(trainer, pl_module, stage)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Lightning loads states for a test as well; only a training takes it over.
+        # Only kept here: Lightning loads states for a test as well, but only a training uses them.
         self._earlier = state_dict
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        if not trainer.global_step:  # of another training
+        if not trainer.global_step:  # a new training with the same callback
             self._forget()
             self._last_global_step_saved = 0
         self.take_over(trainer, trainer.ckpt_path)
 
     def take_over(self, trainer: pl.Trainer, resumed_from: Any) -> None:
-        """Be where the checkpoint that was loaded says, if the best one that it speaks of is there."""
+        """Continues with the best checkpoint of the run that is resumed, if its file still exists.
+
+        Args:
+            trainer: that resumes.
+            resumed_from: the path of the checkpoint that was loaded.
+        """
         earlier, self._earlier = self._earlier, None
-        # Another version may have left less.
+        # Another version may have written less.
         if earlier is None or earlier.get("best_model_score") is None:
             return
         if (earlier.get("monitor"), earlier.get("mode")) != (self.monitor, self.mode):
@@ -99,14 +103,16 @@ class BestCheckpoint(ModelCheckpoint):
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self.validated_level, self._fresh = getattr(pl_module, "level", 0), True
             if not trainer.is_last_batch and str(self.monitor).startswith("val/"):
-                self.on_train_epoch_end(trainer, pl_module)  # val_check_interval: of the network as it is now
+                self.on_train_epoch_end(
+                    trainer, pl_module
+                )  # with val_check_interval, the present network is saved
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._forget_coarser(getattr(pl_module, "level", 0))
         fresh, self._fresh = self._fresh, False
         if not fresh and str(self.monitor).startswith("val/"):
-            return  # Lightning still has the value of an earlier network
+            return  # Lightning still has the value of an earlier validation
         if self.monitor in trainer.callback_metrics:
             super().on_train_epoch_end(trainer, pl_module)
         elif self.validated_level is not None:
@@ -133,14 +139,14 @@ class BestCheckpoint(ModelCheckpoint):
 
     @property
     def path(self) -> Path:
-        """Where the checkpoint is."""
+        """The path of the checkpoint."""
         return Path(str(self.dirpath)) / BEST
 
     def _adopt(self, earlier: dict[str, Any], resumed_from: Any) -> bool:
-        """Copy the file that ``earlier`` speaks of into this folder; whether it was found.
+        """Copies the best checkpoint of the earlier run into this folder; returns whether it was found.
 
-        It may have moved together with the checkpoint that the run goes on from; and it may be of a later epoch than
-        that, which is none of this run's.
+        It may have been moved together with the checkpoint from which the run resumes. One with another score than
+        ``earlier`` says is from a later epoch, and is not used.
         """
         beside = [Path(resumed_from).parent / BEST] if resumed_from else []
         for path in [*beside, Path(earlier.get("best_model_path", ""))]:
@@ -157,7 +163,7 @@ class BestCheckpoint(ModelCheckpoint):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             return float(checkpoint["callbacks"][self.state_key]["best_model_score"])
         except Exception:
-            # Torn, foreign or of another version: no earlier best then.
+            # Damaged, of another program or of another version: then there is no earlier best checkpoint.
             return None
 
     @override
@@ -171,11 +177,10 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps ``last.ckpt``, to go on from: written at the end of every n-th epoch and of the last one.
+    """Keeps ``last.ckpt``, from which a run can be resumed: written after every n-th epoch and after the last one.
 
-    Where a signal asks the run to end it is written behind the batch under way, too.
-
-    Give it to the Trainer behind `BestCheckpoint`, so that it knows the best one up to its own epoch.
+    When a signal asks the run to end, it is written after the present batch as well. The Trainer must get this callback
+    after `BestCheckpoint`, so that it contains the best score up to its own epoch.
 
     Args:
         folder: of the checkpoint.
@@ -211,34 +216,37 @@ class LastCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         done, stops = trainer.current_epoch + 1, _stops(pl_module, 2 * trainer.global_step + 1)
         due = done % self.every_n_epochs == 0 or done == trainer.max_epochs or trainer.should_stop
-        # Stopped in mid-epoch (max_time): the checkpoint before lets a resumed run repeat the epoch, bit for bit.
+        # Not if max_time has stopped the epoch in the middle: a resumed run repeats it from the checkpoint before.
         if trainer.is_last_batch and (due or stops):
             self.write(trainer)
         if stops:
             signals.end_if_pending()
 
     def write(self, trainer: pl.Trainer) -> None:
-        """Write it now."""
+        """Writes the checkpoint now."""
         with _whole(trainer, self.path) as temporary:
             trainer.save_checkpoint(temporary)
 
 
 def _stops(module: pl.LightningModule, point: int) -> bool:
-    """Whether all workers end here because of a signal."""
+    """Whether all workers end at this point because one of them got a signal."""
     assert isinstance(module, StagedModule)
     return module.placement.peers.stops(point, signals.pending()) is not None
 
 
 def copy_whole(source: Path, target: Path) -> None:
-    """Copy a file such that the target is never half of it."""
+    """Copies a file; the target is never incomplete."""
     with replacing(target) as temporary:
         shutil.copyfile(source, temporary)
 
 
 @contextmanager
 def _whole(trainer: pl.Trainer, path: Path) -> Iterator[Path]:
-    """A name to write a checkpoint to: once it is whole it is sealed and gets its own name, which others see from
-    their next collective call on; nothing is left of it if anything fails."""
+    """Context with a temporary name to which to write a checkpoint.
+
+    When it is complete it is sealed and gets its own name; other workers see it after their next collective call. If
+    anything fails the temporary file is removed.
+    """
     temporary = temporary_of(path)
     try:
         yield temporary

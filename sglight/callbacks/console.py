@@ -1,4 +1,4 @@
-"""What a run says in the terminal: what it is about to do, and what came of it."""
+"""What a run prints to the terminal: a summary before it, and its results after it."""
 
 from __future__ import annotations
 
@@ -13,43 +13,44 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from rich import box
 from rich.console import Console
-from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 from typing_extensions import override
 
+from sglight import units
 from sglight.commandline import tensorboard
 from sglight.config.machine import cores
 from sglight.networks import NetworkSpec
 from sglight.strategies.advice import advise
 from sglight.strategies.staged import StagedModule
 
-UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
-# Of the table of stages: headers, and what stands beneath them.
+# The table of stages: the column of each header.
 HEADERS = {
     "stage": "stage", "worker": "worker", "steps": "steps", "h": "h", "parameters": "parameters",
     "mult. /\nsample": "cost", "share": "share", "estimator's\nparameters": "estimator",
 }  # fmt: skip
-NARROW, SPARED = 76, ("h", "mult. /\nsample")
-PROFILE = "profile"  # how the file of a profiler's table ends
+NARROW = 76  # terminals with fewer columns
+LEFT_OUT = ("h", "mult. /\nsample")  # columns of the table that are left out there
+PROFILE = "profile"  # the end of the name of a profiler's file
 IDEAL, MEASURED = "speedup/theoretical", "speedup/backprop"
-BRIEF = ("test/acc", "time/fit_s", MEASURED)
+BRIEF = ("test/acc", "time/fit_s", MEASURED)  # the results in the line about one of many runs
 UNMEASURED = (
     "Speed-up over backprop: not measured, for want of a run of strategy=backprop with the same data and network under "
     "outputs."
 )
-TIMES = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 class Summary(Callback):
-    """Prints `print_summary` once, when the network is built and before it is trained or tested; and refinements.
+    """Calls `print_summary` once, before the training or the test, and prints a line at each refinement.
 
     Args:
-        folder: the run's.
-        schedule: whether to print who does what when, too. brief: print nothing.
+        folder: of the run.
+        schedule: whether to print the schedule of the workers as well.
+        brief: whether to leave out the summary.
 
     Attributes:
-        parameters: how many each part of the network has, at worker 0, as it was when a training or test began.
+        parameters: at worker 0, the number of parameters of each part of the network at the start of the last training
+            or test.
     """
 
     def __init__(self, folder: Path, schedule: bool = False, brief: bool = False) -> None:
@@ -68,7 +69,7 @@ class Summary(Callback):
 
     def _print(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, StagedModule)
-        # Counted again for the test: the network may have been refined.
+        # Counted again before the test, because the network may have been refined.
         self.parameters = all_parameter_counts(module)
         held = module.placement.peers.gather(module.placement.own)
         if not self._printed and not self.brief and trainer.is_global_zero:
@@ -90,7 +91,7 @@ class Summary(Callback):
 
 
 def all_parameter_counts(module: StagedModule) -> dict[str, int]:
-    """`StagedModule.parameter_counts` of all workers, at worker 0; every worker must ask."""
+    """`StagedModule.parameter_counts` of all workers, at worker 0; every worker must call it."""
     counts: dict[str, int] = {}
     for own in module.placement.peers.gather(module.parameter_counts()):
         counts |= own
@@ -105,10 +106,15 @@ def print_summary(
     trainer: pl.Trainer,
     folder: Path,
 ) -> None:
-    """Before the run: data, network, stages, training, device, folder; ``parameters`` by part.
+    """Prints what a run is about to do: data, network, strategy, device, a table of the stages, and the folder.
 
     Args:
+        module: the strategy, with its network.
+        parameters: the number of parameters of each part.
         held: the stages that each worker holds.
+        datamodule: the data.
+        trainer: of the run.
+        folder: of the run.
     """
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     facts.add_column(style="bold", no_wrap=True)
@@ -124,7 +130,7 @@ def print_summary(
 
 
 def print_results(metrics: Mapping[str, Any], folder: Path, has_events: bool) -> None:
-    """After the run: the figures that matter, where everything is, and how to look at it."""
+    """Prints the most important results of a run, its folder, and the command that starts TensorBoard."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("result")
     table.add_column("", justify="right")
@@ -133,9 +139,8 @@ def print_results(metrics: Mapping[str, Any], folder: Path, has_events: bool) ->
             table.add_row(name, show(metrics[key]))
     if metrics.get(IDEAL) is not None:
         workers = int(metrics["run/workers"] if metrics["run/workers"] > 1 else metrics["run/stages"])
-        table.add_row(
-            "ideal speed-up over itself on one worker", f"{metrics[IDEAL]:.2f} by {workers} workers"
-        )
+        ideal = f"{units.ratio(metrics[IDEAL])} by {workers} workers"
+        table.add_row("ideal speed-up over itself on one worker", ideal)
     console = Console()
     console.print(table)
     if MEASURED in metrics and metrics[MEASURED] is None:
@@ -152,7 +157,7 @@ def print_results(metrics: Mapping[str, Any], folder: Path, has_events: bool) ->
 
 
 def print_result(metrics: Mapping[str, Any], folder: Path, has_events: bool) -> None:
-    """The same as a line, of one of many runs."""
+    """Prints the results of one of many runs in one line."""
     figures = [
         f"{name} {show(metrics[key])}"
         for key, (name, show) in _RESULTS.items()
@@ -161,24 +166,8 @@ def print_result(metrics: Mapping[str, Any], folder: Path, has_events: bool) -> 
     print(f"{folder.name}: {', '.join(figures)}")
 
 
-def count(number: float) -> str:
-    """1234567 as ``1.23 M``."""
-    for size, unit in UNITS:
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.4g}"
-
-
-def seconds(time: float) -> str:
-    """A time with its unit."""
-    if time < 1:
-        return f"{time * 1e3:.3g} ms"
-    size, unit = next((size, unit) for size, unit in TIMES if time >= 2 * size or size == 1)
-    return f"{time / size:.3g} {unit}"
-
-
 def _print_line(console: Console, name: str, text: str) -> None:
-    """A line that is there to be copied: it is not wrapped."""
+    """Prints a line that is meant to be copied, without wrapping it."""
     console.print(f"{name:<12} {text}", soft_wrap=True, highlight=False, markup=False)
 
 
@@ -210,10 +199,10 @@ def _network(spec: NetworkSpec) -> str:
 def _stage_table(
     module: StagedModule, parameters: Mapping[str, int], held: Sequence[range], narrow: bool = False
 ) -> Table:
-    """A line a stage, and one for all; a narrow terminal has no room for step sizes and multiplications."""
+    """The table of stages: a row for each, and one for all of them; ``narrow`` leaves out some columns."""
     spec, costs = module.spec, module.spec.step_costs()
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 0) if narrow else (0, 1))
-    shown = [header for header in HEADERS if not (narrow and header in SPARED)]
+    shown = [header for header in HEADERS if not (narrow and header in LEFT_OUT)]
     for header in shown:
         table.add_column(header, justify="right", no_wrap=True)
 
@@ -227,22 +216,22 @@ def _stage_table(
             worker=", ".join(str(rank) for rank, own in enumerate(held) if i in own),
             steps=f"{start + 1}-{stop}",
             h=", ".join(sorted({f"{h:.3g}" for h in spec.step_sizes()[start:stop]})),
-            parameters=count(parameters[f"stage_{i}"]),
-            cost=count(cost),
-            share=f"{cost / sum(costs):.0%}",
-            estimator=count(parameters[f"estimator_{i}"]) if f"estimator_{i}" in parameters else "-",
+            parameters=units.count(parameters[f"stage_{i}"]),
+            cost=units.count(cost),
+            share=units.share(cost / sum(costs)),
+            estimator=units.count(parameters[f"estimator_{i}"]) if f"estimator_{i}" in parameters else "-",
         )
     if len(module.cuts) > 2:
         total = sum(number for name, number in parameters.items() if name.startswith("stage_"))
         add(
-            "bold", stage="all", worker=str(len(held)), steps=str(spec.total_steps), parameters=count(total),
-            cost=count(sum(costs)), share="100%",
+            "bold", stage="all", worker=str(len(held)), steps=str(spec.total_steps), parameters=units.count(total),
+            cost=units.count(sum(costs)), share=units.share(1),
         )  # fmt: skip
     return table
 
 
 def _oversized(parameters: Mapping[str, int]) -> str:
-    """A sentence if the estimators are larger than the network that they serve."""
+    """A warning if the estimators have more parameters than the network; else an empty text."""
     network, estimators = (
         sum(number for name, number in parameters.items() if name.startswith(part))
         for part in ("stage_", "estimator_")
@@ -250,19 +239,19 @@ def _oversized(parameters: Mapping[str, int]) -> str:
     if estimators <= network:
         return ""
     return (
-        f"The estimators have {count(estimators)} parameters, the network {count(network)}: they are what is mostly "
-        "trained. A smaller strategy.estimator.hidden, another strategy.estimator.name, or fewer stages help."
+        f"The estimators have {units.count(estimators)} parameters, more than the network's {units.count(network)}. "
+        "Use a smaller strategy.estimator.hidden, another strategy.estimator.name, or fewer stages."
     )
 
 
 _RESULTS = {
-    "test/acc": ("test accuracy", "{:.2%}".format),
+    "test/acc": ("test accuracy", units.percent),
     "test/loss": ("test loss", "{:.4f}".format),
-    "val/acc": ("validation accuracy, best epoch", "{:.2%}".format),
-    "time/fit_s": ("training", seconds),
-    "time/epoch_s": ("an epoch", seconds),
-    "throughput/samples_per_s": ("samples a second", count),
-    MEASURED: ("speed-up over backprop, measured", "{:.2f}".format),
-    "memory/peak_bytes": ("memory that it took", lambda value: decimal(int(value))),
-    "model/parameters": ("parameters", count),
+    "val/acc": ("validation accuracy, best epoch", units.percent),
+    "time/fit_s": ("training", units.seconds),
+    "time/epoch_s": ("an epoch", units.seconds),
+    "throughput/samples_per_s": ("samples a second", units.count),
+    MEASURED: ("speed-up over backprop, measured", units.ratio),
+    "memory/peak_bytes": ("peak memory", units.size),
+    "model/parameters": ("parameters", units.count),
 }

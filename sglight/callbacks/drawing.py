@@ -1,4 +1,4 @@
-"""The figures of planar data: arrays in, a matplotlib Figure out, nothing global touched."""
+"""Draws the figures of planar data from arrays, as matplotlib Figures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,29 +6,28 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, Normalize, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from sglight.callbacks.pictures import COLOURS, new_figure
+
 Array = np.ndarray[Any, Any]
 
-# Okabe & Ito 2008: told apart with any colour vision; the markers tell the classes apart without colours.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-FULL_SHADE = 0.6  # how much of a class's colour a certain decision has; the rest is white
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # classes can be told apart without colours
+FULL_SHADE = 0.6  # how much colour a decision with probability 1 has; the rest is white
 INK = "#333333"
 
 
 def colour(label: int) -> str:
-    """Of a class."""
+    """The colour of a class."""
     return COLOURS[label % len(COLOURS)]
 
 
 def marker(label: int) -> str:
-    """Of a class."""
+    """The marker of a class."""
     return MARKERS[label % len(MARKERS)]
 
 
@@ -50,7 +49,13 @@ class Regions:
 
     @staticmethod
     def around(x: Array, cells: int, margin: float = 0.08) -> tuple[Array, tuple[int, int], Any]:
-        """Grid points [rows * columns, 2] in square cells around points [N, 2], the grid's shape and its extent."""
+        """A grid of square cells around points x [N, 2]: its points [rows * columns, 2], its shape and its extent.
+
+        Args:
+            x: the points to enclose.
+            cells: along the longer side.
+            margin: around the points, as a part of the longer side.
+        """
         low, high = x.min(0), x.max(0)
         edge = max(margin * float((high - low).max()), 1e-6)
         low, high = low - edge, high + edge
@@ -64,9 +69,14 @@ class Regions:
 
 @dataclass(frozen=True)
 class Paths:
-    """Where points are at successive times: positions [T + 1, N, 2], times [T + 1], labels [N].
+    """Points at successive times.
 
-    ``axes`` says what the two coordinates are.
+    Attributes:
+        positions: [T + 1, N, 2].
+        times: [T + 1].
+        y: the labels of the points [N].
+        names: of the classes.
+        axes: what the two coordinates are.
     """
 
     positions: Array
@@ -77,9 +87,9 @@ class Paths:
 
 
 def draw_decision(cloud: Cloud, regions: Regions, predicted: Array, title: str) -> Figure:
-    """The class that is chosen at each place of the plane, shaded by its probability, and the points over it."""
+    """The most probable class at each place of the plane, shaded by its probability, with the points over it."""
     left, right, bottom, top = regions.extent
-    figure = _figure(7.0, float(np.clip(5.4 * (top - bottom) / (right - left), 2.5, 8.0)) + 1.2)
+    figure = new_figure(7.0, float(np.clip(5.4 * (top - bottom) / (right - left), 2.5, 8.0)) + 1.2, title)
     axes = figure.add_subplot()
     axes.imshow(
         _shade(regions.probabilities), extent=regions.extent, origin="lower", interpolation="bilinear"
@@ -97,7 +107,6 @@ def draw_decision(cloud: Cloud, regions: Regions, predicted: Array, title: str) 
         linewidths=1.3,
         zorder=4,
     )
-    figure.suptitle(title, fontsize=11)  # the axes are narrower
     axes.set(xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
     axes.set_xlim(left, right)
     axes.set_ylim(bottom, top)
@@ -114,9 +123,8 @@ def draw_decision(cloud: Cloud, regions: Regions, predicted: Array, title: str) 
 
 
 def draw_trajectories(paths: Paths, title: str, snapshots: int = 4) -> Figure:
-    """The points' ways through the layers, and below them the cloud at a few moments."""
-    figure = _figure(8.0, 8.2)
-    figure.suptitle(title, fontsize=11)
+    """The trajectories of points through the layers, and below them the points at a few times."""
+    figure = new_figure(8.0, 8.2, title)
     grid = figure.add_gridspec(2, snapshots, height_ratios=(2.6, 1.0))
     main = figure.add_subplot(grid[0, :])
     _draw_paths(main, paths)
@@ -132,14 +140,8 @@ def draw_trajectories(paths: Paths, title: str, snapshots: int = 4) -> Figure:
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _shade(probabilities: Array) -> Array:
-    """RGB [rows, columns, 3]: the likeliest class's colour, fading to white where all are as likely."""
+    """RGB [rows, columns, 3]: the colour of the most probable class, fading to white where all are equally so."""
     classes = probabilities.shape[-1]
     palette = np.array([to_rgb(colour(k)) for k in range(classes)])
     certainty = (probabilities.max(-1, keepdims=True) - 1 / classes) / (1 - 1 / classes)
@@ -147,7 +149,7 @@ def _shade(probabilities: Array) -> Array:
 
 
 def _draw_borders(axes: Axes, regions: Regions) -> None:
-    """A line where the likeliest class changes: where p_k is as large as the largest of the others."""
+    """Draws lines where the most probable class changes: where p_k equals the largest of the others."""
     rows, columns, classes = regions.probabilities.shape
     left, right, bottom, top = regions.extent
     a = left + (right - left) * (np.arange(columns) + 0.5) / columns
@@ -160,7 +162,7 @@ def _draw_borders(axes: Axes, regions: Regions) -> None:
 
 
 def _draw_paths(axes: Axes, paths: Paths) -> None:
-    """Each point's way as a line in its class's colour, from a hollow to a filled mark."""
+    """Draws each trajectory as a line in the colour of its class, from a hollow to a filled marker."""
     ways = paths.positions.transpose(1, 0, 2)
     alpha = float(np.clip(30 / max(len(ways), 1), 0.15, 0.6))
     colours = [colour(label) for label in paths.y]
@@ -210,7 +212,7 @@ def _legend_handles(names: Sequence[str]) -> list[Line2D]:
 
 
 def _add_probability_bar(figure: Figure, axes: Axes, classes: int) -> None:
-    """What the depth of the shade means, in grey for all classes."""
+    """Adds a bar that explains the shades, in grey for all classes."""
     scale = LinearSegmentedColormap.from_list("certainty", ["white", to_hex((1 - FULL_SHADE,) * 3)])
     bar = figure.colorbar(ScalarMappable(Normalize(1 / classes, 1), scale), ax=axes, shrink=0.6, aspect=25)
     bar.set_label("probability of the class chosen")

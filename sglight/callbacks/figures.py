@@ -1,22 +1,19 @@
-"""Pictures of a network on planar data: its decision regions, and the ways of the points through its layers."""
+"""Figures of a network on planar data: its decision regions, and the trajectories of points through its layers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
-from PIL import Image
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from typing_extensions import override
 
-from sglight.config.schema import MODELS
+from sglight import units
+from sglight.callbacks.pictures import publish, run_name
 from sglight.data.planar import PlanarData
-from sglight.files import replacing
 from sglight.networks import Segment
 from sglight.strategies.staged import StagedModule
 
@@ -24,20 +21,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GRID_CELLS = 300  # along the longer side of the decision regions
-CHUNK = 16384  # points that pass the network at once
+CHUNK = 16384  # points in a batch
 SPLIT = "val"
 
 
 class PlanarFigures(Callback):
-    """Draws ``decision.png`` and ``trajectories.png``, and both into TensorBoard; other than planar data is left alone.
+    """Draws ``decision.png`` and ``trajectories.png`` of the validation points, if the data are planar.
 
-    Shown are the validation points and the network of that moment. The files show the newest state, TensorBoard
-    keeps all of them.
+    The files show the newest state of the network; TensorBoard keeps all of them.
 
     Args:
         folder: of the files.
-        every_n_epochs: how often to draw during the training; None for at its end only.
-        points: the largest number of points to draw. paths: the same for trajectories.
+        every_n_epochs: how often to draw during the training; None for once, at its end.
+        points: the largest number of points to draw.
+        paths: the largest number of trajectories to draw.
     """
 
     def __init__(
@@ -89,7 +86,7 @@ def decision_figure(
     module: StagedModule, data: PlanarData, epochs: int, limit: int, name: str = ""
 ) -> "Figure":
     """Decision regions of the network, with at most ``limit`` points over them."""
-    # matplotlib takes half a second to import: only runs on planar data pay for it.
+    # Imported here, because matplotlib takes half a second to import.
     from sglight.callbacks.drawing import Cloud, Regions, draw_decision
 
     x, y = data.points(SPLIT)
@@ -102,15 +99,15 @@ def decision_figure(
         Cloud(x[chosen].numpy(), y[chosen].numpy(), data.class_names),
         Regions(chances.view(*shape, -1).numpy(), extent),
         predicted[chosen].numpy(),
-        f"{name or data.name}, {_epochs(epochs)}:\n"
-        f"decision regions, {accuracy:.1%} of {len(x)} validation points right",
+        f"{name or data.name}, {units.plural(epochs, 'epoch')}:\n"
+        f"decision regions, {units.percent(accuracy)} of {len(x)} validation points right",
     )
 
 
 def trajectory_figure(
     module: StagedModule, data: PlanarData, epochs: int, limit: int, name: str = ""
 ) -> "Figure":
-    """The ways of at most ``limit`` points through the layers."""
+    """The trajectories of at most ``limit`` points through the layers."""
     from sglight.callbacks.drawing import Paths, draw_trajectories
 
     x, y = data.points(SPLIT)
@@ -118,7 +115,8 @@ def trajectory_figure(
     finite = states.isfinite().all(2).all(0)
     plane, axes = project(states[:, finite])
     chosen = spread(int(finite.sum()), limit)
-    title = f"{name or data.name}, {_epochs(epochs)}: trajectories through {module.spec.total_steps} steps"
+    steps, after = units.plural(module.spec.total_steps, "step"), units.plural(epochs, "epoch")
+    title = f"{name or data.name}, {after}: trajectories through {steps}"
     if not finite.all():
         title += f" ({int((~finite).sum())} points, not finite, are left out)"
     return draw_trajectories(
@@ -129,7 +127,7 @@ def trajectory_figure(
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Evaluation without gradients that leaves each part in the mode in which it was."""
+    """Context for an evaluation without gradients, after which each part has its training mode again."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -146,13 +144,13 @@ def holds_all(module: StagedModule) -> bool:
 
 
 def normalised(x: Tensor, data: PlanarData) -> Tensor:
-    """Points of the plane [N, 2] as the network takes them."""
+    """Points of the plane [N, 2], normalised as for the network."""
     std = torch.tensor(data.std, dtype=x.dtype)
     return (x - torch.tensor(data.mean, dtype=x.dtype)) / torch.where(std > 0, std, torch.ones_like(std))
 
 
 def probabilities(module: StagedModule, x: Tensor) -> Tensor:
-    """Class probabilities [N, K] of inputs [N, 2], float64 on the CPU; equal ones where logits are not finite."""
+    """Class probabilities [N, K] of inputs [N, 2], float64 on the CPU; 1/K where logits are not finite."""
     like = next(module.stages.parameters())
     logits = torch.cat([module(part.to(like)).cpu().double() for part in x.split(CHUNK)])
     chances = logits.softmax(1)
@@ -160,15 +158,15 @@ def probabilities(module: StagedModule, x: Tensor) -> Tensor:
 
 
 def trajectories(module: StagedModule, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Times [T + 1] and the field y [T + 1, N, C] there of inputs [N, 2], in float64 on the CPU.
+    """The times [T + 1], and the field y [T + 1, N, C] of inputs [N, 2] at these times, in float64 on the CPU.
 
-    Segments narrower than the widest are filled with zeros, as the connector ``pad`` does it.
+    The states of narrow segments are padded with zeros to the width C of the widest, as by the connector ``pad``.
     """
     times, fields = [0.0], list[Tensor]()
     state = x.to(next(module.stages.parameters()))
     for _, stage in module.own_stages():
         states = stage.trajectory(state)
-        # A stage begins with the state that ended the one before it.
+        # The first state of a stage is the last one of the stage before it.
         fields += [
             s.chunk(module.spec.rule.fields, 1)[0].cpu().double() for s in states[1 if fields else 0 :]
         ]
@@ -186,9 +184,10 @@ def trajectories(module: StagedModule, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def project(states: Tensor) -> tuple[Tensor, tuple[str, str]]:
-    """States [T + 1, N, C] in the plane, and what its axes are: the states' own two, or principal components.
+    """Projects states [T + 1, N, C] to a plane [T + 1, N, 2]; returns the names of its axes as well.
 
-    The components are those of the states at all times together, so that one plane shows all of the way.
+    States of two channels are not changed. Others are projected to their first two principal components, over all times
+    together, so that one plane shows whole trajectories.
     """
     if states.shape[2] == 2 or states.shape[1] == 0:
         return states[..., :2], ("$y_1$", "$y_2$")
@@ -196,48 +195,20 @@ def project(states: Tensor) -> tuple[Tensor, tuple[str, str]]:
     centred = flat - flat.mean(0)
     variances, directions = torch.linalg.eigh(centred.T @ centred)
     plane = directions[:, [-1, -2]]
-    # Eigenvectors have no sign of their own: the largest entry is to be positive, so that figures compare.
+    # The sign of an eigenvector is arbitrary: its largest entry is made positive, so that figures can be compared.
     plane = plane * plane.gather(0, plane.abs().argmax(0, keepdim=True)).sign()
     share = (variances / variances.sum().clamp_min(1e-300)).flip(0)
     names = (
-        f"{which} principal component of $y$ at all times ({part:.0%} of the variance)"
+        f"{which} principal component of $y$ at all times ({units.share(part)} of the variance)"
         for which, part in zip(("first", "second"), share.tolist(), strict=False)
     )
     return (centred @ plane).unflatten(0, states.shape[:2]), tuple(names)  # type: ignore[return-value]
 
 
 def spread(count: int, limit: int) -> Tensor:
-    """At most ``limit`` of ``count`` indices, evenly spread: classes lie one behind the other in the data."""
-    return torch.linspace(0, count - 1, min(count, limit)).round().long()
+    """At most ``limit`` of the indices 0 ... ``count`` - 1, evenly spaced, because data may be sorted by class.
 
-
-def run_name(trainer: pl.Trainer, module: StagedModule) -> str:
-    """What a figure is of: ``digits-hamiltonian-dni``, by data, model and strategy."""
-    data: str = getattr(trainer.datamodule, "name", "data")  # type: ignore[attr-defined]
-    dynamics = module.spec.dynamics.rpartition(".")[2]
-    return f"{data}-{MODELS.get(dynamics, dynamics)}-{type(module).__name__.lower()}"
-
-
-def publish(trainer: pl.Trainer, figure: "Figure", folder: Path | None, name: str) -> None:
-    """Write ``<name>.png`` into the folder and ``figures/<name>`` into TensorBoard, if that is a logger.
-
-    Args:
-        folder: None for ``figures`` in the run's folder.
+    >>> spread(101, 3)
+    tensor([  0,  50, 100])
     """
-    path = (folder or Path(trainer.default_root_dir, "figures")) / f"{name}.png"
-    save_figure(figure, path)
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            # From the file: `add_figure` would draw it once more.
-            picture = np.asarray(Image.open(path).convert("RGB"))
-            logger.experiment.add_image(f"figures/{name}", picture, trainer.global_step, dataformats="HWC")
-
-
-def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a PNG such that it is either whole or as it was."""
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
-
-
-def _epochs(count: int) -> str:
-    return f"{count} epoch{'' if count == 1 else 's'}"
+    return torch.linspace(0, count - 1, min(count, limit)).round().long()

@@ -1,4 +1,4 @@
-"""How long a training will take, said once its first batches are through."""
+"""Prints how long a training will take, after its first batches."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from typing_extensions import override
 
-from sglight.callbacks.console import seconds
+from sglight.units import plural, seconds
 
-# The first batch, in which much is made for the first time, does not count; then at least so many and so long.
+# Measured are at least so many batches and seconds, after the first batch, which is slower than the others.
 LEAST_BATCHES, LEAST_S = 4, 3.0
 
 
 class Forecast(Callback):
-    """Prints once what an epoch will take by its first batches; of an epoch that is over sooner it says nothing."""
+    """Prints once how long an epoch will take, measured in its first batches; nothing if it is over before that."""
 
     def __init__(self) -> None:
-        self._told = False
+        self._printed = False
         self._counted, self._since = -1, 0.0
 
     @override
@@ -30,7 +30,7 @@ class Forecast(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._told:
+        if self._printed:
             return
         self._counted += 1
         if self._counted == 0:
@@ -38,14 +38,25 @@ class Forecast(Callback):
             return
         passed = perf_counter() - self._since
         if self._counted >= LEAST_BATCHES and passed >= LEAST_S and not trainer.is_last_batch:
-            self._told = True
+            self._printed = True
             if trainer.is_global_zero:
                 epochs = (trainer.max_epochs or 0) - trainer.current_epoch
                 print(forecast(passed / self._counted, int(trainer.num_training_batches), epochs))
 
 
 def forecast(batch_s: float, batches: int, epochs: int) -> str:
-    """A sentence: what an epoch of ``batches`` will take at ``batch_s`` each, and all that are left if several."""
+    """A sentence about the time that an epoch, and all epochs that are left, will take.
+
+    Args:
+        batch_s: seconds for a batch.
+        batches: in an epoch.
+        epochs: that are left.
+
+    >>> forecast(0.1, 100, 3)
+    'an epoch will take about 10.0 s (100 ms a batch), 3 epochs about 30.0 s, without validation'
+    """
     epoch_s = batch_s * batches
-    rest = f", all {epochs} about {seconds(epoch_s * epochs)}" if epochs > 1 else ""
-    return f"an epoch will take about {seconds(epoch_s)} ({seconds(batch_s)} a batch){rest}, validation not counted"
+    rest = f", {plural(epochs, 'epoch')} about {seconds(epoch_s * epochs)}" if epochs > 1 else ""
+    return (
+        f"an epoch will take about {seconds(epoch_s)} ({seconds(batch_s)} a batch){rest}, without validation"
+    )

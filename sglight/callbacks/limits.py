@@ -1,4 +1,4 @@
-"""What ends a training before its last epoch: its time, and numbers that are none."""
+"""Ends a training before its last epoch: when its time is over, or when it diverges."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from sglight.errors import Diverged
 from sglight.strategies.staged import StagedModule
 
 REMEDY = "lower strategy.optimizer.lr or model.horizon, or set strategy.clip_norm"
-EXPLODED = 1e6  # times the first epoch's loss
+EXPLODED = 1e6  # a loss so many times as large as the first epoch's is warned of
 
 
 class TimeLimit(Timer):
-    """Lightning's, counted from each start: what a checkpoint has used of its time does not matter."""
+    """Lightning's `Timer`, but a resumed run has the full time again."""
 
     def __init__(self, duration: str) -> None:
         super().__init__(duration)
 
     @property
     def is_over(self) -> bool:
-        """Whether the time is used up."""
+        """Whether the time is over."""
         left = self.time_remaining()
         return left is not None and left <= 0
 
@@ -39,12 +39,12 @@ class TimeLimit(Timer):
 
 
 class Divergence(Callback):
-    """Ends a training whose loss or weights are not finite, before a checkpoint of them is written.
+    """Ends a training whose loss or weights are not finite, before they are written to a checkpoint.
 
-    A loss that has grown a million times is warned of.
+    Warns if the loss has grown by a factor of a million.
 
     Raises:
-        Diverged: with the place where it was seen.
+        Diverged: with the batch or epoch in which it was found.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,8 @@ class Divergence(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, StagedModule)
-        # A processor may try what it then refuses; on a GPU a look at every batch would make it wait.
+        # Not in PVD, whose processors may try, and reject, steps to where the loss is infinite. Not at every batch on a
+        # GPU, which would have to wait for it.
         every = trainer.log_every_n_steps if pl_module.device.type == "cuda" else 1  # type: ignore[attr-defined]
         if pl_module.part != "stage" or (batch_idx + 1) % max(every, 1):
             return

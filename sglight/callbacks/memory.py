@@ -1,4 +1,4 @@
-"""The most memory that each worker took."""
+"""Measures the peak memory of each worker."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from sglight.strategies.staged import StagedModule
 
 
 class PeakMemory(Callback):
-    """Measures by how much the memory of all workers grew at most, from `forget_peak` to the end of training or test.
+    """Measures by how much the memory of each worker grew at most since `forget_peak` was called.
 
     Args:
-        curves: whether to log the peak so far after each epoch, too.
+        curves: whether to log the peak after each epoch.
 
     Attributes:
-        peaks: bytes by worker.
+        peaks: bytes, for each worker.
     """
 
     def __init__(self, curves: bool = True) -> None:
@@ -32,7 +32,7 @@ class PeakMemory(Callback):
         self.peaks: list[int] = []
 
     def metrics(self) -> dict[str, int]:
-        """``memory/peak_bytes``, of the worker that took the most, and each worker's if there are several."""
+        """``memory/peak_bytes``, the largest of all workers, and that of each worker if there are several."""
         each = {f"memory/worker_{r}_peak_bytes": peak for r, peak in enumerate(self.peaks)}
         return {"memory/peak_bytes": max(self.peaks, default=0), **(each if len(each) > 1 else {})}
 
@@ -58,28 +58,26 @@ class PeakMemory(Callback):
         ]
 
 
-# What the process, or the device, had when `forget_peak` was called, by the device's type.
-_begun_with: dict[str, int] = {}
+# Bytes that were in use when `forget_peak` was called, by type of device.
+_in_use_before: dict[str, int] = {}
 
 
 def forget_peak() -> None:
-    """Begin to measure anew: the jobs of a sweep share a process, whose memory is given back first."""
-    _load_what_every_run_does()
+    """Starts the measurement anew. The jobs of a sweep share a process, so its unused memory is released first."""
+    _load_common_libraries()
     gc.collect()
-    with suppress(
-        OSError, AttributeError
-    ):  # GNU's C library only: what it keeps would not have to grow again
+    with suppress(OSError, AttributeError):  # GNU's C library only
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
-        _begun_with["cuda"] = torch.cuda.max_memory_allocated()
+        _in_use_before["cuda"] = torch.cuda.max_memory_allocated()
     with suppress(OSError):  # Linux only
         Path("/proc/self/clear_refs").write_text("5")
-    _begun_with["cpu"] = _resident_peak()
+    _in_use_before["cpu"] = _resident_peak()
 
 
-def _load_what_every_run_does() -> None:
-    """What torch and the figures load when they are first used would count for the first job of a sweep only."""
+def _load_common_libraries() -> None:
+    """Loads what torch and matplotlib load when they are first used; it would count for the first job of a sweep."""
     import matplotlib.backends.backend_agg
     import matplotlib.font_manager  # noqa: F401
 
@@ -89,13 +87,13 @@ def _load_what_every_run_does() -> None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Growth to the peak since `forget_peak`: allocated by torch on CUDA, resident set of the process on the CPU."""
+    """The peak since `forget_peak`, less what was in use then: memory of torch on CUDA, of the process on the CPU."""
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident_peak()
-    return max(peak - _begun_with.get("cuda" if device.type == "cuda" else "cpu", 0), 0)
+    return max(peak - _in_use_before.get("cuda" if device.type == "cuda" else "cpu", 0), 0)
 
 
 def _resident_peak() -> int:
-    """The largest resident set of this process, since it was last forgotten where that is possible."""
+    """The largest resident set of this process in bytes; on Linux since `forget_peak`."""
     with suppress(OSError):
         status = Path("/proc/self/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024

@@ -1,4 +1,4 @@
-"""What a checkpoint says of the run that has written it, and what a training that goes on takes from its config."""
+"""Writes into each checkpoint what is needed to resume its run: the config, and a fingerprint of the data."""
 
 from __future__ import annotations
 
@@ -23,16 +23,20 @@ from sglight.strategies.optim import make_scheduler
 from sglight.strategies.staged import StagedModule
 from sglight.strategies.training import training_length
 
-COMPARED = ("shape", "class_names", "mean", "std", "classes")  # for data to be the same
-SAMPLES = 8  # whose bytes count in a fingerprint
+COMPARED = ("shape", "class_names", "mean", "std", "classes")  # facts in which data must agree
+SAMPLES = 8  # samples whose bytes are part of the fingerprint
 
 
 class Record(Callback):
-    """Writes a run's config, name and the data's fingerprint into its checkpoints; on resumption its rates win.
+    """Writes config, hash and the fingerprint of the data into the checkpoints of a run.
+
+    If the run is resumed with other learning rates or schedules, those of the present config are used.
 
     Args:
-        plain: the config. name: see `sglight.config.resumption.run_hash`. fingerprint: see `describe_data`.
-        before: the record of the checkpoint that the training goes on from; empty for none.
+        plain: the config.
+        name: the hash of the run, see `sglight.config.resumption.run_hash`.
+        fingerprint: of the data, see `describe_data`.
+        before: the record of the checkpoint from which the training resumes; empty if it does not.
     """
 
     def __init__(
@@ -69,7 +73,7 @@ class Record(Callback):
 
 
 class PatientStopping(EarlyStopping):
-    """Lightning's, with the patience of the config where a checkpoint has another one."""
+    """Lightning's `EarlyStopping`, but a resumed run has the patience of its own config."""
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -77,14 +81,14 @@ class PatientStopping(EarlyStopping):
 
 
 def has_ended(trainer: pl.Trainer) -> bool:
-    """Whether the training is over because it has reached what it was to reach, not because its time is."""
+    """Whether a callback has stopped the training at the end of an epoch, other than for its time."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     late = any(isinstance(each, TimeLimit) and each.is_over for each in callbacks)
     return bool(trainer.should_stop and trainer.is_last_batch and not late)
 
 
 def use_own_rates(module: StagedModule, trainer: pl.Trainer) -> None:
-    """Give optimisers and schedules, which a checkpoint has just filled, the settings of the config again."""
+    """Gives optimisers and schedules the settings of the present config, after a checkpoint has overwritten them."""
     length = training_length(trainer)
     for optimizer, scheduler in zip(trainer.strategy.optimizers, module.schedulers(), strict=True):
         own = optimizer.defaults
@@ -107,29 +111,31 @@ def use_own_rates(module: StagedModule, trainer: pl.Trainer) -> None:
 
 
 def describe_data(datamodule: Any) -> dict[str, Any]:
-    """What a network must know of its data, and a fingerprint of the training set."""
-    told = contents.of_data(datamodule)
-    return {**told, "fingerprint": _fingerprint(datamodule, {name: told.get(name) for name in COMPARED})}
+    """Facts about the data that a checkpoint needs (`contents.of_data`), and a fingerprint of the training set."""
+    facts = contents.of_data(datamodule)
+    return {**facts, "fingerprint": _fingerprint(datamodule, {name: facts.get(name) for name in COMPARED})}
 
 
 def differing_data(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """In which way other data are others, in a few words; empty if they are the same."""
-    for name, words in (
+    """How the data differ from those of a checkpoint, as text; empty if they are the same."""
+    for name, label in (
         ("shape", "samples of shape"),
         ("class_names", "the classes"),
         ("classes", "classes:"),
     ):
         if saved.get(name) != now.get(name):
-            return f"{words} {_short(saved.get(name))}, not {_short(now.get(name))}"
+            return f"{label} {_short(saved.get(name))}, not {_short(now.get(name))}"
     return "" if saved.get("fingerprint") == now["fingerprint"] else "other samples than these"
 
 
 def _short(value: Any) -> str:
+    """A value as text; of a list the first entries only."""
     text = ", ".join(map(str, value[:6])) if isinstance(value, list) else str(value)
     return f"{text}, ..." if isinstance(value, list) and len(value) > 6 else text
 
 
 def _fingerprint(datamodule: Any, known: Mapping[str, Any]) -> str:
+    """A hash of the facts ``known``, the labels and a few samples of the training set."""
     digest = hashlib.blake2b(repr([known, int(datamodule.train_size)]).encode(), digest_size=16)
     if hasattr(datamodule, "contents"):
         part = datamodule.contents().parts["train"]

@@ -1,4 +1,4 @@
-"""How stable the network is while it learns: a sampled measurement of all steps, beside the training."""
+"""Measures during the training how stable the network is, on a few samples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from typing_extensions import override
 
-from sglight.callbacks.figures import publish, run_name, spread
+from sglight import units
+from sglight.callbacks.figures import spread
+from sglight.callbacks.pictures import COLOURS, GUIDE, new_figure, publish, run_name, tidy
 from sglight.networks import Stage
 from sglight.networks.network import share
 from sglight.networks.stability import Stability, analyse
@@ -22,23 +24,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73")  # Okabe & Ito 2008: told apart with any colour vision
-
 
 class StabilityMonitor(Callback):
-    """Logs `measures` of some validation samples under ``stability/`` and draws them by depth, every n epochs.
+    """Every n epochs, measures the stability of the network, logs it under ``stability/`` and draws it by depth.
 
-    Worker 0 looks at a copy of all stages, wherever they live, so that the training does not notice. The figure shows
-    the newest state, TensorBoard keeps all of them.
+    Worker 0 analyses a copy of the whole network, so that the training is not disturbed. The figure ``stability.png``
+    shows the newest state; TensorBoard keeps all of them.
 
     Args:
-        folder: of the figure, ``stability.png``.
+        folder: of the figure.
         every_n_epochs: n.
-        samples: how many, spread over the first batch of the validation.
+        samples: how many, taken from the first validation batch.
         exact_up_to, iterations: see `sglight.networks.stability.analyse`.
 
     Attributes:
-        latest: what was found last, at worker 0.
+        latest: the last result, at worker 0.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class StabilityMonitor(Callback):
         self._batch: tuple[Tensor | None, Tensor] | None = None
 
     def metrics(self) -> dict[str, float]:
-        """The latest measures of the whole network, without those of single steps."""
+        """The last `measures` of the whole network, without those of single steps."""
         found = measures(self.latest) if self.latest is not None else {}
         return {name: value for name, value in found.items() if "/step_" not in name}
 
@@ -82,7 +82,7 @@ class StabilityMonitor(Callback):
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epochs = trainer.current_epoch + 1
-        # All workers have seen a validation, or none has.
+        # The same at all workers: either all have seen a validation batch or none has.
         if self._batch is None or epochs % self.every_n_epochs or getattr(trainer, "fast_dev_run", False):
             return
         assert isinstance(pl_module, StagedModule)
@@ -90,20 +90,23 @@ class StabilityMonitor(Callback):
         if network is None:
             return
         x, labels = self._batch
-        assert x is not None, "worker 0 has the first stage, and its inputs"
+        assert x is not None, "worker 0 has the first stage, so it gets the samples"
         like = next(pl_module.parameters())
         self.latest = analyse(
             network.to(like.device), x.to(like), labels.to(like.device), self.exact_up_to, self.iterations
         )
         for logger in trainer.loggers:
             logger.log_metrics(measures(self.latest), trainer.global_step - 1)
-        name, plural = run_name(trainer, pl_module), "" if epochs == 1 else "s"
-        title = f"{name}: stability by depth, {epochs} epoch{plural}, {len(labels)} validation samples"
+        after, sampled = (
+            units.plural(epochs, "epoch"),
+            units.plural(len(labels), "validation sample"),
+        )
+        title = f"{run_name(trainer, pl_module)}: stability by depth, {after}, {sampled}"
         publish(trainer, draw(self.latest, title), self.folder, "stability")
 
 
 def measures(found: Stability) -> dict[str, float]:
-    """The numbers of a `Stability` by name; of step j the norms are those behind it."""
+    """The numbers in a `Stability` by name; the norms of step j are those after it."""
     values: dict[str, float | None] = {
         "stability/growth": found.growth[-1],
         "stability/flow_sigma_max": found.flow_sigma_max,
@@ -121,7 +124,7 @@ def measures(found: Stability) -> dict[str, float]:
 
 
 def assembled(module: StagedModule) -> Stage | None:
-    """A copy of the whole network at worker 0, None elsewhere; every worker must ask."""
+    """A copy of the whole network at worker 0, None at the others; every worker must call it."""
     gathered = module.placement.peers.gather({i: stage.state_dict() for i, stage in module.own_stages()})
     if not gathered:
         return None
@@ -135,13 +138,7 @@ def assembled(module: StagedModule) -> Stage | None:
 
 def draw(found: Stability, title: str) -> Figure:
     """Singular values, growth of a perturbation, and norms of states and gradients, over the time steps."""
-    # matplotlib takes half a second to import.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 9), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=11)
+    figure = new_figure(8, 9, title)
     panels = figure.subplots(4, 1, sharex=True)
     steps, between = range(1, len(found.steps) + 1), range(len(found.steps) + 1)
     spectra = {"largest": [s.sigma_max for s in found.steps]}
@@ -151,7 +148,7 @@ def draw(found: Stability, title: str) -> Figure:
             "spectral radius": [s.radius or 0.0 for s in found.steps],
         }
     _panel(panels[0], f"singular values of a step\n(of all: {found.flow_sigma_max:.3g})", steps, spectra)
-    panels[0].axhline(1, color="#777777", linewidth=0.8, linestyle=":")
+    panels[0].axhline(1, **GUIDE)
     _panel(panels[1], "growth of a\nperturbation", between, {"": found.growth})
     _panel(panels[2], "norm of the state", between, {"": found.state_norm})
     _panel(panels[3], "norm of the gradient", between, {"": found.gradient_norm})
@@ -166,13 +163,12 @@ def draw(found: Stability, title: str) -> Figure:
 
 
 def _panel(axes: Axes, name: str, places: range, curves: dict[str, list[float]]) -> None:
+    """Draws curves by label over ``places``; on a logarithmic axis if their values differ by much."""
     for (label, values), colour, mark in zip(curves.items(), COLOURS, "os^", strict=False):
         axes.plot(places, values, color=colour, marker=mark, markersize=3.5, linewidth=1.2, label=label)
     positive = [v for values in curves.values() for v in values if 0 < v < torch.inf]
     if positive and max(positive) > 20 * min(positive):
         axes.set_yscale("log", nonpositive="mask")
-    axes.set_ylabel(name)
-    axes.grid(alpha=0.25, linewidth=0.5)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes, name)
     if len(curves) > 1:
         axes.legend(frameon=False, fontsize=8, ncols=3)

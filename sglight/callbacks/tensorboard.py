@@ -1,4 +1,4 @@
-"""TensorBoard's pages of custom scalars, what belongs together over all runs, and of hyperparameters."""
+"""Fills two pages of TensorBoard: custom scalars (curves grouped by topic) and hyperparameters."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch.utils.tensorboard.summary import hparams
 
 from sglight.compat.tensorboard import add_summary, name_columns
 
-# What begins the tags of a run's results: `val/acc` is a curve, of which the last point need not be the result.
+# Prefix of the tags of results. They need tags of their own, as the last point of `val/acc` need not be the result.
 RESULT = "result/"
-# By category and chart, regular expressions of tags. A chart without data stays empty.
+# The charts of each category, with regular expressions of their tags. A chart without data stays empty.
 LAYOUT = {
     "accuracy": {
         "training": [r"^train/acc$"],
@@ -68,7 +68,7 @@ LAYOUT = {
 
 
 def add_layout(logger: Logger) -> None:
-    """Write `LAYOUT` into the log of a run, where TensorBoard finds it whichever of the runs are shown."""
+    """Writes `LAYOUT` into the log of a run."""
     if isinstance(logger, TensorBoardLogger):
         charts = {
             category: {title: ["Multiline", tags] for title, tags in group.items()}
@@ -79,9 +79,14 @@ def add_layout(logger: Logger) -> None:
 
 @rank_zero_only
 def add_hyperparameters(logger: Logger, values: Mapping[str, Any], columns: Sequence[str]) -> None:
-    """Log hyperparameters, for TensorBoard with the results that its page shows beside them, see `add_results`.
+    """Logs hyperparameters; for TensorBoard with the names of the results beside them, see `add_results`.
 
-    Lightning would log the results now as well, as points of curves.
+    Lightning's own way would log a first value of each result as a point of a curve.
+
+    Args:
+        logger: of the run.
+        values: the hyperparameters by name.
+        columns: the names of the results.
     """
     logger.log_hyperparams(dict(values))
     if isinstance(logger, TensorBoardLogger):
@@ -93,7 +98,7 @@ def add_hyperparameters(logger: Logger, values: Mapping[str, Any], columns: Sequ
 
 @rank_zero_only
 def add_results(logger: Logger, results: Mapping[str, float | None], step: int) -> None:
-    """Log what `metrics.json` holds, so that the page of hyperparameters shows the very same numbers."""
+    """Logs the results in `metrics.json`, which the page of hyperparameters shows."""
     if isinstance(logger, TensorBoardLogger):
         logger.log_metrics({f"{RESULT}{k}": v for k, v in results.items() if v is not None}, step)
         logger.finalize("success")

@@ -1,4 +1,4 @@
-"""What each worker did in a few batches: a trace to zoom into, and a picture."""
+"""What each worker did in a few batches, as a trace for a trace viewer and as a figure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from typing_extensions import override
 
-from sglight.callbacks.figures import publish, run_name, save_figure
+from sglight import units
+from sglight.callbacks.pictures import new_figure, publish, run_name, save_figure
 from sglight.files import write_atomically
 from sglight.strategies.recorder import COMPUTING
 from sglight.strategies.schedule import stage_names
@@ -25,15 +26,15 @@ if TYPE_CHECKING:
 
 
 class PhaseStyle(NamedTuple):
-    """Of a phase: colours of its bars and of what is written in them, and the name of a colour of chrome://tracing."""
+    """How a phase is drawn: the colours of its bars and of text in them, and the name of a chrome://tracing colour."""
 
     colour: str
     ink: str
     trace: str
 
 
-# Okabe & Ito 2008: told apart with any colour vision. Waiting is hatched.
-LOOKS = {
+# Colours of Okabe & Ito 2008, which can be told apart with any colour vision. Waiting is hatched.
+STYLES = {
     "forward": PhaseStyle("#0072B2", "white", "thread_state_runnable"),
     "estimate": PhaseStyle("#CC79A7", "black", "thread_state_uninterruptible"),
     "backward": PhaseStyle("#D55E00", "white", "thread_state_iowait"),
@@ -42,19 +43,23 @@ LOOKS = {
     "send": PhaseStyle("#F0E442", "black", "thread_state_unknown"),
     "wait": PhaseStyle("#F4F4F4", "#AAAAAA", "thread_state_sleeping"),
 }
-LANE, GAP, EDGE = 1.0, 0.4, 0.06  # height of a stage's lane, between workers, and within a lane
+LANE, GAP, EDGE = (
+    1.0,
+    0.4,
+    0.06,
+)  # heights: of a stage's lane, between workers, and of the margin within a lane
 FONT_SIZE = 8
-WARM_UP = 8  # batches, in which much is made for the first time and a pipeline fills
+WARM_UP = 8  # the first batches, which are slower, and in which a pipeline is filled
 
 
 class Timeline(Callback):
-    """Writes `chrome_trace` and `draw` of a few batches in full swing, once: at the end of the first epoch trained.
+    """Writes ``timeline.json`` (`chrome_trace`) and ``figures/timeline.png`` of a few batches after the warm-up.
 
-    Not as soon as these are through: what the workers did is gathered at worker 0, and for that all of them
-    would have to stop in mid-epoch. Clocks are common to the workers of one machine only.
+    They are written once, at the end of the first epoch: the workers' records are gathered at worker 0, and within an
+    epoch all of them would have to stop for that. Times can be compared between workers of one machine only.
 
     Args:
-        folder: the run's, for ``timeline.json`` and ``figures/timeline.png``.
+        folder: of the run.
         batches: how many to show.
     """
 
@@ -77,14 +82,14 @@ class Timeline(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Whether to gather must not depend on what a worker has recorded: all of them do, or none.
+        # Whether to gather must not depend on what this worker recorded, because all of them must do the same.
         if self._done or not self._trained or not isinstance(pl_module, StagedModule):
             return
         self._done = True
         place = pl_module.placement
         gathered = place.peers.gather((pl_module.recorder.spans, place.replicas.rank))
         if place.peers.rank == 0 and not getattr(trainer, "fast_dev_run", False):
-            spans = in_full_swing([own for own, _ in gathered], self.batches)
+            spans = after_warm_up([own for own, _ in gathered], self.batches)
             replicas = [replica for _, replica in gathered] if place.replicas.size > 1 else ()
             self._write(trainer, pl_module, spans, replicas)
 
@@ -103,24 +108,24 @@ class Timeline(Callback):
         )
 
 
-def in_full_swing(spans: Sequence[Sequence[Span]], count: int) -> list[list[Span]]:
-    """Of each worker what it did for ``count`` batches behind the warm-up, or as far behind as there are as many."""
+def after_warm_up(spans: Sequence[Sequence[Span]], count: int) -> list[list[Span]]:
+    """What each worker did for ``count`` batches after the warm-up, which is shortened if there are too few batches."""
     recorded = len({s.batch for s in chain(*spans) if s.phase == "forward"})
     return batches_from(spans, min(WARM_UP, max(recorded - count, 0)), count)
 
 
 def batches_from(spans: Sequence[Sequence[Span]], first: int, count: int) -> list[list[Span]]:
-    """Of each worker what it did for ``count`` batches, from the forward pass of the ``first`` on.
+    """What each worker did for ``count`` batches, beginning with the forward pass of the ``first``.
 
-    Waiting in an evaluation before or behind these is left out.
+    Waiting before and after them, as in a validation, is left out.
     """
     forward = [s for s in chain(*spans) if s.phase == "forward"]
-    # Recordings have gaps: not all batches are timed.
+    # Not all batches are recorded.
     chosen = sorted({s.batch for s in forward})[first : first + count]
     if not chosen:
         return [[] for _ in spans]
     begin, stop = min(s.start for s in forward if s.batch >= chosen[0]), chosen[-1] + 1
-    # In the order of time: a learning from an older batch belongs to the batch in which it is done.
+    # In the order of time: an estimator that learns from an older batch does so during the present one.
     kept = [
         list(takewhile(lambda s: s.batch < stop, sorted((s for s in own if s.end > begin), key=_start)))
         for own in spans
@@ -134,11 +139,13 @@ def chrome_trace(
 ) -> dict[str, Any]:
     """The spans of each worker in the Trace Event Format, for https://ui.perfetto.dev or chrome://tracing.
 
-    A process is a worker, a thread a stage; their ids begin at 1, as Perfetto keeps 0 for itself. Times are in
-    microseconds from the earliest start.
+    Workers are shown as processes and stages as threads. Their ids begin at 1, because Perfetto reserves 0. Times are
+    in microseconds since the earliest start.
 
     Args:
-        replicas: which one each worker holds of its stages; empty if there is one of each.
+        spans: of each worker.
+        part: what a stage is called.
+        replicas: the replica that each worker belongs to; empty if there is only one.
     """
     begin = min((s.start for s in chain(*spans)), default=0.0)
     events = list[dict[str, Any]]()
@@ -164,14 +171,14 @@ def chrome_trace(
 def _event(worker: int, span: Span, begin: float) -> dict[str, Any]:
     return {
         "ph": "X",
-        # Perfetto has no use for colours, but gives one to each name, without regard to its digits.
+        # Perfetto ignores `cname`; it chooses a colour by the name without its digits.
         "name": f"{span.phase} {span.batch}",
         "cat": span.phase,
         "pid": worker + 1,
         "tid": span.stage + 1,
         "ts": round((span.start - begin) * 1e6, 3),
         "dur": round((span.end - span.start) * 1e6, 3),
-        "cname": LOOKS[span.phase].trace,
+        "cname": STYLES[span.phase].trace,
         "args": {"batch": span.batch, "stage": span.stage},
     }
 
@@ -183,30 +190,29 @@ def _worker_name(worker: int, stages: Sequence[int], part: str, replicas: Sequen
 
 
 def draw(spans: Sequence[Sequence[Span]], path: Path) -> None:
-    """Write `timeline_figure` as a PNG."""
+    """Writes `timeline_figure` as a PNG."""
     save_figure(timeline_figure(spans), path)
 
 
 def timeline_figure(
-    spans: Sequence[Sequence[Span]], of: str = "", part: str = "stage", replicas: Sequence[int] = ()
+    spans: Sequence[Sequence[Span]], run: str = "", part: str = "stage", replicas: Sequence[int] = ()
 ) -> Figure:
-    """A lane for each stage of each worker: forward passes in its upper half, the rest of the computing below.
+    """A lane for each stage of each worker: forward passes in its upper half, other computations below.
 
-    Numbers in the bars are those of the batches, where they fit. At the right stands which share of the time shown a
-    worker spent on computing.
+    The numbers in the bars are those of the batches. At the right stands which part of the time each worker computes.
+
+    Args:
+        spans: of each worker.
+        run: the beginning of the title.
+        part: what a stage is called.
     """
-    # matplotlib takes half a second to import.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     begin, end = min(s.start for s in chain(*spans)), max(s.end for s in chain(*spans))
     lanes = _lanes(spans, part, replicas)
     bottom = lanes[-1].top + LANE + GAP
-    figure = Figure(figsize=(12.2, 1.4 + 0.36 * bottom), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(12.2, 1.4 + 0.36 * bottom)
     axes = figure.add_subplot()
     axes.set(xlim=(0, (end - begin) * 1e3), ylim=(bottom, 0), xlabel="time [ms]")
-    axes.set_title(f"{of}{_title(spans)}", fontsize=11)
+    axes.set_title(f"{run}{_title(spans)}", fontsize=11)
     axes.set_yticks([lane.top + LANE / 2 for lane in lanes], [lane.name for lane in lanes])
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right"]].set_visible(False)
@@ -217,7 +223,7 @@ def timeline_figure(
         middle = [lane.top + LANE / 2 for lane in lanes if lane.worker == worker]
         if middle:
             axes.text(
-                1.01, sum(middle) / len(middle), f"computes\n{computing:.0%}",
+                1.01, sum(middle) / len(middle), f"computes\n{units.share(computing)}",
                 transform=axes.get_yaxis_transform(), va="center", fontsize=9,
             )  # fmt: skip
     _draw_legend(figure, {s.phase for s in chain(*spans)})
@@ -226,7 +232,7 @@ def timeline_figure(
 
 
 class Lane(NamedTuple):
-    """What a worker did for one of its stages, and how far below the upper edge it is drawn."""
+    """What a worker did for one of its stages; ``top`` is where the lane begins, from the upper edge down."""
 
     worker: int
     stage: int
@@ -236,6 +242,7 @@ class Lane(NamedTuple):
 
 
 def _lanes(spans: Sequence[Sequence[Span]], part: str, replicas: Sequence[int]) -> list[Lane]:
+    """The lanes of all stages of all workers, from top to bottom."""
     lanes, top = list[Lane](), 0.0
     for worker, own in enumerate(spans):
         top += GAP
@@ -248,41 +255,42 @@ def _lanes(spans: Sequence[Sequence[Span]], part: str, replicas: Sequence[int]) 
 
 
 def _draw_bars(axes: Axes, lane: Lane, begin: float) -> None:
-    for phase, look in LOOKS.items():
+    for phase, style in STYLES.items():
         bars = [((s.start - begin) * 1e3, (s.end - s.start) * 1e3) for s in lane.spans if s.phase == phase]
         top, height = _place(phase)
-        axes.broken_barh(bars, (lane.top + top, height), **_style(phase, look))
+        axes.broken_barh(bars, (lane.top + top, height), **_bar(phase, style))
 
 
 def _place(phase: str) -> tuple[float, float]:
-    """Where in its lane a bar begins, and how high it is."""
+    """Where in its lane the bar of a phase begins, and how high it is."""
     if phase not in COMPUTING:
         return EDGE, LANE - 2 * EDGE
     return (EDGE if phase == "forward" else LANE / 2), LANE / 2 - EDGE
 
 
-def _style(phase: str, look: PhaseStyle) -> dict[str, Any]:
+def _bar(phase: str, style: PhaseStyle) -> dict[str, Any]:
+    """The properties of a bar for matplotlib."""
     if phase == "wait":
-        return {"facecolor": look.colour, "edgecolor": look.ink, "hatch": "////", "linewidth": 0}
-    return {"facecolor": look.colour, "edgecolor": "white", "linewidth": 0.3}
+        return {"facecolor": style.colour, "edgecolor": style.ink, "hatch": "////", "linewidth": 0}
+    return {"facecolor": style.colour, "edgecolor": "white", "linewidth": 0.3}
 
 
 def _draw_legend(figure: Figure, phases: set[str]) -> None:
     from matplotlib.patches import Patch
 
-    handles = [Patch(label=phase, **_style(phase, look)) for phase, look in LOOKS.items() if phase in phases]
+    handles = [Patch(label=phase, **_bar(phase, style)) for phase, style in STYLES.items() if phase in phases]
     figure.legend(handles=handles, loc="outside right upper", frameon=False)
 
 
 def _number_bars(figure: Figure, axes: Axes, lanes: Sequence[Lane], begin: float) -> None:
-    """Write the batch into each bar of a computation that is wide enough."""
+    """Writes the number of the batch into each bar of a computation that is wide enough."""
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     layout = figure.get_layout_engine()
     assert isinstance(layout, ConstrainedLayoutEngine)
-    layout.set(w_pad=0.1)  # inches: text is wider at the resolution of a file
-    layout.execute(figure)  # only then the axes have their width
-    figure.set_layout_engine("none")  # numbers in bars change nothing of it
+    layout.set(w_pad=0.1)  # inches, because text is wider at the resolution of the file
+    layout.execute(figure)  # now the axes have their final width,
+    figure.set_layout_engine("none")  # which the numbers in the bars must not change
     left, right = axes.get_xlim()
     points_per_ms = axes.get_window_extent().width / figure.dpi * 72 / (right - left)
     for lane in lanes:
@@ -292,7 +300,7 @@ def _number_bars(figure: Figure, axes: Axes, lanes: Sequence[Lane], begin: float
                 middle = (span.start + span.end) / 2 - begin
                 top, height = _place(span.phase)
                 axes.text(
-                    middle * 1e3, lane.top + top + height / 2, str(span.batch), color=LOOKS[span.phase].ink,
+                    middle * 1e3, lane.top + top + height / 2, str(span.batch), color=STYLES[span.phase].ink,
                     fontsize=FONT_SIZE, ha="center", va="center_baseline",
                 )  # fmt: skip
 
@@ -300,7 +308,7 @@ def _number_bars(figure: Figure, axes: Axes, lanes: Sequence[Lane], begin: float
 def _title(spans: Sequence[Sequence[Span]]) -> str:
     batches = {s.batch for s in chain(*spans) if s.phase == "forward"}
     shown = f"batch {min(batches)}" if len(batches) == 1 else f"batches {min(batches)} to {max(batches)}"
-    return f"{shown} on {len(spans)} worker{'' if len(spans) == 1 else 's'}; in the bars: number of the batch"
+    return f"{shown} on {units.plural(len(spans), 'worker')}; in the bars: number of the batch"
 
 
 def _start(span: Span) -> float:

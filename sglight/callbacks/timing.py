@@ -1,4 +1,4 @@
-"""How long training takes."""
+"""Measures how long the training takes."""
 
 from statistics import median
 from time import perf_counter, process_time
@@ -17,17 +17,17 @@ PARTS = ("epoch_s", "validation_s", "overhead_s")
 
 
 class EpochTimer(Callback):
-    """Measures the training and each of its epochs; a run that goes on from a checkpoint adds to what it finds there.
-
-    Attributes:
-        epoch_s: seconds of each epoch's training batches, without validation, checkpoints and figures.
-        epoch_samples: the number of samples in each of them.
-        validation_s: seconds of each validation between them.
-        overhead_s: seconds between the batches of two epochs, without the validation: checkpoints, figures and so on.
-        cpu_s: seconds of the processors that all workers together used for the training so far.
+    """Measures the time of the training and of each epoch. A resumed run continues the counts of its checkpoint.
 
     Args:
-        curves: whether these seconds are logged, too.
+        curves: whether to log these times.
+
+    Attributes:
+        epoch_s: for each epoch, the seconds of its training batches, without validation, checkpoints and figures.
+        epoch_samples: for each epoch, the number of samples.
+        validation_s: the seconds of each validation.
+        overhead_s: the seconds between the batches of two epochs without the validation: checkpoints, figures etc.
+        cpu_s: CPU seconds of all workers together.
     """
 
     def __init__(self, curves: bool = True) -> None:
@@ -37,8 +37,9 @@ class EpochTimer(Callback):
         self.validation_s: list[float] = []
         self.overhead_s: list[float] = []
         self.cpu_s = 0.0
-        self._cpu_counted = 0.0  # this process's clock when `cpu_s` was last brought up to date
-        self._validation_started = self._validating = 0.0  # the latter since the last batch
+        self._cpu_counted = 0.0  # the CPU clock of this process when `cpu_s` was last updated
+        self._validation_started = 0.0
+        self._validating = 0.0  # seconds of validation since the last batch
         self._between = False
         self._before_s = 0.0
         self._samples = 0
@@ -49,7 +50,7 @@ class EpochTimer(Callback):
 
     @property
     def fit_s(self) -> float:
-        """Seconds of the whole training so far, with all that belongs to it."""
+        """Seconds of the whole training so far, with validation and everything else."""
         if self._started is None:
             return self._before_s
         return self._before_s + (self._ended or perf_counter()) - self._started
@@ -63,16 +64,16 @@ class EpochTimer(Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._earlier is None and trainer.global_step:  # this Trainer's training before
+        if self._earlier is None and trainer.global_step:  # an earlier training by this Trainer
             self._earlier = self.state_dict()
         self.take_over()
         self._started, self._ended, self._cpu_counted = perf_counter(), None, process_time()
-        # An epoch that is gone on with in the middle begins without `on_train_epoch_start`.
+        # An epoch that is resumed in the middle begins without `on_train_epoch_start`.
         self._begin_epoch()
 
     def take_over(self) -> None:
-        """Count what the checkpoint that was loaded has counted."""
-        earlier = self._earlier or {}  # another version may have left less
+        """Continues the counts of the checkpoint that was loaded."""
+        earlier = self._earlier or {}  # another version may have written less
         self._earlier = None
         self._before_s, self.cpu_s = earlier.get("fit_s", 0.0), earlier.get("cpu_s", 0.0)
         for name in (*PARTS, "epoch_samples"):
@@ -92,7 +93,7 @@ class EpochTimer(Callback):
         self._samples += len(batch[1])
         if trainer.is_last_batch and torch.cuda.is_initialized():
             torch.cuda.synchronize()
-        # The clock stops with the last batch: validation and other callbacks come before the epoch's end.
+        # The end of the last batch, because validation and other callbacks come before the end of the epoch.
         self._last_batch = perf_counter()
 
     @override
@@ -101,7 +102,7 @@ class EpochTimer(Callback):
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING:  # not a validation by itself
+        if trainer.state.fn == TrainerFn.FITTING:  # not for `Trainer.validate`
             self.validation_s.append(perf_counter() - self._validation_started)
             self._validating += self.validation_s[-1]
 
@@ -130,7 +131,7 @@ class EpochTimer(Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Lightning loads states for a test as well; only a training takes it over.
+        # Only kept here: Lightning loads states for a test as well, but only a training uses them.
         self._earlier = state_dict
 
     def _count_cpu(self, module: pl.LightningModule) -> None:
@@ -143,7 +144,7 @@ class EpochTimer(Callback):
         self._samples, self._validating = 0, 0.0
 
     def _end_epoch(self, trainer: pl.Trainer) -> None:
-        """Log what has come behind the batches of an epoch, once all of that is over."""
+        """Logs the overhead after the batches of an epoch, when all of it is over."""
         if self._between:
             self._between = False
             self.overhead_s.append(max(perf_counter() - self._last_batch - self._validating, 0.0))

@@ -1,1 +1,1 @@
-"""What we lean on in other libraries without its being part of their interface: a file for each library."""
+"""Undocumented parts of other libraries that sglight depends on: one file for each library."""

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 
 def config_groups() -> dict[str, set[str]]:
-    """The choices of each group that are files, in all folders that Hydra searches, while it composes or runs."""
+    """The config files of each group, in all folders that Hydra searches; only while Hydra composes or runs."""
     choices: dict[str, set[str]] = {}
     for source in GlobalHydra.instance().config_loader().get_sources():
         if source.provider == "hydra" or source.scheme() == "structured":
@@ -23,9 +23,9 @@ def config_groups() -> dict[str, set[str]]:
 
 
 def hide_schemas(prefix: str) -> None:
-    """Let completion and lists of choices pass over configs of the ConfigStore with names that begin so.
+    """Hide configs of the ConfigStore whose names begin with ``prefix`` from completion and lists of choices.
 
-    Files begin with them; they are no choices by themselves.
+    These are schemas for the `defaults` of files; they are no choices themselves.
     """
     list_all = getattr(ConfigStore.list, "__wrapped__", ConfigStore.list)
 
@@ -37,5 +37,5 @@ def hide_schemas(prefix: str) -> None:
 
 
 def set_hydra_config(cfg: DictConfig) -> None:
-    """Let `HydraConfig.get` give the node ``hydra`` of this config, from which resolvers read."""
+    """Make `HydraConfig.get`, which resolvers use, return the node ``hydra`` of this config."""
     HydraConfig.instance().set_config(cfg)

@@ -1,4 +1,4 @@
-"""Private parts of Python's multiprocessing that we lean on."""
+"""Private parts of Python's multiprocessing that sglight depends on."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 
 def forkserver_pid() -> int | None:
-    """The process of the server from which workers are forked, if it runs."""
-    from multiprocessing import forkserver  # not everywhere
+    """The process id of the server from which workers are forked; None if it does not run."""
+    from multiprocessing import forkserver  # not on every system
 
     pid: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     return pid

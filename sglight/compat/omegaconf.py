@@ -1,4 +1,4 @@
-"""Private parts of OmegaConf that we lean on."""
+"""Private parts of OmegaConf that sglight depends on."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from omegaconf import DictConfig
 
 
 def root(node: DictConfig) -> Any:
-    """The whole config that a node is part of."""
+    """The whole config to which a node belongs."""
     return node._get_root()

@@ -1,4 +1,4 @@
-"""Parts of TensorBoard's reader and of torch's writer that are not documented; imports no torch."""
+"""Undocumented parts of TensorBoard's reader and of torch's writer that sglight depends on; imports no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 
 class Scalar(NamedTuple):
-    """A value of one scalar: its tag, the step, the clock's time in seconds."""
+    """One value of a curve: its tag, the step, the time in seconds since 1970."""
 
     tag: str
     step: int
@@ -22,9 +22,9 @@ class Scalar(NamedTuple):
 
 
 def read_scalars(path: Path) -> Iterator[Scalar]:
-    """The scalars of a file of events up to its end, or to where it is damaged or still being written.
+    """The scalars in a file of events, up to its end or to the first place that is damaged or incomplete.
 
-    `EventAccumulator` would read the whole folder into memory, log a warning for each damage, and thin curves out.
+    `EventAccumulator` would read the whole folder into memory, log a warning for each damage, and drop points.
     """
     try:
         for data in RawEventFileLoader(str(path)).Load():
@@ -37,12 +37,17 @@ def read_scalars(path: Path) -> Iterator[Scalar]:
 
 
 def add_summary(writer: Any, summary: Any) -> None:
-    """Write a summary as it is to the events of a `SummaryWriter`, whose own methods would make a file of its own."""
+    """Write a summary to the file of a `SummaryWriter`, whose public methods would open another file for it."""
     writer._get_file_writer().add_summary(summary)
 
 
 def name_columns(page: Any, name: Callable[[str], str]) -> None:
-    """Give the metrics of a page of hyperparameters, torch's first summary of it, names of their own by their tags."""
+    """Set the names under which TensorBoard's hyperparameter page shows metrics.
+
+    Args:
+        page: the first of the summaries that torch makes for it.
+        name: maps the tag of a metric to its name.
+    """
     plugin = page.value[0].metadata.plugin_data
     content = HParamsPluginData.FromString(plugin.content)
     for info in content.experiment.metric_infos:

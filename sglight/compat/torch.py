@@ -1,4 +1,4 @@
-"""Private parts of torch that we lean on."""
+"""Private parts of torch that sglight depends on."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.distributed import Store  # type: ignore[attr-defined]
 from torch.optim import Optimizer
 
-Group = Any  # a torch.distributed.Backend, whose stubs lack what it can do
+Group = Any  # a torch.distributed.Backend, whose type stubs are incomplete
 
 
 def is_transformed() -> bool:
-    """Whether this runs under `torch.func` (grad, vmap, jacrev, ...) or is being exported.
+    """Whether this code runs under `torch.func` (grad, vmap, jacrev, ...) or is being exported.
 
-    Hand-written backward passes and the order of tensors in memory mean nothing there.
+    Hand-written backward passes and memory layouts must not be used there.
     """
     return torch._C._are_functorch_transforms_active() or torch.compiler.is_exporting()
 
@@ -37,7 +37,10 @@ def conv2d_backward(grad: Tensor, x: Tensor, weight: Tensor, padding: int) -> tu
     """The gradients of x, weight and bias of ``conv2d(x, weight, bias, padding=padding)``, in one call.
 
     Args:
-        grad: of the output ``[B, D, H, W]``. x: ``[B, C, H, W]``. weight: ``[D, C, k, k]``.
+        grad: the gradient of the output ``[B, D, H, W]``.
+        x: ``[B, C, H, W]``.
+        weight: ``[D, C, k, k]``.
+        padding: on each side.
     """
     return torch.ops.aten.convolution_backward(
         grad,
@@ -70,12 +73,12 @@ def copy_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
 
 
 def remember_rates(scheduler: Any, optimizer: Optimizer) -> None:
-    """Make `scheduler.get_last_lr` give the rates that ``optimizer`` has now, which somebody else has set."""
+    """Make `scheduler.get_last_lr` return the present learning rates of ``optimizer``, which other code has set."""
     scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
 
 
 def loopback_gloo(store: Store, rank: int, size: int, timeout: timedelta) -> Group:
-    """A gloo group whose sockets nobody outside this machine can reach."""
+    """A gloo group that listens on 127.0.0.1 only, so that other machines cannot reach its sockets."""
     backend: Any = dist.ProcessGroupGloo
     options = backend._Options()
     options._timeout = timeout

@@ -1,1 +1,1 @@
-"""The config of a run: its keys and their defaults and ranges, how it is composed, checked and explained; no torch."""
+"""The config of a run: keys, defaults and ranges, and how it is composed, checked and explained. Imports no torch."""

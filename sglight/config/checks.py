@@ -1,4 +1,7 @@
-"""Whether the keys of a config go together; every refusal names the key and what would be right. Imports no torch."""
+"""Checks that the values of a config are allowed together, before torch is imported.
+
+Every check raises a `UserError` that names the key and says what would be right.
+"""
 
 import re
 from collections.abc import Callable, Sequence
@@ -35,30 +38,32 @@ from sglight.errors import UserError
 # Set in every process that torchrun starts.
 TORCHRUN = "TORCHELASTIC_RUN_ID"
 POINTS = "dataset.train_points dataset.val_points dataset.test_points"
-# Modes that use a trained network, and what formats of `mode=export` need besides.
+# Modes that use a trained network.
 DEPLOYMENT = ("predict", "export")
+# The packages that formats of `mode=export` need.
 PACKAGES = {"safetensors": ("safetensors",), "onnx": ("onnx", "onnxscript")}
-# Keys of `callbacks` that every run has, and by logger of Lightning's the package that it needs, and what installs it.
+# Keys of `callbacks` without a `_target_`, for callbacks that every run has.
 SETTINGS = ("checkpoint", "timing", "memory")
+# Loggers of Lightning: (the package that one needs, what to install).
 LOGGERS = {
     "WandbLogger": ("wandb", "'sglight[wandb]'"),
     "MLFlowLogger": ("mlflow", "mlflow"),
     "CometLogger": ("comet_ml", "comet-ml"),
     "NeptuneLogger": ("neptune", "neptune"),
 }
-PARTS = (
+BATCHES = (  # keys that are a number of batches, or a part of all batches
     "trainer.limit_train_batches trainer.limit_val_batches trainer.limit_test_batches trainer.val_check_interval "
     "trainer.overfit_batches"
 )
 
 
 def check_values(cfg: DictConfig) -> None:
-    """Refuse single values out of their range."""
+    """Refuse values that are out of their range."""
     check_ranges(cfg)
     _check_points(cfg)
     _each(
         cfg,
-        PARTS,
+        BATCHES,
         lambda v: v >= 1 if isinstance(v, int) else 0 < v <= 1,
         "it must be a number of batches (a whole number, at least 1) or a part of them above 0.0, up to 1.0",
     )
@@ -105,14 +110,14 @@ def check_model(model: DictConfig) -> None:
             f"model.opening_normalisation={model.opening_normalisation} needs model.opening=conv, "
             f"not {model.opening}; set it to none"
         )
-    ready_made = model.dynamics in list(Dynamics)  # another one says itself what it can do
-    if model.gamma and ready_made and model.dynamics != "antisymmetric":
+    built_in = model.dynamics in list(Dynamics)  # a class of the user's checks itself what it supports
+    if model.gamma and built_in and model.dynamics != "antisymmetric":
         raise UserError(
             f"model.gamma={model.gamma} is for model=antisymmetric only; with {model.dynamics} it must be 0"
         )
-    if model.initial_velocity == "paper" and ready_made and model.dynamics != "leapfrog":
+    if model.initial_velocity == "paper" and built_in and model.dynamics != "leapfrog":
         raise UserError("model.initial_velocity=paper is for model=leapfrog only; leave it at zero")
-    if model.reversible and ready_made and model.dynamics not in ("hamiltonian", "leapfrog"):
+    if model.reversible and built_in and model.dynamics not in ("hamiltonian", "leapfrog"):
         raise UserError(
             f"model.reversible=true needs model=hamiltonian or model=leapfrog, not {model.dynamics}"
         )
@@ -124,10 +129,10 @@ def check_model(model: DictConfig) -> None:
 
 
 def check_fit(cfg: DictConfig) -> None:
-    """Refuse a network that does not fit the samples, where their shape is known without reading them."""
+    """Refuse a network that does not fit the samples, if their shape is known without reading them."""
     schema = OmegaConf.get_type(cfg.dataset)
     if not is_dataclass(schema) or cfg.dataset._target_ != getattr(schema, "_target_", None):
-        return  # a class of the user's own
+        return  # a data set of the user's
     if (shape := SHAPES.get(str(cfg.dataset.name))) is None:
         return
     model, widths = cfg.model, _per_segment("channels", cfg.model.channels, int)
@@ -225,7 +230,7 @@ def check_strategy(cfg: DictConfig) -> None:
 
 
 def _check_head(cfg: DictConfig) -> None:
-    """Refuse heads that the network has no place for."""
+    """Refuse heads that do not fit the states of the network."""
     if OmegaConf.get_type(OmegaConf.select(cfg, "strategy.head")) is not HeadConfig:
         return
     if cfg.strategy.head.name == "conv" and cfg.model.kernel != "conv":
@@ -235,7 +240,7 @@ def _check_head(cfg: DictConfig) -> None:
 
 
 def check_optimizers(cfg: DictConfig) -> None:
-    """Refuse names of optimisers and schedules that there are not, and arguments of classes without a class."""
+    """Refuse unknown names of optimisers and schedules, and ``kwargs`` without a class that takes them."""
     for key in ("strategy.optimizer", "strategy.scheduler", "strategy.estimator.optimizer"):
         node = OmegaConf.select(cfg, key)
         if isinstance(node, DictConfig) and is_dataclass(schema := OmegaConf.get_type(node)):
@@ -251,7 +256,7 @@ def check_loss(cfg: DictConfig) -> None:
 
 
 def _check_cuts(cfg: DictConfig, steps: int) -> None:
-    """Refuse cuts that do not make as many stages as are asked for."""
+    """Refuse cuts that do not make ``strategy.stages`` stages."""
     cuts, stages = OmegaConf.select(cfg, "strategy.cuts"), _number(cfg, "strategy.stages")
     if isinstance(cuts, ListConfig) and stages is not None:
         multiple = 2 ** ((_number(cfg, "strategy.levels") or 1) - 1)
@@ -262,7 +267,7 @@ def _check_cuts(cfg: DictConfig, steps: int) -> None:
 
 
 def _check_delayed(cfg: DictConfig) -> None:
-    """Refuse late gradients that never come, and rebuilding what has no inverse."""
+    """Refuse a training that ends before its first late gradient, and rebuilding states that cannot be rebuilt."""
     modes = OmegaConf.select(cfg, "strategy.level.mode")
     modes = modes if isinstance(modes, ListConfig) else [modes]
     if "level" in cfg.strategy and "delayed" not in modes:
@@ -275,8 +280,8 @@ def _check_delayed(cfg: DictConfig) -> None:
         )
     if cfg.strategy.backward != "rebuilt":
         return
-    ready_made = cfg.model.dynamics in list(Dynamics)  # another one says itself what it can do
-    if ready_made and cfg.model.dynamics not in ("hamiltonian", "leapfrog"):
+    built_in = cfg.model.dynamics in list(Dynamics)  # a class of the user's checks itself what it supports
+    if built_in and cfg.model.dynamics not in ("hamiltonian", "leapfrog"):
         raise UserError(
             f"strategy.backward=rebuilt needs model=hamiltonian or model=leapfrog, which have an inverse, not "
             f"{cfg.model.dynamics}; use strategy.backward=stashed or replayed"
@@ -289,6 +294,7 @@ def _check_delayed(cfg: DictConfig) -> None:
 
 
 def _check_levels(cfg: DictConfig, count: int, steps: Sequence[int]) -> None:
+    """Refuse levels that do not divide the steps, their epochs, or the stages."""
     level = OmegaConf.select(cfg, "strategy.level")
     if not isinstance(level, DictConfig | None):
         raise UserError(
@@ -320,7 +326,7 @@ def _check_levels(cfg: DictConfig, count: int, steps: Sequence[int]) -> None:
 
 
 def _check_pvd(cfg: DictConfig) -> None:
-    """Refuse what has no objective that depends on the weights alone."""
+    """Refuse what PVD cannot minimise: it needs an objective that depends on the weights alone."""
     for key in ("normalisation", "opening_normalisation"):
         if cfg.model[key] == "batch":
             raise UserError(
@@ -338,7 +344,7 @@ def _check_pvd(cfg: DictConfig) -> None:
 
 
 def check_workers(cfg: DictConfig) -> None:
-    """Refuse more workers than stages, machines without torchrun, and workers that torchrun has not started."""
+    """Refuse more workers than stages, several machines without torchrun, and other workers than torchrun started."""
     devices, nodes, replicas = cfg.trainer.devices, cfg.trainer.num_nodes, cfg.trainer.replicas
     workers = devices * nodes
     _check_replicas(cfg, replicas, workers)
@@ -401,7 +407,7 @@ def _check_replicas(cfg: DictConfig, replicas: int, workers: int) -> None:
 
 
 def check_trainer(trainer: DictConfig) -> None:
-    """Refuse what Lightning would misunderstand or cannot do with several optimisers."""
+    """Refuse arguments of the Trainer that Lightning would misread, or that do not work with several optimisers."""
     if trainer.precision in ("16-mixed", "16", "fp16"):
         raise UserError(
             f"trainer.precision={trainer.precision} scales the loss of one optimiser, but every stage has its own; "
@@ -417,7 +423,7 @@ def check_trainer(trainer: DictConfig) -> None:
 
 
 def check_files(cfg: DictConfig) -> None:
-    """Refuse files and folders that are not there; paths are absolute here."""
+    """Refuse files and folders that do not exist; paths are absolute here."""
     raw_dir = OmegaConf.select(cfg, "dataset.raw_dir")
     if raw_dir is not None and not Path(raw_dir).is_dir():
         raise UserError(f"dataset.raw_dir={raw_dir} is not a folder; give the one that holds the files")
@@ -434,7 +440,7 @@ def check_files(cfg: DictConfig) -> None:
 
 
 def _check_deployment(cfg: DictConfig) -> None:
-    """Refuse to predict or export without a checkpoint, an input, or the packages that it takes."""
+    """Refuse to predict or export without a checkpoint, an input, or the packages that are needed."""
     if cfg.ckpt is None:
         raise UserError(
             f"mode={cfg.mode} needs a trained network; add ckpt=PATH, a run's folder or a checkpoint"
@@ -457,6 +463,7 @@ def _check_deployment(cfg: DictConfig) -> None:
 
 
 def _each(cfg: DictConfig, keys: str, allowed: Callable[[Any], bool], rule: str) -> None:
+    """Refuse a number under one of ``keys``, separated by spaces, that is not ``allowed``."""
     for key in keys.split():
         value = OmegaConf.select(cfg, key)
         if isinstance(value, int | float) and not allowed(value):
@@ -464,13 +471,13 @@ def _each(cfg: DictConfig, keys: str, allowed: Callable[[Any], bool], rule: str)
 
 
 def _number(cfg: DictConfig, key: str) -> int | None:
-    """A whole number; None if there is none, or something else, which is refused where the strategy is known."""
+    """The whole number under a key, else None; values of another type are refused when the strategy is built."""
     value = OmegaConf.select(cfg, key)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _numbers(value: Any) -> bool:
-    """Whether it is a list of numbers; something else is refused where the strategy is known."""
+    """Whether ``value`` is a list of numbers; other values are refused when the strategy is built."""
     return isinstance(value, ListConfig) and all(isinstance(v, int | float) for v in value)
 
 
@@ -484,8 +491,8 @@ def _per_segment(name: str, value: Any, kind: type) -> list[Any]:
     values = list(value) if isinstance(value, ListConfig) else [value]
     kinds = (int,) if kind is int else (int, float)
     if not values or any(isinstance(v, bool) or not isinstance(v, kinds) or not 0 < v < inf for v in values):
-        word = "positive whole number" if kind is int else "positive number"
+        what = "positive whole number" if kind is int else "positive number"
         raise UserError(
-            f"model.{name}={value} is not allowed; it must be a {word}, or a list of them, one per segment"
+            f"model.{name}={value} is not allowed; it must be a {what}, or a list of them, one per segment"
         )
     return values

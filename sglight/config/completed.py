@@ -1,4 +1,4 @@
-"""Runs that have been done already, found by what was asked for; imports no torch."""
+"""Finds a finished run with the same config, for ``skip_completed=true``; imports no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# What a run finds out does not depend on these.
+# Keys on which the results of a run do not depend.
 IRRELEVANT = (
     "skip_completed", "data_dir", "dataset.data_dir", "callbacks.progress", "trainer.enable_progress_bar",
     "trainer.idle_timeout_s", "trainer.show_schedule",
@@ -24,9 +24,9 @@ class Completed(NamedTuple):
 
 
 def config_hash(plain: Mapping[str, Any]) -> str:
-    """A name for what a run does: that of any plain config that asks for the same thing, in whichever order.
+    """A hash that is equal for plain configs that ask for the same results, whatever the order of their keys.
 
-    ``ckpt`` counts for ``mode=test`` only: a training that was gone on with ends as the uninterrupted one does.
+    ``ckpt`` counts for ``mode=test`` only, because a resumed training ends as the uninterrupted one does.
     """
     ignored = {*IRRELEVANT, *(("ckpt",) if plain["mode"] == "fit" else ())}
     text = json.dumps(_relevant(plain, ignored), sort_keys=True)
@@ -34,9 +34,9 @@ def config_hash(plain: Mapping[str, Any]) -> str:
 
 
 def find_completed(plain: Mapping[str, Any], outputs: Path, sweep: Path | None = None) -> Completed | None:
-    """The newest finished run of the same `config_hash` under ``outputs`` or in the folder of a sweep.
+    """The newest finished run with the same `config_hash` under ``outputs`` or in the folder of a sweep.
 
-    Files that are none of ours, or half-written, are passed over.
+    Incomplete files, and files of other programs, are ignored.
     """
     wanted, found = config_hash(plain), list[tuple[float, Completed]]()
     for path in {p.resolve() for p in results_below(outputs, sweep)}:
@@ -59,12 +59,12 @@ def _relevant(node: Any, ignored: Iterable[str], prefix: str = "") -> Any:
     if isinstance(node, list | tuple):
         return [_relevant(value, ignored, prefix) for value in node]
     if prefix.startswith("trainer.limit_"):
-        return node  # 1 batch, or the part 1.0
+        return node  # 1 is one batch, 1.0 is all of them
     return int(node) if isinstance(node, float) and node.is_integer() else node
 
 
 def results_below(outputs: Path, sweep: Path | None) -> Iterator[Path]:
-    """The `metrics.json` of runs under ``outputs``, and of jobs in the folder of a sweep; some perhaps twice."""
+    """The files `metrics.json` under ``outputs`` and in the folder of a sweep; a file may be given twice."""
     for pattern in RUNS:
         yield from outputs.glob(pattern)
     if sweep is not None:

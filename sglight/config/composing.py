@@ -1,6 +1,7 @@
-"""The config of a run: its schemas in Hydra's ConfigStore, what is checked before torch is imported, its paths.
+"""Composes and checks the config of a run before torch is imported.
 
-`CONF` is the folder of the YAML files: `sglight/conf` in an installed wheel, `conf` beside the package in a checkout.
+Registers the schemas with Hydra, makes paths absolute and calls all checks. `CONF` is the folder of the YAML files:
+`sglight/conf` in an installed wheel, `conf` beside the package in a checkout.
 """
 
 import re
@@ -38,14 +39,14 @@ CONF = next(
     (d for d in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (d / "config.yaml").is_file()),
     _PACKAGE / "conf",
 )
-# Keys whose values tell the jobs of a sweep apart, in the names of their folders.
+# Keys whose values are part of the folder names of the jobs of a sweep.
 VARIED = ("dataset.", "model.", "strategy.", "trainer.devices", "trainer.replicas", "trainer.precision")
 LONGEST_NAME = 100
 PATHS = ("data_dir", "predict.input", "dataset.raw_dir", "dataset.archive", "dataset.path")
 
 
 def register() -> None:
-    """Make the schemas known to Hydra under the names that the files in `conf/` begin with."""
+    """Register the schemas with Hydra under the names in the `defaults` of the files in `conf/`."""
     store = ConfigStore.instance().store
     store(name="base_config", node=Config)
     for name, dataset in DATASETS.items():
@@ -62,15 +63,15 @@ def register() -> None:
 
 
 def to_plain(node: Container) -> dict[str, Any]:
-    """`node` as plain containers, resolved, its enums as their lower-case names."""
+    """`node` as plain dictionaries and lists, with interpolations resolved and enums as their lower-case names."""
     return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True, enum_to_str=True))
 
 
 def check(cfg: DictConfig) -> DictConfig:
-    """`cfg` with absolute paths, once its keys are known and go together; checking twice does no harm.
+    """Check a config; returns a copy of it with absolute paths. It may be checked again.
 
-    Relative paths count from the directory in which the command was started. `ckpt=last` becomes the path that it
-    stands for.
+    Relative paths start at the directory in which the command was started. `ckpt=last` becomes the path of that
+    checkpoint, and the values of the checkpoint's config replace those that the command line does not give.
 
     Raises:
         UserError: a sentence about the first key that is wrong.
@@ -79,7 +80,7 @@ def check(cfg: DictConfig) -> DictConfig:
     _check_complete(cfg)
     _check_keys(cfg, "")
     cfg.ckpt = resolve_ckpt(_best(cfg.ckpt) if cfg.mode in checks.DEPLOYMENT else cfg.ckpt, cfg)
-    deployed = cfg.mode in checks.DEPLOYMENT  # which asks nothing but the checkpoint
+    deployed = cfg.mode in checks.DEPLOYMENT  # these modes take everything from the checkpoint
     if cfg.ckpt is not None and Path(cfg.ckpt).is_file() and not deployed:
         cfg = with_record(cfg)
     for key in PATHS:
@@ -87,7 +88,7 @@ def check(cfg: DictConfig) -> DictConfig:
             try:
                 OmegaConf.update(cfg, key, absolute(key, value))
             except UserError:
-                if key != "data_dir" or "data_dir" in cfg.dataset:  # otherwise nobody needs it
+                if key != "data_dir" or "data_dir" in cfg.dataset:  # otherwise it is not used
                     raise
     checks.check_targets(cfg)
     checks.check_nodes(cfg)
@@ -112,15 +113,18 @@ def check(cfg: DictConfig) -> DictConfig:
 
 
 def _best(ckpt: str | None) -> str | None:
-    """The best checkpoint of a run's folder; anything else stays what it is."""
+    """The best checkpoint if `ckpt` is the folder of a run that has one, else `ckpt`."""
     best = None if ckpt is None else Path(absolute("ckpt", ckpt), "checkpoints", "best.ckpt")
     return str(best) if best is not None and best.is_file() else ckpt
 
 
 def check_settings(given: Mapping[str, Any], schema: type) -> None:
-    """Refuse keys of ``strategy``, from a config without a schema, whose values ``schema`` would refuse.
+    """Check the keys of a ``strategy`` whose config has no schema, as far as ``schema`` has keys of that name.
 
-    Keys that it does not have are the strategy's own, and sections that are null have its defaults.
+    Sections that are null count as left out.
+
+    Raises:
+        UserError: about the first value that is wrong.
     """
     names = {field.name for field in fields(schema)}
     known = {key: value for key, value in given.items() if key in names}
@@ -136,7 +140,7 @@ def check_settings(given: Mapping[str, Any], schema: type) -> None:
 
 
 def _sections(given: Mapping[str, Any], schema: type, prefix: str) -> dict[str, Any]:
-    """The keys of a section, without sections in it that are null."""
+    """The keys of a section, without those of its sections that are null."""
     hints, found = get_type_hints(schema), dict(given)
     for key, value in given.items():
         if not is_dataclass(hint := hints.get(key)):
@@ -152,20 +156,18 @@ def _sections(given: Mapping[str, Any], schema: type, prefix: str) -> dict[str, 
     return found
 
 
-# What earlier runs have left in the folders of those that begin in this process, see `sglight.status.beside`.
+# By run folder: what earlier runs have left there before the run of this process, see `sglight.status.beside`.
 EARLIER: dict[Path, Contents] = {}
-
-
-# Folders of a sweep's jobs that have come to no result.
+# The folders of those jobs of a sweep that have diverged.
 DIVERGED: list[str] = []
-# Folders of the sweeps that this process has begun.
+# The folders of the sweeps that this process has started.
 SWEEPS: list[Path] = []
 
 
 class CheckFirst(Callback):
-    """Refuses a single run before its folder is made, so that a mistake leaves an older run there as it was.
+    """Checks the config of a single run before its folder is made, so that a mistake leaves an older run untouched.
 
-    Of a sweep it finds the jobs that have diverged: by what they have written, as they may be other processes.
+    After a sweep it collects the jobs that have diverged, from their files, because jobs may run in other processes.
     """
 
     _began_ns = 0
@@ -176,7 +178,7 @@ class CheckFirst(Callback):
         for node in (cfg, cfg.hydra):
             OmegaConf.set_struct(node, False)
             OmegaConf.set_readonly(node, False)
-        set_hydra_config(cfg)  # parts of the folder's name come from there
+        set_hydra_config(cfg)  # the name of the folder is interpolated from it
         try:
             with read_write(cfg.hydra):
                 cfg.hydra.runtime.output_dir = cfg.hydra.run.dir
@@ -185,7 +187,7 @@ class CheckFirst(Callback):
             self._check(config, cfg, Path(absolute("hydra.run.dir", run.dir)))
         except UserError as error:
             raise SystemExit(f"error: {error}") from None
-        except OmegaConfBaseException as error:  # Hydra would only warn of it
+        except OmegaConfBaseException as error:  # Hydra would only print a warning
             raise SystemExit(f"error: {explain(error, CONF)}") from None
 
     def _check(self, config: DictConfig, cfg: DictConfig, folder: Path) -> None:
@@ -197,14 +199,16 @@ class CheckFirst(Callback):
         if checked.ckpt is not None:
             _name_after_checkpoint(config, read_record(Path(checked.ckpt), f"ckpt={checked.ckpt}"))
 
+    @override
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Find the jobs that have diverged."""
+        """Collect the jobs that have diverged."""
         for path in sorted(Path(absolute("hydra.sweep.dir", config.hydra.sweep.dir)).rglob(FILE)):
             if path.stat().st_mtime_ns >= self._began_ns and read(path.parent).get("status") == "diverged":
                 DIVERGED.append(str(path.parent))
 
+    @override
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Refuse a folder that cannot be written."""
+        """Refuse a folder that cannot be written to."""
         self._began_ns = time_ns()
         folder = Path(absolute("hydra.sweep.dir", config.hydra.sweep.dir))
         try:
@@ -215,20 +219,20 @@ class CheckFirst(Callback):
 
 
 def check_writable(key: str, folder: Path) -> None:
-    """Refuse a folder that cannot be made or written to."""
+    """Refuse a folder that cannot be made or written to; ``key`` is the config key that names it."""
     try:
-        there = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
+        existing = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
     except OSError as error:
         raise UserError(f"{key}={folder}: {error.strerror}; give another {key}") from error
-    if not there.is_dir():
-        what = "a link to nowhere" if there.is_symlink() else "not a folder"
-        raise UserError(f"{key}={folder}: {there} is {what}; remove it, or give another {key}")
-    if not access(there, W_OK | X_OK):
-        raise UserError(f"{key}={folder}: {there} cannot be written; give another {key}")
+    if not existing.is_dir():
+        what = "a broken link" if existing.is_symlink() else "not a folder"
+        raise UserError(f"{key}={folder}: {existing} is {what}; remove it, or give another {key}")
+    if not access(existing, W_OK | X_OK):
+        raise UserError(f"{key}={folder}: {existing} cannot be written to; give another {key}")
 
 
 def _name_after_checkpoint(config: DictConfig, record: dict[str, Any]) -> None:
-    """Let the run's folder be named by what the checkpoint is of, where the command line does not say it."""
+    """Let the name of the run folder have the checkpoint's seed and choices, unless the command line gives them."""
     given = {override.partition("=")[0] for override in HydraConfig.get().overrides.task}
     if record and "seed" not in given:
         config.seed = record["config"]["seed"]
@@ -239,7 +243,7 @@ def _name_after_checkpoint(config: DictConfig, record: dict[str, Any]) -> None:
 
 
 def _check_complete(cfg: DictConfig) -> None:
-    """Refuse keys without a value and interpolations that lead nowhere."""
+    """Refuse keys without a value and interpolations of keys that do not exist."""
     try:
         missing = sorted(OmegaConf.missing_keys(cfg))
         to_plain(cfg)
@@ -250,7 +254,7 @@ def _check_complete(cfg: DictConfig) -> None:
 
 
 def _check_keys(node: DictConfig, prefix: str) -> None:
-    """Refuse keys that the schema does not have; `+key=` adds them without a word."""
+    """Refuse keys that the schema does not have, which Hydra accepts when they are written as `+key=`."""
     schema = OmegaConf.get_type(node)
     known = {field.name for field in fields(schema)} if is_dataclass(schema) else None
     for key in map(str, node):
@@ -261,10 +265,10 @@ def _check_keys(node: DictConfig, prefix: str) -> None:
 
 
 def _varied() -> str:
-    """What the command line gives a job besides the choices that name its folder, as part of a folder's name.
+    """The part of a job's folder name that shows which keys the command line sets.
 
-    ``-lag_2-channels_8x8`` for ``strategy.lag=2 model.channels=[8,8]``: nothing that would have to be quoted in
-    ``ckpt=PATH``. Paths are left out.
+    For ``strategy.lag=2 model.channels=[8,8]`` it is ``-lag_2-channels_8x8``, without characters that would have to be
+    quoted in ``ckpt=PATH``. Values that are paths are left out.
     """
     parts = []
     for each in HydraConfig.get().overrides.task:
@@ -275,7 +279,7 @@ def _varied() -> str:
 
 
 def _list_groups() -> str:
-    """Groups and their choices in all config folders, for the help text; Hydra asks for it whenever it composes."""
+    """The groups and their choices in all config folders, for the help text."""
     return "\n".join(
         f"  {group:<12}{', '.join(sorted(names))}"
         for group, names in sorted(config_groups().items())

@@ -1,4 +1,4 @@
-"""Cuts that a user gives; imports no torch."""
+"""Checks the cuts between stages that a user gives; imports no torch."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from itertools import pairwise
 
 
 def given_cuts(cuts: Sequence[int], steps: int, stages: int, multiple: int = 1) -> tuple[int, ...]:
-    """All M + 1 positions of a network's cuts, from the M - 1 between its ends.
+    """The M + 1 positions of cuts, from the M - 1 that a user gives: with 0 before and ``steps`` after them.
 
     Args:
         cuts: the time steps with which stages 1 to M - 1 begin, counted from 0.
-        multiple: of which all cuts must be multiples.
+        steps: the number of time steps of the network.
+        stages: M.
+        multiple: all cuts must be multiples of it.
 
     Raises:
-        ValueError: if they do not make so many stages, or lie elsewhere.
+        ValueError: if the cuts do not make M stages, do not rise, or are no multiples.
+
+    >>> given_cuts([2, 5], steps=8, stages=3)
+    (0, 2, 5, 8)
     """
     positions = (0, *cuts, steps)
     if len(cuts) != stages - 1:

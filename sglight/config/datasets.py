@@ -12,7 +12,7 @@ from sglight.errors import UserError
 
 @dataclass
 class DatasetConfig:
-    """What all data sets share."""
+    """The keys of all data sets."""
 
     _target_: str = MISSING
     name: str = MISSING
@@ -35,7 +35,7 @@ class PlanarConfig(DatasetConfig):
 
 @dataclass
 class ArraysConfig(DatasetConfig):
-    """What all data sets of stored samples share."""
+    """The keys of all data sets whose samples are stored in files."""
 
     validation_fraction: float = 0.1
     augment: bool = False
@@ -46,7 +46,7 @@ class ArraysConfig(DatasetConfig):
 
 @dataclass
 class DigitsConfig(ArraysConfig):
-    """scikit-learn's 1,797 real handwritten digits, 8 x 8: part of its installation."""
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, which are installed with it."""
 
     _target_: str = "sglight.data.images.DigitsData"
     name: str = "digits"
@@ -55,7 +55,7 @@ class DigitsConfig(ArraysConfig):
 
 @dataclass
 class ImagesConfig(ArraysConfig):
-    """The image sets that torchvision knows: `mnist`, `fashion_mnist`, `cifar10`, `cifar100`."""
+    """Image sets that torchvision can download: `mnist`, `fashion_mnist`, `cifar10`, `cifar100`."""
 
     _target_: str = "sglight.data.images.TorchvisionData"
     data_dir: str = II("data_dir")
@@ -99,9 +99,9 @@ SCHEMAS: dict[str, type[DatasetConfig]] = {
 }
 
 
-# How many classes the point clouds have; each split needs a point of each.
+# The number of classes of each point cloud; every split needs a point of each class.
 CLOUD_CLASSES = {"ellipse": 2, "swiss_roll": 2, "peaks": 5}
-# Of the samples that are known before anything is read.
+# The shape of a sample, for data sets where it is known before anything is read.
 SHAPES = {
     **dict.fromkeys(CLOUD_CLASSES, (2,)),
     "digits": (1, 8, 8),
@@ -113,30 +113,30 @@ MOST_NOISE = 1e6
 
 
 def at_least(key: str, value: float, minimum: float) -> None:
-    """Checks one number.
+    """Refuse a number that is smaller than `minimum`, or NaN.
 
     Raises:
-        UserError: it is smaller than `minimum`.
+        UserError: that names the `key`.
     """
-    if not value >= minimum:  # not a number is refused, too
+    if not value >= minimum:  # false for NaN
         raise UserError(f"{key}={value} is too small: {minimum} is the least that is allowed")
 
 
 def at_most(key: str, value: float, maximum: float) -> None:
-    """Checks one number.
+    """Refuse a number that is larger than `maximum`, or NaN.
 
     Raises:
-        UserError: it is larger than `maximum`.
+        UserError: that names the `key`.
     """
     if not value <= maximum:
         raise UserError(f"{key}={value} is too large: {maximum} is the most that is allowed")
 
 
 def fraction(key: str, value: float) -> None:
-    """Checks a share that is held out.
+    """Refuse a number that is not between 0 and 1.
 
     Raises:
-        UserError: nothing would be held out, or all.
+        UserError: that names the `key`.
     """
     if not 0 < value < 1:
         raise UserError(f"{key}={value} must be between 0 and 1, both excluded")

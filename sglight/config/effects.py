@@ -1,4 +1,4 @@
-"""Keys on the command line that would change nothing, or turn a choice into its opposite; imports no torch."""
+"""Refuses keys on the command line that would have no effect, or the opposite one; imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from sglight.config.settings import is_path
 from sglight.errors import UserError
 
-# Key, the key on whose value its effect depends, and the values for which it has one.
+# (key, another key on whose value its effect depends, the values for which it has an effect)
 OPTIMIZER = (
     ("momentum", "name", ("sgd",)),
     ("nesterov", "name", ("sgd",)),
@@ -37,18 +37,22 @@ EFFECTS = (
     ("model.groups", "model.normalisation", ("group",)),
 )  # fmt: skip
 NUMBER = re.compile(r"[+-]?[\d_]+")
-OWN_KWARGS = ("optimizer", "scheduler")  # sections whose classes from outside take what is in `kwargs`
-ESTIMATOR = {"linear": ("hidden", "kernel_size"), "mlp": ("kernel_size",)}
+OWN_KWARGS = (
+    "optimizer",
+    "scheduler",
+)  # sections in which a class of the user's gets the arguments in `kwargs`
+ESTIMATOR = {"linear": ("hidden", "kernel_size"), "mlp": ("kernel_size",)}  # keys that each kind ignores
 
 
 def check_effects(cfg: DictConfig, given: Iterable[str]) -> None:
-    """Refuse keys that are given, to another value than their default, where nothing reads them.
+    """Refuse keys on the command line that nothing reads with the present choices, unless they have their default.
 
     Args:
-        given: keys on the command line. What presets set may be left without effect by it.
+        cfg: the config.
+        given: the keys on the command line. Those that presets set may be without effect.
 
     Raises:
-        UserError: that names the key and the choice that it belongs to.
+        UserError: that names the key and the choice to which it belongs.
     """
     for key in given:
         for other, values in _needed(cfg, key):
@@ -71,7 +75,7 @@ def check_effects(cfg: DictConfig, given: Iterable[str]) -> None:
 
 
 def check_switches(cfg: DictConfig, overrides: Iterable[str]) -> None:
-    """Refuse numbers other than 0 and 1 for what is true or false: OmegaConf takes all of them for true."""
+    """Refuse numbers other than 0 and 1 for true or false; OmegaConf would take all of them for true."""
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
         if (
@@ -83,7 +87,7 @@ def check_switches(cfg: DictConfig, overrides: Iterable[str]) -> None:
 
 
 def check_monitors(cfg: DictConfig) -> None:
-    """Refuse to take the largest loss, or the smallest accuracy, for the best."""
+    """Refuse ``mode=max`` for a loss and ``mode=min`` for an accuracy, which take the worst value for the best."""
     for name in ("checkpoint", "early_stopping"):
         node = cfg.callbacks.get(name)
         if node is None:
@@ -97,7 +101,7 @@ def check_monitors(cfg: DictConfig) -> None:
 
 
 def _needed(cfg: DictConfig, key: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The choices that a key needs."""
+    """The choices without which a key has no effect: (key of the choice, its values)."""
     yield from (
         (other, values)
         for name, other, values in EFFECTS
@@ -109,6 +113,7 @@ def _needed(cfg: DictConfig, key: str) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _is_default(cfg: DictConfig, key: str) -> bool:
+    """Whether a key has its schema's default, or no schema."""
     part, _, name = key.rpartition(".")
     schema = OmegaConf.get_type(OmegaConf.select(cfg, part))
     if not is_dataclass(schema):

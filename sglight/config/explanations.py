@@ -1,4 +1,4 @@
-"""What Hydra and OmegaConf refuse, said in one sentence that names the key and the remedy; imports no torch."""
+"""Rephrases errors of Hydra and OmegaConf as one sentence that names the key and the remedy; imports no torch."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +16,7 @@ from yaml import MarkedYAMLError
 
 from sglight.compat.omegaconf import root
 
-ELSEWHERE = {
+ELSEWHERE = {  # keys that users of Lightning look for, and what to use instead
     "trainer.accumulate_grad_batches": "cut a batch into pieces, whose gradients add up, by strategy.microbatches",
     "trainer.callbacks": "add one by '+callbacks.mine={_target_: package.module.Class}'",
     "trainer.default_root_dir": "use hydra.run.dir",
@@ -25,8 +25,8 @@ ELSEWHERE = {
     "trainer.logger": "choose logger=tensorboard, logger=csv, logger=[tensorboard,csv] or logger=none",
     "trainer.strategy": "where code runs follows from trainer.devices; how stages are trained is strategy=...",
 }
-EXTRAS = ("joblib", "submitit")  # of launchers
-WORDS: dict[Any, str] = {
+EXTRAS = ("joblib", "submitit")  # optional dependencies that install a launcher
+TYPE_NAMES: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
@@ -36,7 +36,13 @@ WORDS: dict[Any, str] = {
 
 
 def explain(error: BaseException, conf: Path, overrides: Sequence[str] = ()) -> str:
-    """One sentence for what went wrong while the config was composed; `conf` is the folder of its groups."""
+    """One sentence about an error of Hydra or OmegaConf.
+
+    Args:
+        error: raised while the config was composed.
+        conf: the folder of the config groups.
+        overrides: the command line.
+    """
     chain = list(_causes(error))
     if "Config group override must be a string" in str(error):
         return _not_a_choice(conf, overrides)
@@ -54,9 +60,13 @@ def explain(error: BaseException, conf: Path, overrides: Sequence[str] = ()) -> 
 
 
 def unknown_key(key: str, parent: Any, conf: Path, known: Iterable[str] | None = None) -> str:
-    """One sentence for an unknown `key` of the node `parent`, with what it may have been meant to be.
+    """One sentence about an unknown key, with a guess at what was meant.
 
-    `known` are the keys that `parent` may have, if they are not those that it has.
+    Args:
+        key: the dotted key.
+        parent: the node in which it was looked for.
+        conf: the folder of the config groups.
+        known: the keys that `parent` may have; None for those that it has.
     """
     if key in ELSEWHERE:
         return f"{key} cannot be set: {ELSEWHERE[key]}"
@@ -80,7 +90,11 @@ def unknown_key(key: str, parent: Any, conf: Path, known: Iterable[str] | None =
 
 
 def did_you_mean(given: object, options: Iterable[str]) -> str:
-    """`did you mean x? (one of x, y)`, for a value that is none of `options`."""
+    """The end of a message about a value that is none of `options`.
+
+    >>> did_you_mean("eulr", ["euler", "leapfrog"])
+    'did you mean euler? (one of euler, leapfrog)'
+    """
     options = list(options)
     if close := _close(str(given), options):
         return f"did you mean {close[0]}? (one of {', '.join(options)})"
@@ -88,7 +102,7 @@ def did_you_mean(given: object, options: Iterable[str]) -> str:
 
 
 def _close(name: str, options: list[str]) -> list[str]:
-    """The options that look like `name`; if some have the very same letters, only these."""
+    """The options that are similar to `name`; if some have the same letters in another order, only these."""
     close = get_close_matches(name.lower(), options, 3)
     swapped = [option for option in close if sorted(option) == sorted(name.lower())]
     return swapped or close
@@ -111,7 +125,7 @@ def _unknown_choice(error: MissingConfigException, conf: Path) -> str:
 
 
 def _not_a_choice(conf: Path, overrides: Sequence[str]) -> str:
-    """Hydra says that a group was given null or a number, but not which one."""
+    """One sentence about a group that was given null or a number; Hydra does not say which one."""
     for override in overrides:
         group, _, choice = override.partition("=")
         options = sorted(f.stem for f in (conf / group).glob("*.yaml")) if group else []
@@ -130,7 +144,7 @@ def _wrong_type(error: ValidationError) -> str:
         return f"{error.full_key}={value} is not allowed; set its keys instead: {keys}"
     if hint is None:
         return f"{error.full_key}={value} is not allowed: {_first_line(error)}"
-    return f"{error.full_key}={value} is not allowed; it must be {_words(hint)}"
+    return f"{error.full_key}={value} is not allowed; it must be {_describe(hint)}"
 
 
 def _hint(error: ValidationError) -> Any:
@@ -141,17 +155,18 @@ def _hint(error: ValidationError) -> Any:
     return next(iter(get_args(error.ref_type)), None)
 
 
-def _words(hint: Any) -> str:
+def _describe(hint: Any) -> str:
+    """A type in plain English, such as `a whole number or null`."""
     if get_origin(hint) in (Union, UnionType):
-        return _either([_words(part) for part in get_args(hint)])
+        return _either([_describe(part) for part in get_args(hint)])
     if get_origin(hint) is list:
-        return f"a list, as [1,2], each entry {_words(get_args(hint)[0])}"
-    return WORDS.get(hint, f"a {getattr(hint, '__name__', hint)}")
+        return f"a list, as [1,2], each entry {_describe(get_args(hint)[0])}"
+    return TYPE_NAMES.get(hint, f"a {getattr(hint, '__name__', hint)}")
 
 
 REPHRASED = [
     (
-        # In the list of defaults of config.yaml, which names presets by these groups.
+        # Raised by the defaults list of config.yaml, whose choice of presets interpolates these groups.
         r"Interpolation key '(?P<o>[^']*)' not found\n\s*full_key: _dummy_",
         "{o} has no value; give one with {o}=...",
     ),
@@ -198,13 +213,13 @@ def _rephrase(chain: list[BaseException]) -> str:
 
 
 def _origin(error: BaseException) -> str:
-    """` (in conf file x)` if it was a file, not the command line, that was wrong."""
+    """` (in the config file x.yaml)` if the error was in a file, not on the command line."""
     found = re.match(r"In '([^']+)'", str(error))
     return f" (in the config file {found[1]}.yaml)" if found else ""
 
 
 def _owners(key: str, conf: Path) -> str:
-    """The choices of the key's group that do have the key."""
+    """The choices of the key's group that have the key, as text."""
     group, _, rest = key.partition(".")
     files = sorted((conf / group).glob("*.yaml")) if rest else []
     return _either([f"{group}={f.stem}" for f in files if _has(OmegaConf.load(f), rest)])

@@ -1,4 +1,4 @@
-"""Classes from outside the package, by their dotted paths."""
+"""Loads classes from outside the package by their dotted paths."""
 
 from __future__ import annotations
 
@@ -17,13 +17,18 @@ T = TypeVar("T")
 
 
 def load_class(path: str, key: str, base: type[T]) -> type[T]:
-    """The class ``package.module.Name``, a subclass of ``base``.
+    """The class with the dotted path ``package.module.Name``.
+
+    Args:
+        path: of the class.
+        key: the config key that gives it, for messages.
+        base: the class of which it must be a subclass.
 
     Raises:
-        UserError: if there is none; ``key`` is where the config names it.
+        UserError: if it cannot be imported, is no subclass of ``base``, or leaves abstract methods undefined.
     """
     module, _, name = path.rpartition(".")
-    try:  # hydra.utils.get_class would log an error besides, and say less
+    try:  # hydra.utils.get_class would log an error as well, and say less
         found = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
@@ -40,10 +45,12 @@ def load_class(path: str, key: str, base: type[T]) -> type[T]:
 
 
 def instantiate(node: Mapping[str, Any], key: str, base: Callable[..., T]) -> T:
-    """The object that a node with ``_target_`` describes, made by Hydra, which makes those in it first.
+    """The object described by a config node with ``_target_``, made by `hydra.utils.instantiate`.
 
     Args:
-        key: where the config has the node.
+        node: ``_target_``, and the arguments as keys.
+        key: the config key of the node, for messages.
+        base: the class of which it must be an instance.
 
     Raises:
         UserError: if it cannot be made, or is no instance of ``base``.
@@ -65,10 +72,13 @@ def instantiate(node: Mapping[str, Any], key: str, base: Callable[..., T]) -> T:
 
 
 def check_arguments(kind: type, given: Mapping[str, Any], group: str, hidden: Collection[str] = ()) -> None:
-    """Refuse keys of a config group that its class does not take, and missing ones that it needs.
+    """Refuse keys of a config group that are no arguments of its class, and missing arguments that it needs.
 
     Args:
-        given: all arguments. hidden: those that are no keys.
+        kind: the class.
+        given: all arguments.
+        group: the config group, for messages.
+        hidden: arguments that are no keys of the config.
 
     Raises:
         UserError: about the first one.
@@ -82,7 +92,7 @@ def check_arguments(kind: type, given: Mapping[str, Any], group: str, hidden: Co
         takes |= {p.name for p in named}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
-        # Any other keyword is handed on to the next class.
+        # **kwargs passes other keywords to the next class.
     else:
         takes |= given.keys()
     for name in needs:

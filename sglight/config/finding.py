@@ -1,4 +1,4 @@
-"""Which checkpoint a command means, and the config that it gives to the command; imports no torch."""
+"""Finds the checkpoint of ``ckpt=...``, and completes the config from it; imports no torch."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ CHOICES = ("dataset", "model", "strategy")
 
 
 def absolute(key: str, path: str) -> str:
-    """A path from the directory in which the command was started, or from a home directory.
+    """The absolute path of one that starts at the directory of the command, or with ``~``.
 
     Raises:
-        UserError: if ``~`` is nobody's home, as in a container without one.
+        UserError: if the user has no home directory, as in some containers; ``key`` is the config key of the path.
     """
     try:
         return to_absolute_path(str(Path(path).expanduser()) if path.startswith("~") else path)
@@ -36,11 +36,14 @@ def absolute(key: str, path: str) -> str:
 
 
 def resolve_ckpt(ckpt: str | None, cfg: DictConfig | None = None) -> str | None:
-    """The absolute path of the checkpoint that `ckpt` stands for.
+    """The absolute path of the checkpoint that `ckpt` names: a file, a run folder, or `last`.
 
-    `last` is the run folder's own `checkpoints/last.ckpt` if there is one (the same `hydra.run.dir` again),
-    otherwise the newest under `outputs` of a run of the same dataset, model and strategy that fits the keys given. A
-    run's folder stands for its last checkpoint.
+    A run folder means its last checkpoint. `last` means the `checkpoints/last.ckpt` of the present run folder if there
+    is one (because `hydra.run.dir` names an earlier run). Otherwise it is the newest one under `outputs` of a run with
+    the same dataset, model and strategy, and the same values for the keys on the command line.
+
+    Raises:
+        UserError: if `last` finds none.
     """
     if ckpt is None:
         return None
@@ -65,7 +68,7 @@ def resolve_ckpt(ckpt: str | None, cfg: DictConfig | None = None) -> str | None:
 
 
 def with_record(cfg: DictConfig) -> DictConfig:
-    """`cfg`, its ``ckpt`` being a path, with the checkpoint's values for all keys that the command line leaves out."""
+    """`cfg` with the values of its checkpoint for all keys that the command line does not give."""
     record = read_record(Path(cfg.ckpt), f"ckpt={cfg.ckpt}")
     if not record or not HydraConfig.initialized():
         return cfg
@@ -84,7 +87,7 @@ def with_record(cfg: DictConfig) -> DictConfig:
             with open_dict(cfg):
                 cfg[group] = mixed[group]
     for key, value in mixed.items():
-        if key == "logger":  # one or several, as a whole
+        if key == "logger":  # replaced as a whole: the keys are the loggers
             cfg.logger = value
         elif isinstance(value, dict) and isinstance(cfg[key], DictConfig):
             cfg[key].merge_with(value)
@@ -94,7 +97,7 @@ def with_record(cfg: DictConfig) -> DictConfig:
 
 
 def _fits(path: Path, cfg: DictConfig) -> bool:
-    """Whether a checkpoint is whole and has no other values for the keys that the command line gives."""
+    """Whether a checkpoint is complete and has the same values for the keys on the command line."""
     try:
         record = read_record(path, "it")
         if record:

@@ -1,4 +1,4 @@
-"""Levels of a multilevel training: how long, how fast and in which mode each of them learns; imports no torch."""
+"""The levels of a multilevel training, from coarse to fine: mode, epochs and rates of each. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ MODES = ("exact", "delayed", "dni", "local")
 
 @dataclass(frozen=True)
 class Level:
-    """One depth, on the way from coarse to fine.
+    """The settings of one level, that is of the training at one depth.
 
     Attributes:
-        mode: ``exact``: true gradients, from which estimators, if there are any, already learn; ``delayed``: true ones
-            that come late; ``dni``: synthetic ones; ``local``: those of heads' losses.
-        epochs: how many; None for an equal part of those that no level claims.
-        lr, estimator_lr: learning rates; None for those of the optimisers' settings.
-        microbatches: into how many pieces a batch is cut; None for the strategy's.
+        mode: where gradients come from. ``exact``: backpropagation, from which estimators (if there are any) learn
+            already; ``delayed``: true gradients that arrive late; ``dni``: synthetic gradients; ``local``: the losses
+            of local heads.
+        epochs: how many; None for an equal share of the epochs that no level claims.
+        lr, estimator_lr: learning rates; None for those of ``strategy.optimizer`` and ``strategy.estimator.optimizer``.
+        microbatches: into how many pieces a batch is split; None for ``strategy.microbatches``.
     """
 
     mode: str
@@ -31,12 +32,18 @@ class Level:
 
 
 def make_levels(count: int, config: Mapping[str, Any] | None = None) -> list[Level]:
-    """``count`` levels; each field of ``config`` is one value for all of them or a list with one for each.
+    """The levels that ``strategy.level`` describes.
 
-    Without a mode the first level is ``exact``, all others ``delayed``: an exact start makes late gradients harmless.
+    Args:
+        count: how many.
+        config: fields of `Level`, each one value for all levels or a list with one for each. Without a mode the first
+            level is ``exact`` and all others are ``delayed``, because late gradients do less harm after an exact start.
 
     Raises:
         ValueError: for a list of another length, or a value that is not allowed; the text names the key.
+
+    >>> [(level.mode, level.epochs) for level in make_levels(2, {"epochs": [3, 5]})]
+    [('exact', 3), ('delayed', 5)]
     """
     if count < 1:
         raise ValueError(f"strategy.levels={count} must be at least 1 (the finest depth alone)")
@@ -70,21 +77,24 @@ def make_levels(count: int, config: Mapping[str, Any] | None = None) -> list[Lev
 
 
 def first_epochs(levels: Sequence[Level], max_epochs: int, epoch: int = 0) -> list[int]:
-    """The epoch with which each level begins, if these come from ``epoch`` on in a training of ``max_epochs``.
+    """The first epoch of each level, if they begin with ``epoch`` in a training of ``max_epochs``.
 
-    Levels without a number of epochs share what the others leave in equal parts; what does not divide goes to the last.
+    Levels without a number of epochs share in equal parts what the others leave; a remainder goes to the last of them.
 
     Raises:
-        ValueError: if the numbers do not add up, or leave a level without an epoch.
+        ValueError: if the numbers do not add up to ``max_epochs``, or leave a level without an epoch.
+
+    >>> first_epochs(make_levels(3, {"epochs": [2, None, None]}), max_epochs=10)
+    [0, 2, 6]
     """
     claimed = sum(level.epochs or 0 for level in levels)
     open_levels = [k for k, level in enumerate(levels) if level.epochs is None]
     left = max_epochs - epoch - claimed
     if left < len(open_levels) or (left and not open_levels):
-        told = ", ".join("null" if level.epochs is None else str(level.epochs) for level in levels)
-        behind = f" behind the {epoch} epochs before" if epoch else ""
+        given = ", ".join("null" if level.epochs is None else str(level.epochs) for level in levels)
+        done = f" after the {epoch} epochs before" if epoch else ""
         raise ValueError(
-            f"trainer.max_epochs={max_epochs} is not the sum of strategy.level.epochs=[{told}]{behind}, at least one "
+            f"trainer.max_epochs={max_epochs} is not the sum of strategy.level.epochs=[{given}]{done}, at least one "
             f"for each of {len(levels)} levels; set trainer.max_epochs={epoch + claimed + len(open_levels)}"
             f"{' or more' if open_levels else ''}, or other epochs"
         )
@@ -96,11 +106,12 @@ def first_epochs(levels: Sequence[Level], max_epochs: int, epoch: int = 0) -> li
 
 @dataclass(frozen=True)
 class Course:
-    """Which levels are trained, and from which epoch on.
+    """Which levels are still to be trained, and from which epoch on.
 
     Args:
-        level, epoch: the first one, and where it begins. strict: whether the numbers of epochs must add up; otherwise
-            the last level takes what is over if no other one does.
+        level: the first of them.
+        epoch: its first epoch.
+        strict: whether the numbers of epochs must add up; if not, the last level may be longer or shorter.
     """
 
     level: int = 0
@@ -108,7 +119,7 @@ class Course:
     strict: bool = True
 
     def firsts(self, levels: Sequence[Level], max_epochs: int) -> list[int]:
-        """The epochs with which this level and those behind it begin; see `first_epochs`."""
+        """The first epochs of this level and those after it, see `first_epochs`."""
         left = list(levels[self.level :])
         if not self.strict and all(level.epochs is not None for level in left):
             left[-1] = replace(left[-1], epochs=None)

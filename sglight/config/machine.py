@@ -1,4 +1,4 @@
-"""What this machine has, found out without torch: GPUs before a run begins, names and versions for its results."""
+"""Finds out about this machine without torch: its GPUs, for checks of the config, and its processor, for results."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from sglight import units
 from sglight.errors import UserError
 
 GPUS = ("gpu", "cuda")
 
 
 def check_devices(trainer: Mapping[str, Any]) -> None:
-    """Refuse a GPU where there is none, and more workers than GPUs unless they share.
+    """Refuse a GPU if there is none, and more workers than GPUs unless they share devices.
 
-    Only what is certain is refused: torch, once it is there, knows the rest.
+    Only what is certainly wrong is refused here; torch finds the rest when it is imported.
 
     Raises:
         UserError: that names the key and the remedy.
@@ -48,14 +49,14 @@ def check_devices(trainer: Mapping[str, Any]) -> None:
 
 
 def gpus(devices: Path = Path("/dev")) -> int | None:
-    """How many GPUs there can be at most; None where nobody can tell without torch."""
+    """The largest possible number of GPUs; None if it cannot be found without torch."""
     if not sys.platform.startswith("linux") or any((devices / name).exists() for name in ("kfd", "dxg")):
-        return None  # other makers, and Windows' subsystem for Linux
+        return None  # GPUs of other makers, and the Windows Subsystem for Linux
     return sum(re.fullmatch(r"nvidia\d+", path.name) is not None for path in devices.glob("nvidia*"))
 
 
 def without_cuda() -> bool:
-    """Whether the torch that is installed cannot use a GPU, as its own note of versions says."""
+    """Whether the installed torch was built without GPU support, according to its file `version.py`."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return False
@@ -74,7 +75,7 @@ def processor() -> str:
         name = found[1] if found else ""
     except OSError:
         pass
-    return f"{' '.join(name.split()) or 'CPU'}, {cores()} core{'' if cores() == 1 else 's'}"
+    return f"{' '.join(name.split()) or 'CPU'}, {units.plural(cores(), 'core')}"
 
 
 def cores() -> int:

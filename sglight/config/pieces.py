@@ -1,14 +1,14 @@
-"""How many pieces a batch is cut into; imports no torch."""
+"""Into how many microbatches a batch is split; imports no torch."""
 
 from __future__ import annotations
 
-# Behind the last stage, a pipeline that empties with each batch of m pieces is idle for M - 1 of m + M - 1 rounds: with
-# so many pieces for each stage but one, for a fifth of them.
+# Microbatches for each stage but one, in a pipeline that is emptied after each batch. With m microbatches and M stages
+# a stage is idle in M - 1 of m + M - 1 rounds: with m = 4 (M - 1), in a fifth of them.
 FLUSHED = 4
 
 
 def check_microbatches(microbatches: int | None) -> None:
-    """Refuse what is no number of pieces.
+    """Refuse a number of microbatches below 1.
 
     Raises:
         ValueError: about ``strategy.microbatches``.
@@ -18,7 +18,7 @@ def check_microbatches(microbatches: int | None) -> None:
 
 
 def check_shared(microbatches: int | None, workers: int) -> None:
-    """Refuse a pipeline that empties with each batch and shares nothing.
+    """Refuse several workers with one microbatch, of which only one worker would ever be busy at a time.
 
     Raises:
         ValueError: about ``strategy.microbatches``.
@@ -31,7 +31,11 @@ def check_shared(microbatches: int | None, workers: int) -> None:
 
 
 def divisor(samples: int | None, least: int) -> int:
-    """The smallest divisor of a batch size from ``least`` on; ``least`` itself if there is none up to twice of it."""
+    """The smallest divisor of a batch size that is at least ``least``; ``least`` if there is none up to 2 ``least``.
+
+    >>> divisor(64, 6)
+    8
+    """
     least = max(least, 1)
     divisors = (m for m in range(least, 2 * least + 1) if samples is not None and samples % m == 0)
     return next(divisors, least)

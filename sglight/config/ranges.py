@@ -1,6 +1,6 @@
-"""The range of every number that a key may have, whatever is no number in it; imports no torch.
+"""The range of the numbers under each key; imports no torch.
 
-Upper ends are far above what anybody has needed: behind them lie overflows, or a typing mistake that takes all memory.
+The upper ends are far above anything useful. They catch typing mistakes that would overflow or take all memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ class Range:
     """Numbers from ``least`` to ``most``.
 
     Attributes:
-        above, below: whether the ends themselves are left out. whole: whether they are whole numbers.
+        least, most: the ends.
+        above, below: whether the ends themselves are excluded.
+        whole: whether the numbers must be whole.
+
+    >>> 0.5 in Range(0, 1), 1 in Range(0, 1, below=True)
+    (True, False)
     """
 
     least: float
@@ -58,7 +63,6 @@ OPTIMIZER = {
     "lr": RATE, "weight_decay": WEIGHT, "momentum": FRACTION, "betas": FRACTION, "delay_momentum": FRACTION,
 }  # fmt: skip
 
-# A key is found under its own name, or under that of a key that it ends like.
 RANGES: Mapping[str, Range] = {
     "seed": SEED,
     "dataset.seed": SEED,
@@ -152,7 +156,7 @@ RANGES: Mapping[str, Range] = {
 
 
 def check_ranges(cfg: DictConfig) -> None:
-    """Refuse the first number that is out of its range, or none: NaN and infinities.
+    """Refuse the first number that is out of its range; NaN and infinities are out of every range.
 
     Raises:
         UserError: that names its key.
@@ -165,7 +169,7 @@ def check_ranges(cfg: DictConfig) -> None:
 
 
 def _numbers(value: Any) -> Iterator[float]:
-    """The numbers that a key has; anything else is refused where its meaning is known."""
+    """The numbers in a value or a list of values; values of other types are checked elsewhere."""
     for each in value if isinstance(value, ListConfig) else [value]:
         if isinstance(each, int | float) and not isinstance(each, bool):
             yield each

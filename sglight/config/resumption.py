@@ -1,4 +1,4 @@
-"""What of a config may change when a run goes on from a checkpoint, and what it is then called; imports no torch."""
+"""Which keys may change when a run is resumed from a checkpoint, and the hash of a resumed run; imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sglight.archive import read_record
 from sglight.config.completed import config_hash
 from sglight.errors import UserError
 
-# What may change between a checkpoint and the training that goes on from it: keys, and sections as a whole.
+# Keys and whole sections that may differ between a checkpoint and the training that resumes from it.
 RATES = ("lr", "weight_decay", "momentum", "nesterov", "betas", "delay_momentum")
 SCHEDULE = ("warmup_epochs", "step_epochs", "gamma", "patience", "min_factor")
 FREE = (
@@ -24,22 +24,25 @@ FREE = (
     *(f"strategy.{part}.optimizer.{key}" for part in ("estimator", "head") for key in RATES),
     *(f"strategy.scheduler.{key}" for key in SCHEDULE),
 )  # fmt: skip
-# A test does not train: the network and the data decide, which the checkpoint's own identity is compared with.
+# The same for mode=test: network and data must be the same, which is checked against the contents of the checkpoint.
 FREE_TO_TEST = (
     *FREE, "model", "strategy", "dataset.batch_size", "dataset.test_points", "dataset.augment",
     "dataset.crop_padding", "dataset.flip",
 )  # fmt: skip
-# What a test takes over from its checkpoint; a training takes over everything but these of its own.
+# Keys that a test takes from its checkpoint.
 TESTED = ("seed", "dataset", "model", "strategy", "trainer.precision")
+# Keys that a training does not take from its checkpoint.
 OWN = ("mode", "ckpt", "skip_completed", "data_dir", "dataset.data_dir")
 PRESETS = ("experiment", "debug")
 
 
 def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], name: str) -> None:
-    """Refuse a config that differs from a checkpoint's where it may not.
+    """Refuse a config that differs from a checkpoint's in a key that may not change.
 
     Args:
-        saved, now: plain configs. name: of the checkpoint, for the message.
+        saved: the plain config in the checkpoint.
+        now: the present plain config.
+        name: of the checkpoint, for the message.
 
     Raises:
         UserError: about the first key that differs.
@@ -52,12 +55,12 @@ def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], name: str) -> N
 
 
 def conflicts(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Keys that may not change but do: with the checkpoint's value and the present one."""
+    """The keys that differ but may not: (key, value in the checkpoint, present value)."""
     if now["mode"] == "fit" and _target(saved, "strategy") != _target(now, "strategy"):
         yield "strategy", _target(saved, "strategy"), _target(now, "strategy")
     free = FREE if now["mode"] == "fit" else FREE_TO_TEST
     before, after = flat(saved), flat(now)
-    for key in sorted(before, key=lambda key: key.endswith("_target_")):  # a name says more
+    for key in sorted(before, key=lambda key: key.endswith("_target_")):  # other keys first: they say more
         if key in after and not is_in(key, free) and before[key] != after[key]:
             yield key, before[key], after[key]
 
@@ -65,11 +68,12 @@ def conflicts(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tupl
 def inherited(
     saved: Mapping[str, Any], now: Mapping[str, Any], overrides: Iterable[str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """The checkpoint's config with what the command line gives, and which keys are the command line's.
+    """The checkpoint's config with the values of the command line, and the keys that the command line gives.
 
     Args:
-        saved, now: plain configs. overrides: of the command line, such as ``seed=2``; with a preset among them all of
-            ``now`` is taken to be given.
+        saved: the plain config in the checkpoint.
+        now: the present plain config.
+        overrides: the command line, such as ``seed=2``. If it has a preset, all keys of ``now`` count as given.
     """
     given = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
     if any(key in PRESETS or key.partition("/")[0] in PRESETS for key in given):
@@ -94,10 +98,13 @@ def inherited(
 
 
 def run_hash(plain: Mapping[str, Any], record: Mapping[str, Any]) -> str:
-    """The name of what a run does: that of its config, if the training before its checkpoint was the same one's.
+    """A hash that is equal for runs with the same results, resumed or not.
+
+    It is the `config_hash` of a run that is not resumed, or is the continuation of a run with the same config.
 
     Args:
-        record: of the checkpoint; empty for none.
+        plain: the plain config.
+        record: what the checkpoint contains about its run; empty if there is no checkpoint.
     """
     plain = _asked(plain)
     clean = config_hash(plain)
@@ -115,12 +122,16 @@ def run_hash(plain: Mapping[str, Any], record: Mapping[str, Any]) -> str:
 
 
 def record_of(ckpt: str | None) -> dict[str, Any]:
-    """What the checkpoint of a config knows of its run; empty if there is none."""
+    """What a checkpoint contains about its run; empty if there is no checkpoint."""
     return {} if ckpt is None else read_record(Path(ckpt), f"ckpt={ckpt}")
 
 
 def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of a plain config by dotted key."""
+    """The values of a plain config by dotted key.
+
+    >>> flat({"model": {"steps": 8}, "seed": 1})
+    {'model.steps': 8, 'seed': 1}
+    """
     found: dict[str, Any] = {}
     for key, value in node.items():
         if isinstance(value, Mapping) and value:
@@ -131,12 +142,12 @@ def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def is_in(key: str, sections: Iterable[str]) -> bool:
-    """Whether a key is one of these, or in one of these sections."""
+    """Whether a dotted key is one of ``sections``, or lies in one of them."""
     return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
 def _asked(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a config without what was measured for it."""
+    """A copy of a config as the user wrote it: without cuts that were measured."""
     asked = deepcopy(dict(plain))
     if asked["strategy"].get("balance") == "measured":
         asked["strategy"]["cuts"] = None
@@ -144,7 +155,7 @@ def _asked(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _depends_on_length(plain: Mapping[str, Any]) -> bool:
-    """Whether what has been trained so far would be another thing in a longer training."""
+    """Whether the first epochs of a training depend on how many there are in all."""
     strategy = plain["strategy"]
     if (strategy.get("scheduler") or {}).get("name") == "cosine":
         return True
@@ -158,7 +169,7 @@ def _target(plain: Mapping[str, Any], group: str) -> str:
 
 
 def _take(mixed: dict[str, Any], saved: Mapping[str, Any], own: Iterable[str], prefix: str = "") -> None:
-    """Put ``saved`` in the place of all that is not its ``own``."""
+    """Replace the values in ``mixed`` by those in ``saved``, except under the keys ``own``."""
     own = list(own)
     for key, value in saved.items():
         path = f"{prefix}{key}"

@@ -1,4 +1,4 @@
-"""How much memory the weights of a network take, before anybody asks the system for it; imports no torch."""
+"""Checks that the weights of a network fit into the memory, before it is allocated; imports no torch."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 
 from omegaconf import DictConfig, ListConfig
 
+from sglight import units
 from sglight.errors import UserError
 
 COPIES = 4  # parameter, gradient, and two moments of an optimiser
 BYTES = 4  # of a number
-UNITS = ((1e18, "EB"), (1e15, "PB"), (1e12, "TB"), (1e9, "GB"))
 
 
 def check_room(cfg: DictConfig) -> None:
@@ -22,14 +22,14 @@ def check_room(cfg: DictConfig) -> None:
     needed, there = weight_bytes(cfg.model), memory_bytes() * cfg.trainer.num_nodes
     if needed > there:
         raise UserError(
-            f"model.channels={cfg.model.channels} with model.steps={cfg.model.steps} would take {_size(needed)} for "
-            f"weights, gradients and moments, and there are {_size(there)} of memory; lower model.channels or "
+            f"model.channels={cfg.model.channels} with model.steps={cfg.model.steps} would take {units.size(needed)} "
+            f"for weights, gradients and moments, and there are {units.size(there)} of memory; lower model.channels or "
             "model.steps"
         )
 
 
 def weight_bytes(model: DictConfig) -> float:
-    """What the time steps' weights, their gradients and an optimiser's moments take."""
+    """The bytes of the weights of all time steps, their gradients and two moments of an optimiser."""
     widths = _list(model.channels)
     steps = _list(model.steps)
     steps = steps * len(widths) if len(steps) == 1 else steps
@@ -39,7 +39,7 @@ def weight_bytes(model: DictConfig) -> float:
 
 
 def memory_bytes() -> float:
-    """The memory of this machine; without end if nobody knows."""
+    """The bytes of memory of this machine; infinity if they cannot be found."""
     try:
         return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, OSError, ValueError):
@@ -48,10 +48,3 @@ def memory_bytes() -> float:
 
 def _list(value: int | ListConfig) -> list[int]:
     return list(value) if isinstance(value, ListConfig) else [value]
-
-
-def _size(count: float) -> str:
-    for unit, name in UNITS:
-        if count >= unit:
-            return f"{count / unit:.3g} {name}"
-    return f"{count / 1e6:.3g} MB"

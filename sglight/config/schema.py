@@ -1,7 +1,7 @@
-"""The keys of every config group but `dataset`, their types and defaults, as dataclasses; imports no torch.
+"""The keys of every config group except `dataset`, with types and defaults, as dataclasses; imports no torch.
 
-The comments in `conf/` say what the keys mean. `model.dynamics` and `strategy.estimator.name` are one of the names here
-or a class of the user's, as ``package.module.Class``. A field marked `*` is a number, or a list with one per segment.
+The comments in `conf/` explain the keys. `model.dynamics` and `strategy.estimator.name` are one of the names here, or a
+class of the user's given as ``package.module.Class``. A field marked `*` is a number, or a list with one per segment.
 """
 
 from dataclasses import dataclass, field
@@ -44,7 +44,7 @@ Layout = StrEnum("Layout", ["pipelines", "replicas"])
 
 
 def default_estimator(kernel: str) -> str:
-    """The estimator that suits the states of a network with this ``model.kernel``."""
+    """The default of ``strategy.estimator.name`` for a network with this ``model.kernel``."""
     return EstimatorName.conv if kernel == Kernel.conv else EstimatorName.mlp
 
 
@@ -75,7 +75,7 @@ class ModelConfig:
 
 @dataclass
 class OptimizerConfig:
-    """How one stage, or one estimator, descends."""
+    """The optimiser of each stage, or of each estimator."""
 
     name: str = field(default="adam", metadata={"names": OptimizerName})
     lr: float = 1e-3
@@ -89,7 +89,7 @@ class OptimizerConfig:
 
 @dataclass
 class SchedulerConfig:
-    """How the learning rate falls over the epochs."""
+    """The learning rate as a function of the epoch."""
 
     name: str = field(default="none", metadata={"names": SchedulerName})
     warmup_epochs: int = 0
@@ -110,7 +110,7 @@ class RegularisationConfig:
 
 @dataclass
 class LossConfig:
-    """What is minimised."""
+    """The loss that is minimised."""
 
     name: str = "cross_entropy"
     label_smoothing: float = 0.0
@@ -120,7 +120,7 @@ class LossConfig:
 
 @dataclass
 class StrategyConfig:
-    """What all strategies share."""
+    """The keys of all strategies."""
 
     _target_: str = MISSING
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -132,7 +132,7 @@ class StrategyConfig:
 
 @dataclass
 class BackpropConfig(StrategyConfig):
-    """True gradients through the whole network."""
+    """Backpropagation: true gradients through the whole network."""
 
     _target_: str = "sglight.strategies.backprop.Backprop"
     stages: int = 1
@@ -144,7 +144,7 @@ class BackpropConfig(StrategyConfig):
 
 @dataclass
 class EstimatorConfig:
-    """What predicts a gradient at a boundary."""
+    """The estimators, which predict the gradient at each boundary between stages."""
 
     name: str = II("sglight_estimator:${model.kernel}")
     hidden: list[int] = field(default_factory=lambda: [64])
@@ -157,7 +157,7 @@ class EstimatorConfig:
 
 @dataclass
 class HeadConfig:
-    """What classifies states at a boundary, and trains the stage before it."""
+    """The local heads, which classify the states at each boundary; their losses train the stages before them."""
 
     name: HeadName = HeadName.mlp
     hidden: list[int] = field(default_factory=lambda: [64])
@@ -169,7 +169,7 @@ class HeadConfig:
 
 @dataclass
 class LocalConfig(StrategyConfig):
-    """A loss of its own for each stage."""
+    """Local learning: each stage minimises the loss of a head of its own."""
 
     _target_: str = "sglight.strategies.local.Local"
     stages: int = 2
@@ -181,7 +181,7 @@ class LocalConfig(StrategyConfig):
 
 @dataclass
 class DNIConfig(StrategyConfig):
-    """Synthetic gradients between stages."""
+    """Decoupled training with synthetic gradients between stages."""
 
     _target_: str = "sglight.strategies.dni.DNI"
     stages: int = 2
@@ -193,7 +193,7 @@ class DNIConfig(StrategyConfig):
 
 @dataclass
 class BlendConfig(StrategyConfig):
-    """True gradients blended with those of heads or estimators."""
+    """True gradients blended with those of local heads or estimators."""
 
     _target_: str = "sglight.strategies.blend.Blend"
     stages: int = 2
@@ -210,7 +210,7 @@ class BlendConfig(StrategyConfig):
 
 @dataclass
 class DelayedConfig(StrategyConfig):
-    """True gradients that come late."""
+    """True gradients that arrive late, so that no stage waits."""
 
     _target_: str = "sglight.strategies.delayed.Delayed"
     stages: int = 2
@@ -237,7 +237,7 @@ class LevelConfig:
 
 @dataclass
 class MultilevelConfig(DNIConfig):
-    """From a shallow network to a deep one."""
+    """Training from a shallow network to a deep one."""
 
     _target_: str = "sglight.strategies.multilevel.Multilevel"
     levels: int = 2
@@ -270,7 +270,7 @@ class PVDConfig(StrategyConfig):
 
 @dataclass
 class TrainerConfig:
-    """Arguments of Lightning's Trainer, and what concerns the workers."""
+    """Arguments of Lightning's Trainer, and settings of the workers."""
 
     accelerator: Accelerator = Accelerator.auto
     devices: int = II(".replicas")
@@ -311,7 +311,7 @@ class CheckpointConfig:
 
 @dataclass
 class EarlyStoppingConfig:
-    """When to give up before the last epoch."""
+    """When to stop before the last epoch."""
 
     _target_: str = "sglight.callbacks.record.PatientStopping"
     enabled: bool = False
@@ -341,7 +341,7 @@ class ProgressConfig:
 
 @dataclass
 class TimelineConfig:
-    """What the workers do in the first batches."""
+    """The recorded timeline of the workers in the first batches."""
 
     _target_: str = "sglight.callbacks.timeline.Timeline"
     enabled: bool = True
@@ -367,7 +367,7 @@ class GradientQualityConfig:
 
 @dataclass
 class StabilityConfig:
-    """Jacobians, norms and reversal of a few samples by depth."""
+    """Jacobians, norms and reversal errors of the network on a few samples."""
 
     _target_: str = "sglight.callbacks.stability.StabilityMonitor"
     enabled: bool = False
@@ -393,7 +393,7 @@ class MemoryConfig:
 
 @dataclass
 class PredictConfig:
-    """What `mode=predict` classifies."""
+    """The input of `mode=predict`."""
 
     input: str | None = None
     batch_size: int = 256
@@ -401,7 +401,7 @@ class PredictConfig:
 
 @dataclass
 class ExportConfig:
-    """What `mode=export` writes."""
+    """The output of `mode=export`."""
 
     format: ExportFormat = ExportFormat.torch
 
@@ -436,7 +436,7 @@ STRATEGIES: dict[str, type[StrategyConfig]] = {
 }
 
 
-# By key. Those without a `_target_` are settings of callbacks that every run has.
+# Callbacks by key. Those without a `_target_` are settings of callbacks that every run has.
 CALLBACKS: dict[str, type] = {
     "checkpoint": CheckpointConfig,
     "early_stopping": EarlyStoppingConfig,

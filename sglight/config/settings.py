@@ -1,4 +1,4 @@
-"""Sections of a config as scripts write them: what they leave out has the schema's defaults; imports no torch."""
+"""Completes sections that a script gives in part, from the defaults of their schema; imports no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def is_path(name: str) -> bool:
 
 
 def check_name(key: str, name: str, names: Iterable[str]) -> None:
-    """Refuse what is neither one of our names nor the path of a class.
+    """Refuse a name that is neither one of ``names`` nor has the form ``package.module.Class``.
 
     Raises:
         UserError: about ``key``.
@@ -30,10 +30,12 @@ def check_name(key: str, name: str, names: Iterable[str]) -> None:
 
 
 def settings(schema: type, given: Mapping[str, Any] | None, key: str) -> dict[str, Any]:
-    """All keys of a section, in plain values.
+    """All keys of a section with plain values: those that are given, and the schema's defaults for the others.
 
     Args:
-        schema: a dataclass of `sglight.config.schema`. given: some of its keys. key: of the section, for errors.
+        schema: a dataclass of `sglight.config.schema`.
+        given: some of its keys.
+        key: the config key of the section, for messages.
 
     Raises:
         ValueError: for a key that the schema does not have, or a name that is none of its choices.
@@ -56,5 +58,5 @@ def settings(schema: type, given: Mapping[str, Any] | None, key: str) -> dict[st
                 raise ValueError(
                     f"{key}.{name}={found[name]} is unknown; {did_you_mean(found[name], type(default))}"
                 )
-            found[name] = str(found[name])  # checkpoints hold plain values
+            found[name] = str(found[name])  # checkpoints contain plain values only
     return found

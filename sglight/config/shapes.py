@@ -1,4 +1,4 @@
-"""Whether a network fits the shape of its samples; imports no torch, so that a mistake shows before a run begins."""
+"""Checks that a network fits the shape of its samples; imports no torch, so that mistakes are found early."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ def check_shapes(
     """Refuse a network that cannot take samples of ``shape`` ``[C, H, W]`` or ``[C]``.
 
     Args:
-        widths: ``model.channels``, one a segment; the others are keys of ``model`` too.
+        shape: of one sample.
+        kernel, opening, connector, pool: the keys of ``model`` with these names.
+        widths: ``model.channels``, one for each segment.
 
     Raises:
         ValueError: that names the key to change.
@@ -45,9 +47,10 @@ def check_shapes(
 
 
 def check_filters(shape: Sequence[int], model: Mapping[str, Any], strategy: Mapping[str, Any]) -> None:
-    """Refuse filters that are larger than the pictures, of which only a part would ever see one.
+    """Refuse convolution filters that are larger than the pictures.
 
     Args:
+        shape: of one sample.
         model, strategy: the config groups of these names.
 
     Raises:

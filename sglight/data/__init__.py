@@ -1,1 +1,1 @@
-"""Data sets as whole batches on the device: generated point clouds, image sets, the user's own files."""
+"""Data sets, served as whole batches on the device: generated point clouds, image sets, the user's own files."""

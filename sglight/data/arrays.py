@@ -1,4 +1,4 @@
-"""The user's own arrays in an HDF5 file."""
+"""The data set `hdf5`: the user's own arrays in an HDF5 file."""
 
 import json
 import sys
@@ -23,22 +23,24 @@ PAIRS = {"train": ("x_train", "y_train"), "val": ("x_val", "y_val"), "test": ("x
 ALONE = ("x", "y")
 NEEDED = "it needs x_train, y_train, x_test, y_test, or x and y"
 LAYOUTS = ("auto", "channels_first", "channels_last")
-COLOURS = (1, 3, 4)  # numbers of channels that `auto` knows
-LARGEST = 2**53  # the whole numbers up to here are exact as floats
+COLOURS = (1, 3, 4)  # numbers of channels by which `auto` recognises the channel axis
+LARGEST = 2**53  # whole numbers up to here are exact as floats
 Values = np.ndarray[Any, Any]
 
 
 class HDF5Data(SampleData):
-    """Pictures or feature vectors with labels, read from the user's file as they are.
+    """Pictures or feature vectors with labels from the user's HDF5 file.
+
+    The file has the arrays x_train, y_train, x_test, y_test and perhaps x_val, y_val, or only x and y. An x has shape
+    [N, C, H, W], [N, H, W, C], [N, H, W] or [N, F] and any number type; bytes are taken as pixels. A y holds the class
+    numbers 0, 1, ... [N]. The attribute `classes` of the file, a list of strings, may name the classes.
 
     Args:
-        name: names the run's folder.
-        path: the file, with x_train, y_train, x_test, y_test and perhaps x_val, y_val, or with x, y;
-            x [N, C, H, W], [N, H, W, C], [N, H, W] or [N, F] of any number type (bytes are pixels), y the classes
-            0, 1, ... [N]. The file's attribute `classes`, a list of strings, names them.
-        layout: `channels_first`, `channels_last` or `auto`.
-        test_fraction: share held out for the test where the file has none.
-        data_dir: where the file's checksum is kept; None: a change of the file is not noticed.
+        name: of the data set, as part of the name of the run folder.
+        path: the file.
+        layout: where pictures have their channels: `channels_first`, `channels_last` or `auto`.
+        test_fraction: the part of the samples held out for the test if the file has no test samples.
+        data_dir: folder in which the checksum of the file is kept; None: changes of the file are not noticed.
         keys: those of `SampleData`.
     """
 
@@ -64,7 +66,7 @@ class HDF5Data(SampleData):
         self.origin = f"dataset.path={self.path}"
 
     def prepare_data(self) -> None:
-        """Checks the file: the whole of it when it is new or has changed."""
+        """Checks the file: all of its numbers if it is new or has changed, else its structure."""
         if not self.path.is_file():
             raise self._error("there is no such file")
         try:
@@ -77,7 +79,7 @@ class HDF5Data(SampleData):
         self._survey()
 
     def open(self) -> Contents:
-        """The file's arrays, split."""
+        """The arrays of the file, as training, validation and test samples."""
         if is_store(self.path):
             return self._of_store(Store(self.path))
         pairs, names = self._survey()
@@ -105,7 +107,7 @@ class HDF5Data(SampleData):
         return self._contents_of(parts, store.images["train"], store.labels["train"], store.class_names)
 
     def _contents_of(self, parts: dict[str, Part], x: StoredArray, y: Values, names: list[str]) -> Contents:
-        """With what is held out of the training samples, and with the numbers brought to mean 0 and deviation 1."""
+        """Holds out validation and test samples if the file has none; standardises numbers that are no pixels."""
         rest = np.arange(len(y))
         if "test" not in parts:
             rest, test = stratified(y, self.test_fraction, self.data_seed, "dataset.test_fraction")
@@ -131,7 +133,11 @@ class HDF5Data(SampleData):
         return UserError(f"dataset.path={self.path}: {reason}")
 
     def _compare(self) -> None:
-        """Reads the file whole, and tells what has become of it since the last time."""
+        """Compares the checksum of the file with the one of the last run; a new or changed file is read completely.
+
+        Raises:
+            UserError: the contents have changed although nobody wrote to the file, or are damaged.
+        """
         record = None if self.data_dir is None else self.data_dir / f"hdf5-{short_hash(str(self.path))}.json"
         known, now = (None, None) if record is None else (Record.load(record), Record.of(self.path))
         if known is not None and now is not None:
@@ -143,7 +149,8 @@ class HDF5Data(SampleData):
             if now.sha256 == known.sha256:
                 return
             self.notes.append(f"{self.path} has changed since {known.date}: its new contents are used")
-            print(self.notes[-1], file=sys.stderr)  # workers that come later do not see the change
+            # Printed here, because worker processes that open the file later do not notice the change.
+            print(self.notes[-1], file=sys.stderr)
         self._probe()
         if record is not None and now is not None:
             now.save(record)
@@ -161,7 +168,7 @@ class HDF5Data(SampleData):
             )
 
     def _survey(self) -> tuple[dict[str, tuple[str, str]], list[str]]:
-        """The names of the arrays by split, and the classes' names if the file tells them."""
+        """The names of the arrays of each split, and the names of the classes if the file has them."""
         if is_store(self.path):
             return {}, Store(self.path).class_names
         load_filters()
@@ -198,7 +205,7 @@ class HDF5Data(SampleData):
         return pairs
 
     def _check(self, file: h5py.File, key: str) -> None:
-        """That an array is one, lies in this file and can be unpacked."""
+        """Raises a UserError unless ``key`` is an array that lies in this file and can be unpacked."""
         array = file[key]
         if not isinstance(array, h5py.Dataset):
             inside = f" of {', '.join(array)}" if isinstance(array, h5py.Group) else ""
@@ -218,7 +225,7 @@ class HDF5Data(SampleData):
             )
 
     def _names(self, attributes: Any) -> list[str]:
-        """The attribute `classes`, a list of strings or a JSON text of one."""
+        """The names in the attribute `classes`: a list of strings, or such a list as JSON."""
         if "classes" not in attributes:
             return []
         try:

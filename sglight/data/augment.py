@@ -9,7 +9,12 @@ from torch.nn.functional import pad
 
 @dataclass(frozen=True)
 class Draw:
-    """The random numbers of one epoch: crop offsets by position, reflections by batch."""
+    """The random numbers of one epoch.
+
+    Attributes:
+        down, right: the crop offset of each sample [N], in the order in which they are served.
+        mirrored: how many samples of each batch are reflected.
+    """
 
     down: Tensor
     right: Tensor
@@ -18,10 +23,10 @@ class Draw:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Crops from a picture that is padded with zeros by `padding` on each side, then reflects left to right.
+    """Random crops of pictures padded with zeros by `padding` on each side, then random reflections left to right.
 
-    Each sample is reflected with probability 1/2. The samples of a batch are in random order, so to reflect
-    the first k of them, k binomial, is the same law as a coin for each, and needs no mask.
+    Each sample is reflected with probability 1/2. As the samples of a batch are in random order, the first k of them
+    are reflected, with k drawn from the binomial distribution; this has the same law as a coin toss for each sample.
     """
 
     padding: int
@@ -35,7 +40,7 @@ class Augmentation:
         return Draw(offsets[0], offsets[1], mirrored)
 
     def __call__(self, x: Tensor, draw: Draw, batch: int, batch_size: int) -> Tensor:
-        """The augmented pictures of batch number `batch`: [B, C, H, W] -> [B, C, H, W], same type."""
+        """The augmented pictures of batch number `batch`: [B, C, H, W] in and out, of the same type."""
         start = batch * batch_size
         if self.padding:
             part = slice(start, start + len(x))
@@ -47,7 +52,7 @@ class Augmentation:
 
 
 def crop(x: Tensor, down: Tensor, right: Tensor, padding: int) -> Tensor:
-    """Moves picture b of x [B, C, H, W] by (padding - down[b], padding - right[b]) pixels; zeros come in."""
+    """Shifts picture b of x [B, C, H, W] by (padding - down[b], padding - right[b]) pixels and fills with zeros."""
     height, width = x.shape[-2:]
     padded = pad(x, (padding, padding, padding, padding))
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: [B, C, 2p+1, 2p+1, H, W]

@@ -1,4 +1,4 @@
-"""The user's own pictures, `train/<class>/*` and `test/<class>/*`, in a folder or an archive of it."""
+"""The data set `image_folder`: the user's own pictures, `train/<class>/*` and `test/<class>/*`."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sglight import units
 from sglight.config.datasets import at_least
 from sglight.data.images import StoreData, short_hash
 from sglight.data.layout import Layout, Picture, lay_out
@@ -20,23 +21,23 @@ from sglight.data.store import Writer
 from sglight.errors import UserError
 
 THREADS = min(4, os.cpu_count() or 1)
-AT_ONCE = 256  # pictures that are decoded ahead of the one that is written ...
-BYTES_AT_ONCE = 32 << 20  # ... unless their files, or their pixels, are more than this
-FILE_BYTES_PER_PIXEL = 8  # a file that is larger than its pixels can be is not read
-IMPORT = "2"  # changes when the same files give other pixels
+AT_ONCE = 256  # at most so many pictures are decoded ahead of the one that is written,
+BYTES_AT_ONCE = 32 << 20  # and at most so many bytes of files, or of pixels
+FILE_BYTES_PER_PIXEL = 8  # a file with more bytes for each pixel is refused
+IMPORT = "2"  # version of the conversion: raised when the same files would give other pixels
 
 
 class ImageFolderData(StoreData):
-    """The user's own pictures; the classes are the folders' names, sorted.
+    """The user's own pictures in class folders; the classes are the names of the folders, sorted.
 
     Args:
-        name: begins the store's file name.
-        data_dir: the store's folder.
-        raw_dir: the folder that holds `train` and perhaps `val` and `test`, or
-        archive: a tar or zip file of it; it is read as a stream, nothing is unpacked.
-        size: every picture is scaled and cropped to size x size; None: they are of one size.
-        channels: 3 colour, 1 grey.
-        max_megapixels: a picture with more is refused.
+        name: the beginning of the file name of the store.
+        data_dir: the folder of the store, the HDF5 file to which the pictures are converted once.
+        raw_dir: the folder that holds `train` and perhaps `val` and `test`; or else
+        archive: a tar or zip file of such a folder, which is read without unpacking it.
+        size: every picture is scaled and cropped to size x size; None: they must all be of one size.
+        channels: 3 for colour, 1 for grey.
+        max_megapixels: larger pictures are refused.
         keys: those of `StoreData`.
     """
 
@@ -74,12 +75,12 @@ class ImageFolderData(StoreData):
 
     @property
     def store_path(self) -> Path:
-        """A name that depends on the source and on what is made of it."""
+        """The store; its name depends on the source and on how pictures are converted."""
         identity = f"{self.source.path}|{self.decoder.mode}|{self.decoder.size}"
         return self.data_dir / f"{self.name}-{short_hash(identity)}.h5"
 
     def prepare_data(self) -> None:
-        """Makes the store."""
+        """Makes the store, unless it is there."""
         self._check_source()
         ensure(self.store_path, f"{IMPORT}:{self.source.fingerprint()}", self._fill)
 
@@ -117,30 +118,31 @@ class ImageFolderData(StoreData):
         )
 
     def _decoded(self, pictures: dict[int, list[Picture]]) -> Iterator[tuple[list[Picture], Pixels]]:
-        """All pictures in the order of the source, decoded ahead by threads as far as memory allows."""
+        """The pixels of all pictures in the order of the source; threads decode ahead, within the limits above."""
         waiting: deque[tuple[list[Picture], int, Future[Pixels]]] = deque()
-        held, each = 0, 0
+        file_bytes = 0  # of the files in `waiting`
+        pixel_bytes = 0  # of one picture, once the first is decoded
         with ThreadPoolExecutor(THREADS) as pool:
             for places, data in self._files(pictures):
                 waiting.append((places, len(data), pool.submit(self._decode, places[0], data)))
-                held += len(data)
+                file_bytes += len(data)
                 if not (
-                    not each
+                    not pixel_bytes
                     or len(waiting) > AT_ONCE
-                    or held > BYTES_AT_ONCE
-                    or len(waiting) * each > BYTES_AT_ONCE
+                    or file_bytes > BYTES_AT_ONCE
+                    or len(waiting) * pixel_bytes > BYTES_AT_ONCE
                 ):
                     continue
-                # Half of them at once: to be woken for each picture in turn takes a sixth more CPU time (CIFAR-10).
+                # Half of them at once: waiting for each picture in turn takes a sixth more CPU time (CIFAR-10).
                 for _ in range(-(-len(waiting) // 2)):
                     places, size, future = waiting.popleft()
-                    held, each = held - size, future.result().nbytes
+                    file_bytes, pixel_bytes = file_bytes - size, future.result().nbytes
                     yield places, future.result()
             for places, _, future in waiting:
                 yield places, future.result()
 
     def _files(self, pictures: dict[int, list[Picture]]) -> Iterator[tuple[list[Picture], bytes]]:
-        """The bytes of each member that is a picture, and of which ones."""
+        """The bytes of each member that holds pictures, with those pictures."""
         limit = FILE_BYTES_PER_PIXEL * self.decoder.max_megapixels * 1e6 + (1 << 20)
         seen = 0
         for number, member in enumerate(self.source):
@@ -152,7 +154,7 @@ class ImageFolderData(StoreData):
             if member.size > limit:
                 raise self._error(
                     member.name,
-                    f"has {member.size / 1e6:.0f} MB, more than a picture of dataset.max_megapixels="
+                    f"has {units.size(member.size)}, more than a picture of dataset.max_megapixels="
                     f"{self.decoder.max_megapixels:g} can have: remove it, or raise that",
                 )
             yield pictures[number], self.source.read(member)
@@ -162,7 +164,7 @@ class ImageFolderData(StoreData):
     def _create(self, writer: Writer, layout: Layout, shape: tuple[int, ...]) -> dict[Picture, int]:
         """Makes room in the store; returns the row of each picture.
 
-        The pictures are shuffled: sorted by class, as folders are, a streamed chunk would be of few classes.
+        Rows are in random order. In the order of the folders a chunk that is streamed would hold few classes only.
         """
         number = {label: index for index, label in enumerate(layout.classes)}
         rows: dict[Picture, int] = {}

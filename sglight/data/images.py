@@ -1,4 +1,4 @@
-"""Image sets that others have collected: scikit-learn's digits, torchvision's sets by way of the store."""
+"""Published image sets: scikit-learn's digits, and torchvision's sets, which are converted to a store."""
 
 import gzip
 import hashlib
@@ -29,7 +29,18 @@ TIMEOUT_S = 10.0
 
 
 class SampleData(DataModule):
-    """Stored samples: a validation split is drawn from the training set, batches may be augmented."""
+    """A data set whose validation samples are drawn from the training set; batches may be augmented.
+
+    Args:
+        name: of the data set.
+        batch_size, eval_batch_size: samples in a batch, for training and for evaluation.
+        seed: of the order of the batches and of the augmentation.
+        data_seed: of the draw of validation and test samples.
+        validation_fraction: the part of the training samples held out for validation.
+        augment: whether to augment training batches.
+        crop_padding, flip: see `Augmentation`.
+        memory_limit: in GiB; larger data sets are read from the file in chunks.
+    """
 
     def __init__(
         self,
@@ -60,14 +71,14 @@ class SampleData(DataModule):
 
 
 class StoreData(SampleData):
-    """An image set that is converted to an HDF5 store once; a subclass says from what.
+    """An image set that is converted once to an HDF5 file (the store); subclasses define the source.
 
-    Without test images some training images are held out for the test, without validation images for that.
+    Test and validation images that the source lacks are held out of the training images.
 
     Args:
-        name: names the run's folder.
-        data_dir: the store's folder.
-        test_fraction: share held out for the test where there are no test images.
+        name: of the data set, as part of the name of the run folder.
+        data_dir: the folder of the store.
+        test_fraction: the part of the training images held out for the test if there are no test images.
         keys: those of `SampleData`.
     """
 
@@ -79,11 +90,11 @@ class StoreData(SampleData):
 
     @property
     def store_path(self) -> Path:
-        """Where the store belongs."""
+        """The path of the store."""
         raise NotImplementedError
 
     def open(self) -> Contents:
-        """The store's contents, the training set split."""
+        """The contents of the store, as training, validation and test samples."""
         if not self.store_path.exists():
             self.prepare_data()
         store = Store(self.store_path)
@@ -114,7 +125,7 @@ class DigitsData(SampleData):
         self.test_fraction = test_fraction
 
     def open(self) -> Contents:
-        """The pictures, split in three."""
+        """The pictures, as training, validation and test samples."""
         from sklearn.datasets import load_digits  # takes a second to import
 
         digits = load_digits()
@@ -126,7 +137,7 @@ class DigitsData(SampleData):
         return Contents(parts, [str(label) for label in digits.target_names], mean, std)
 
 
-# name: torchvision's class, the folder that it wants below its root, where in there the files are
+# name: (torchvision's class, the folder below its root in which it looks for the files)
 SETS = {
     "mnist": ("MNIST", "MNIST/raw"),
     "fashion_mnist": ("FashionMNIST", "FashionMNIST/raw"),
@@ -137,13 +148,13 @@ IDX_FILES = {"train": "train", "test": "t10k"}
 
 
 class TorchvisionData(StoreData):
-    """MNIST, Fashion-MNIST, CIFAR-10 or CIFAR-100, from files at hand or downloaded by torchvision.
+    """MNIST, Fashion-MNIST, CIFAR-10 or CIFAR-100, from files on disk or downloaded by torchvision.
 
     Args:
         name: `mnist`, `fashion_mnist`, `cifar10` or `cifar100`.
-        data_dir: the store's folder.
-        raw_dir: torchvision's root, or the folder of the original files itself; only read.
-        download: whether the network may be used.
+        data_dir: the folder of the store.
+        raw_dir: torchvision's root, or the folder of the original files; it is only read.
+        download: whether the files may be downloaded.
         keys: those of `SampleData`.
     """
 
@@ -158,13 +169,13 @@ class TorchvisionData(StoreData):
 
     @property
     def store_path(self) -> Path:
-        """<data_dir>/<name>.h5 if downloaded, else a name that depends on where the files are."""
+        """<data_dir>/<name>.h5 if the files are downloaded, else a name that depends on their folder."""
         if self.raw_dir is None:
             return self.data_dir / f"{self.name}.h5"
         return self.data_dir / f"{self.name}-{short_hash(str(self._raw_files()))}.h5"
 
     def prepare_data(self) -> None:
-        """Makes the store."""
+        """Makes the store, unless it is there."""
         source = "download" if self.raw_dir is None else str(self._raw_files())
         fingerprint = (
             source if self.raw_dir is None else Source(self._raw_files(), "dataset.raw_dir").fingerprint()
@@ -218,7 +229,7 @@ class TorchvisionData(StoreData):
             if getattr(error, "errno", None) is not None and not isinstance(
                 error, ConnectionError | TimeoutError
             ):
-                raise  # the disk
+                raise  # an error of the disk, not of the network
             raise UserError(self._missing("could not be downloaded")) from error
         finally:
             socket.setdefaulttimeout(previous)
@@ -268,17 +279,17 @@ def _torchvision() -> Any:
 
 
 def idx_paths(path: Path) -> list[Path]:
-    """The names that an IDX file goes by: the original one, Kaggle's, and these packed."""
+    """The names under which an IDX file may be found: the original one, Kaggle's, and both with .gz."""
     kaggle = path.with_name(path.name.replace("-idx", ".idx"))
     plain = [path, kaggle, path / path.name, kaggle / kaggle.name]
     return plain + [name.with_name(f"{name.name}.gz") for name in plain]
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray[Any, Any]:
-    """The bytes of an IDX file, by any of its names, as an array of that many dimensions.
+    """The contents of an IDX file of bytes, under any of its names (`idx_paths`), as an array.
 
     Raises:
-        UserError: the file is missing, truncated or something else.
+        UserError: the file is missing, truncated or of another format.
     """
     try:
         given = next((other for other in idx_paths(path) if other.is_file()), path)
@@ -295,5 +306,5 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray[Any, Any]:
 
 
 def short_hash(text: str) -> str:
-    """Ten characters that tell one source from another."""
+    """Ten hexadecimal digits that identify ``text``."""
     return hashlib.sha256(text.encode()).hexdigest()[:10]

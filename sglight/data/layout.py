@@ -1,12 +1,14 @@
-"""Which files of a source are pictures, of which split and class; what is left out is counted with its reason.
+"""Finds the pictures in a folder or archive, with the split and the class of each.
 
-    <top>/train/<class>/**     one of train, training
-    <top>/val/<class>/**       one of val, valid, validation; may be missing
-    <top>/test/<class>/**      one of test, testing; may be missing
+    <top>/train/<class>/**     or training
+    <top>/val/<class>/**       or valid, validation; may be missing
+    <top>/test/<class>/**      or testing; may be missing
 
-`<top>` is the highest folder that holds a training folder. Without test/ val/ is the test set, as its pictures are
-those that accuracies are published for; without both the test is drawn from train/. Tiny ImageNet's val/images/* have
-their classes in val/val_annotations.txt, and its test/images/* have none.
+`<top>` is the highest folder that holds a training folder. Files that are not used are counted, with the reason.
+
+Without test/ the pictures in val/ are the test set, because published accuracies are those of val/ then; without both
+the test set is drawn from train/. Tiny ImageNet is known: the classes of its val/images/* are in
+val/val_annotations.txt, and its test/images/* have no classes.
 """
 
 from collections import Counter
@@ -39,7 +41,14 @@ WITHOUT_CLASS = "images"  # the only folder in a split whose pictures have no cl
 
 @dataclass(frozen=True)
 class Picture:
-    """A file that counts: the number of the member that holds its bytes, its name, split and class."""
+    """A picture that is used.
+
+    Attributes:
+        member: the number of the member of the source that holds its bytes.
+        name: its path below the source.
+        split: `train`, `val` or `test`.
+        label: its class.
+    """
 
     member: int
     name: str
@@ -52,9 +61,9 @@ class Layout:
     """The pictures of a source.
 
     Attributes:
-        pictures: those that count.
+        pictures: those that are used.
         classes: names of the classes, sorted.
-        ignored: how many files do not count, by reason.
+        ignored: the number of files that are not used, by reason.
         test: where the test set comes from, if not from test/.
     """
 
@@ -64,7 +73,7 @@ class Layout:
     test: str = ""
 
     def summary(self) -> str:
-        """How many files were taken and ignored, and why."""
+        """How many files are used and how many are not, and why; one line of text."""
         taken = Counter(picture.split for picture in self.pictures)
         parts = ", ".join(f"{taken[split]} for {split}" for split in ("train", "val", "test") if taken[split])
         text = f"{len(self.pictures)} pictures taken ({parts})"
@@ -75,39 +84,37 @@ class Layout:
 
 
 def lay_out(source: Source, members: Iterable[Member]) -> Layout:
-    """Walks through the members, which are read where they hold the classes of others.
+    """The pictures among the members of a source.
 
     Raises:
-        UserError: there are no training pictures, or a class has none, or is not among those of the training.
+        UserError: there are no training pictures, a class folder is empty, or a class has no training pictures.
     """
     found: list[Member] = []
     annotated: dict[str, str] = {}
     for member in members:
         found.append(
             replace(member, read=None if member.read is None else bytes)
-        )  # readers hold the headers of a tar
+        )  # the reader of a tar member would keep its header in memory
         if member.name.endswith(f"/{ANNOTATIONS}") and member.read is not None:
             annotated |= _annotations(source.read(member).decode(errors="replace"))
     return _Survey(source, found, annotated).layout()
 
 
 def _annotations(text: str) -> dict[str, str]:
-    """The class of each file of Tiny ImageNet's validation set: lines of file, class and a box."""
-    fields = (line.split("\t") for line in text.splitlines())
-    return {words[0]: words[1] for words in fields if len(words) > 1}
+    """The class of each file of Tiny ImageNet's validation set, from lines of file, class and bounding box."""
+    lines = (line.split("\t") for line in text.splitlines())
+    return {columns[0]: columns[1] for columns in lines if len(columns) > 1}
 
 
 class _Survey:
     def __init__(self, source: Source, members: list[Member], annotated: dict[str, str]) -> None:
         self.source, self.members, self.annotated = source, members, annotated
         self.paths = [_parts(member.name) for member in members]
-        # An archive may hold a name twice: the later file replaces the earlier one where it is unpacked.
+        # An archive may hold a name twice; unpacking it, the later file would replace the earlier one.
         self.number = {path: number for number, path in enumerate(self.paths)}
         self.known = suffixes()
         self.ignored: Counter[str] = Counter()
-        self.reasons: dict[
-            tuple[str, str], Counter[str]
-        ] = {}  # of each class folder's files that do not count
+        self.reasons: dict[tuple[str, str], Counter[str]] = {}  # why files of each class folder are not used
 
     def layout(self) -> Layout:
         top = self._top()
@@ -184,7 +191,7 @@ class _Survey:
             self.reasons[folder][reason] += 1
 
     def _with_classes(self, pictures: list[Picture]) -> list[Picture]:
-        """Takes the annotated classes, and out those pictures that have none."""
+        """The pictures with their annotated classes (Tiny ImageNet), without those that have no class."""
         known = {picture.label for picture in pictures if picture.split == "train"}
         result = []
         for picture in pictures:
@@ -227,13 +234,13 @@ class _Survey:
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    """The folders that lead to a member, and its own name."""
+    """The path of a member as a tuple of names."""
     return tuple(part for part in name.split("/") if part not in ("", "."))
 
 
-@lru_cache(4096)  # the folders' names come again and again
+@lru_cache(4096)  # the same folders for many files
 def _passed_over(part: str) -> str | None:
-    """Why nothing in a folder or of a file of that name counts."""
+    """Why a file or folder of that name is ignored; None if it is not."""
     if part.startswith(".") and part != "..":
         return "hidden"
     return "of another program (__MACOSX and the like)" if part in FOREIGN else None

@@ -1,4 +1,4 @@
-"""Whole batches by index: no per-sample Python, no collate, no worker processes."""
+"""Loaders that make whole batches by indexing: no Python code per sample, no collating, no worker processes."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -10,32 +10,46 @@ from torch import Tensor
 
 from sglight.data.augment import Augmentation
 
-BLOCK_BYTES = 1 << 20  # several small batches are gathered at once: what fits into the cache
+BLOCK_BYTES = 1 << 20  # small batches are gathered several at once, as many as fit into the cache
 Batch = tuple[Tensor | None, Tensor]
 
 
 class Array(Protocol):
-    """What `Streamed` reads: a NumPy array, or one in a file."""
+    """An array that can be read by slices of rows: a NumPy array, or an array in a file."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """The shape, with the samples first."""
+        ...
+
     @property
-    def dtype(self) -> Any: ...
+    def dtype(self) -> Any:
+        """The NumPy type of the numbers."""
+        ...
+
     def __getitem__(self, rows: slice) -> Any: ...
 
 
 class Samples(Protocol):
-    """The inputs of one split; a sample is known by its number 0 ... n - 1."""
+    """The inputs of one split. Samples are numbered 0 ... n - 1."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one sample."""
+        ...
+
     def __len__(self) -> int: ...
-    def order(self, generator: torch.Generator) -> Tensor: ...
-    def blocks(self, order: Tensor, start: int, block: int) -> Iterator[Tensor]: ...
+    def order(self, generator: torch.Generator) -> Tensor:
+        """A random order of all samples: their numbers [n]."""
+        ...
+
+    def blocks(self, order: Tensor, start: int, block: int) -> Iterator[Tensor]:
+        """The inputs of the samples order[start:], `block` at a time, in new tensors."""
+        ...
 
 
 class Resident:
-    """Inputs that are held in memory, on the device where they fit: x [n, ...]."""
+    """Inputs x [n, ...] that are kept in memory, on the device if they fit."""
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
@@ -45,11 +59,11 @@ class Resident:
         return len(self.x)
 
     def order(self, generator: torch.Generator) -> Tensor:
-        """A random order of all samples [n]."""
+        """A random order of all samples: their numbers [n]."""
         return torch.randperm(len(self.x), generator=generator)
 
     def blocks(self, order: Tensor, start: int, block: int) -> Iterator[Tensor]:
-        """The inputs of order[start:], `block` at a time, in fresh tensors."""
+        """The inputs of the samples order[start:], `block` at a time, in new tensors."""
         for numbers in order.to(self.x.device)[start:].split(block):
             yield self.x.index_select(0, numbers)
 
@@ -57,13 +71,13 @@ class Resident:
 class Streamed:
     """Inputs that stay in a file and are read in shuffled chunks.
 
-    The samples are cut into slabs of neighbours. An epoch goes through the slabs in random order, several at a
-    time, and shuffles the samples within. Reads are contiguous; the order is as reproducible as `Resident`'s.
+    The samples are divided into slabs of neighbours. An epoch goes through the slabs in random order, a group of them
+    at a time, and shuffles the samples within a group. So reads are contiguous, and the order is reproducible.
 
     Args:
         array: n' samples in a file.
-        rows: the rows of the array that belong here [n], ascending.
-        memory: bytes for the samples that are held at once.
+        rows: the rows of the array that belong to this split [n], ascending.
+        memory: bytes of samples that may be in memory at once.
         slab: samples in a slab.
     """
 
@@ -73,7 +87,7 @@ class Streamed:
         self.shape = tuple(array.shape[1:])
         self.dtype = torch.uint8 if array.dtype == np.uint8 else torch.float32
         sample = math.prod(self.shape) * self.dtype.itemsize
-        # a block may lie across two groups of slabs: room for both
+        # Room for two groups of slabs, because a block may extend over two of them.
         self.slab = max(1, min(slab, len(rows), int(memory / sample / 4)))
         self.group = max(1, int(memory / sample / self.slab / 2))
 
@@ -81,7 +95,7 @@ class Streamed:
         return len(self.rows)
 
     def order(self, generator: torch.Generator) -> Tensor:
-        """A random order of all samples [n]: of the slabs, then within each group of slabs."""
+        """A random order of all samples: the slabs are shuffled, then the samples within each group of slabs."""
         slabs = torch.randperm(math.ceil(len(self) / self.slab), generator=generator)
         groups = []
         for group in slabs.split(self.group):
@@ -91,7 +105,7 @@ class Streamed:
         return torch.cat(groups)
 
     def blocks(self, order: Tensor, start: int, block: int) -> Iterator[Tensor]:
-        """The inputs of order[start:], `block` at a time, in fresh tensors."""
+        """The inputs of the samples order[start:], `block` at a time, in new tensors."""
         slabs = math.ceil(len(self) / self.slab)
         place = torch.full((slabs,), -1)  # where in the pool a slab lies
         todo = torch.bincount(order[start:] // self.slab, minlength=slabs)  # its samples not yet served
@@ -113,7 +127,7 @@ class Streamed:
                     free.append(int(place[slab]))
 
     def _grow(self, pool: Tensor) -> tuple[list[int], Tensor]:
-        """A pool with room for one more group of slabs: for a batch that is larger than a group."""
+        """The places and the memory of one more group of slabs, which a batch larger than a group needs."""
         more = torch.empty(self.group * self.slab, *self.shape, dtype=self.dtype)
         places = len(pool) // self.slab
         return list(range(places, places + self.group)), torch.cat([pool, more])
@@ -127,18 +141,18 @@ class Streamed:
 
 
 class EpochSampler:
-    """The random numbers of an epoch, a pure function of (seed, epoch)."""
+    """Random generators of an epoch, which depend on (seed, epoch) alone."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
+        """Sets the epoch; Lightning calls it before each one."""
         self.epoch = epoch
 
     def generator(self, stream: int) -> torch.Generator:
-        """A generator of its own for each `stream`: 0 the order, 1 the augmentation."""
+        """A new generator for a `stream`: 0 for the order of the samples, 1 for the augmentation."""
         state = np.random.SeedSequence((self.seed, self.epoch, stream)).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(state[0]) >> 1)
 
@@ -146,22 +160,27 @@ class EpochSampler:
 class BatchLoader:
     """Whole batches (x, y): x float32 [B, *shape], normalised as x * scale + shift; y int64 [B].
 
-    The order and the augmentation depend on (seed, epoch, batch) alone, and `state_dict` tells the next batch,
-    so that a resumed run sees what the uninterrupted one would have seen. The last, smaller batch is kept.
+    Order and augmentation depend on (seed, epoch, batch) alone, and `state_dict` contains the next batch, so that a
+    resumed run sees the batches of the uninterrupted one. The last batch may be smaller; it is not dropped.
 
     Args:
-        samples: the inputs, and what order they can be had in.
+        samples: the inputs.
         labels: [n] int64, on the device.
         batch_size: B.
-        scale, shift: broadcast to [B, *shape], on the device; None: x as it is.
-        shuffle: a new random order each epoch; otherwise the samples' own.
+        scale, shift: broadcast to [B, *shape], on the device; None: x is not normalised.
+        shuffle: whether each epoch has a new random order.
         seed: of order and augmentation.
-        augmentation: applied to the raw inputs.
-        position: tells how many batches of the epoch have been worked off; None: those that were served.
-        inputs: False: every x is None, for workers that read only the labels.
+        augmentation: applied to the inputs before they are normalised.
+        position: returns how many batches of the epoch are done, for `state_dict`; None: those that were served.
+        inputs: if False, every x is None, for workers that need only the labels.
+
+    >>> import torch
+    >>> loader = BatchLoader(Resident(torch.zeros(5, 2)), torch.arange(5), batch_size=2)
+    >>> [y.tolist() for x, y in loader]
+    [[0, 1], [2, 3], [4]]
     """
 
-    batch_sampler = None  # Lightning looks for it
+    batch_sampler = None  # Lightning reads this attribute
 
     def __init__(
         self,
@@ -193,10 +212,10 @@ class BatchLoader:
         return math.ceil(len(self.labels) / self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        # a generator: Lightning calls iter() before it sets the epoch, which must be read at the first batch
+        # A generator: Lightning calls iter() before it sets the epoch, so the epoch is read at the first batch.
         self._epoch, self._batch = self.sampler.epoch, self._first_batch()
         per_block = self._batches_per_block()
-        # blocks start at the same batches in a resumed run: the same memory alignment, the same rounding
+        # Blocks start at the same batches in a resumed run, so that memory alignment and rounding are the same.
         start, skip = divmod(self._batch, per_block)
         block = per_block * self.batch_size
         order = self._order()
@@ -210,18 +229,18 @@ class BatchLoader:
             skip = 0
 
     def sequential(self) -> "BatchLoader":
-        """The same samples in their own order, and not augmented."""
+        """A loader of the same samples without shuffling and augmentation."""
         return BatchLoader(
             self.samples, self.labels, self.batch_size, scale=self.scale, shift=self.shift, inputs=self.inputs
         )
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch and the batch to go on with."""
+        """The epoch and the batch with which to continue."""
         batch = self._batch if self._position is None else self._position()
         return {"epoch": self._epoch, "batch": batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on at that batch when that epoch comes; other epochs start at their first batch."""
+        """Makes that epoch start at that batch; other epochs start at their first batch."""
         self._resume = (state["epoch"], state["batch"])
 
     def _first_batch(self) -> int:

@@ -1,4 +1,4 @@
-"""A store comes into being: once, by one of the processes that need it, complete or not at all."""
+"""Creates a store: once, by one of the processes that need it, and completely or not at all."""
 
 import contextlib
 import os
@@ -17,41 +17,43 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sglight.data.store import Store, Writer, close_off, is_outdated, new_file
 from sglight.errors import UserError
 
-SAY_AFTER_S = 5.0
-LOOK_EVERY_S = 0.05
+MESSAGE_AFTER_S = 5.0  # waiting for another process longer than this is reported
+POLL_INTERVAL_S = 0.05
 
 
 def ensure(path: Path, fingerprint: str, fill: Callable[[Writer], None]) -> None:
-    """Makes the store at `path` unless it is there already, made from the same source.
+    """Makes the store at `path`, unless there is one already from the same source.
 
-    Two processes that need the same store at once do not meet: the second waits, and finds it made.
+    If two processes need a store at once, the second waits until the first has made it.
 
     Args:
-        path: where it belongs.
-        fingerprint: tells one state of the source from another.
-        fill: writes them; its errors of reading are `UserError`s, others are those of the store's folder.
+        path: of the store.
+        fingerprint: identifies the state of the source; a store with another one is made anew.
+        fill: writes the contents. It raises `UserError` if the source cannot be read; other errors are taken for
+            errors of writing the store.
 
     Raises:
-        UserError: the folder cannot be written to, or a damaged file is in the way.
+        UserError: the source cannot be read, the folder cannot be written to, or `path` is a damaged file.
     """
     try:
-        if _made(path, fingerprint):
+        if _is_made(path, fingerprint):
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path) as alone:
-            if _made(path, fingerprint):
+            if _is_made(path, fingerprint):
                 return
             if alone:
-                _sweep(path)
+                _remove_leftovers(path)
             _write(path, fingerprint, fill)
-    except (OSError, RuntimeError) as error:  # h5py tells of a full disk as either
+    except (OSError, RuntimeError) as error:  # h5py raises either on a full disk
         reason = str(error).splitlines()[0]
         raise UserError(
             f"data_dir={path.parent}: {path.name} cannot be made there ({reason}): free some space, or choose another"
         ) from error
 
 
-def _made(path: Path, fingerprint: str) -> bool:
+def _is_made(path: Path, fingerprint: str) -> bool:
+    """Whether there is a store from the source with that fingerprint."""
     if not path.exists() or is_outdated(path):
         return False
     return bool(Store(path).attributes["fingerprint"] == fingerprint)
@@ -59,10 +61,10 @@ def _made(path: Path, fingerprint: str) -> bool:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[bool]:
-    """Waits for other processes that make this file; yields whether the system promises that there is none."""
+    """Waits until no other process makes this store; yields whether the system can guarantee that."""
     try:
         import fcntl
-    except ImportError:  # not on this system: the temporary names are unique, so two writers still do no harm
+    except ImportError:  # a system without it: temporary names are unique, so two writers do no harm
         yield False
         return
     while True:
@@ -73,7 +75,7 @@ def _locked(path: Path) -> Iterator[bool]:
                 yield False
                 return
             if not _is_at(lock.name, lock.fileno()):
-                continue  # the process that we waited for has removed its lock: this one would bar nobody
+                continue  # the process before has removed this file, so that locking it would exclude nobody
             try:
                 lock.truncate(0)
                 print(f"process {os.getpid()} on {socket.gethostname()}", end="", file=lock, flush=True)
@@ -84,30 +86,31 @@ def _locked(path: Path) -> Iterator[bool]:
 
 
 def _wait(lock: IO[Any], path: Path, acquire: Callable[[], None]) -> None:
-    """Acquires the lock; says once whom it waits for where that takes long."""
-    start, said = time.monotonic(), False
+    """Acquires the lock; if that takes long, prints once which process it waits for."""
+    start, reported = time.monotonic(), False
     while True:
         try:
             acquire()
             return
         except BlockingIOError:
-            time.sleep(LOOK_EVERY_S)
-        if not said and time.monotonic() - start > SAY_AFTER_S:
+            time.sleep(POLL_INTERVAL_S)
+        if not reported and time.monotonic() - start > MESSAGE_AFTER_S:
             lock.seek(0)
             owner = lock.read() or "another process"
             print(f"waiting for {owner}, which makes {path}", file=sys.stderr, flush=True)
-            said = True
+            reported = True
 
 
 def _is_at(name: str, descriptor: int) -> bool:
+    """Whether an open file is still the one with that name."""
     try:
         return os.path.samestat(os.stat(name), os.fstat(descriptor))
     except FileNotFoundError:
         return False
 
 
-def _sweep(path: Path) -> None:
-    """Removes what killed processes left half-written."""
+def _remove_leftovers(path: Path) -> None:
+    """Removes incomplete files of processes that were killed."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
@@ -116,6 +119,7 @@ def _sweep(path: Path) -> None:
 
 
 def _write(path: Path, fingerprint: str, fill: Callable[[Writer], None]) -> None:
+    """Writes a temporary file, which takes the name of the store when it is complete and on the disk."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:

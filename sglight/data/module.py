@@ -1,4 +1,4 @@
-"""The LightningDataModule behind every data set: splits, placement on the device, loaders."""
+"""The LightningDataModule on which every data set is based: splits, placement on the device, loaders."""
 
 import math
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Part:
 
     @property
     def nbytes(self) -> int:
-        """What it takes in memory: a byte a pixel, four a float."""
+        """The memory that its samples need: one byte for a pixel, four for a float."""
         itemsize = 1 if self.x.dtype == np.uint8 else 4
         return len(self.rows) * math.prod(self.x.shape[1:]) * itemsize
 
@@ -48,27 +48,34 @@ class Part:
 
 @dataclass(frozen=True)
 class Contents:
-    """A data set before it is loaded: the parts "train", "val", "test", and the training set's statistics."""
+    """A data set before its samples are read into memory.
+
+    Attributes:
+        parts: the splits "train", "val" and "test".
+        class_names: one for each class number.
+        mean, std: of the training samples, for each channel or feature; pixels as numbers in [0, 1].
+        standardised: whether the samples are (x - mean) / std already.
+    """
 
     parts: dict[str, Part]
     class_names: list[str]
     mean: list[float]
     std: list[float]
-    standardised: bool = False  # the samples are (x - mean) / std already
+    standardised: bool = False
 
 
 class DataModule(LightningDataModule):
-    """Serves a data set as whole batches on the trainer's device; a subclass says which, by `open()`.
+    """Serves a data set as whole batches on the device of the trainer; subclasses implement `open()`.
 
-    After `prepare_data(); setup("fit" | "test")` it knows `shape` (of a sample), `classes`, `class_names`,
-    `mean`, `std` (per channel, pixels as numbers in [0, 1]), `pixels` (whether samples are bytes), `train_size`,
-    `val_size`, `test_size`.
+    After `prepare_data()` and `setup("fit")` or `setup("test")` these attributes are set: `shape` (of a sample),
+    `classes`, `class_names`, `mean`, `std` (per channel, pixels as numbers in [0, 1]), `pixels` (whether samples are
+    bytes), `train_size`, `val_size`, `test_size`.
 
     Attributes:
-        inputs: set to False before `setup` where only the labels are needed: then no input is read and
-            every x is None.
+        inputs: set it to False before `setup` if only the labels are needed; then no input is read and every x is
+            None.
         origin: where the samples come from, for messages.
-        notes: what the user should know of how they were taken, once the data set is open.
+        notes: what the user should know about the data, for example files that were ignored; filled by `open()`.
     """
 
     shape: tuple[int, ...]
@@ -110,11 +117,15 @@ class DataModule(LightningDataModule):
         self._labels: dict[str, Tensor] = {}
 
     def open(self) -> Contents:
-        """The data set; called once in each process, after `prepare_data`."""
+        """The splits of the data set; called once in each process, after `prepare_data`."""
         raise NotImplementedError
 
     def contents(self) -> Contents:
-        """The data set, opened once."""
+        """What `open` returned, checked; `open` is called the first time only.
+
+        Raises:
+            UserError: there is one class only, or all training samples are equal.
+        """
         if self._contents is None:
             contents = self.open()
             self._check_contents(contents)
@@ -149,11 +160,11 @@ class DataModule(LightningDataModule):
 
     @property
     def device(self) -> torch.device:
-        """Where the batches are: the trainer's device."""
+        """The device of the batches: that of the trainer."""
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
     def setup(self, stage: str | None = None) -> None:
-        """Loads what the stage needs, unless it is there already."""
+        """Loads the splits that Lightning's `stage` needs, unless they are loaded."""
         contents = self.contents()
         self.shape = tuple(contents.parts["train"].x.shape[1:])
         self.class_names, self.mean, self.std = contents.class_names, contents.mean, contents.std
@@ -167,7 +178,7 @@ class DataModule(LightningDataModule):
             self._load(split)
 
     def train_dataloader(self) -> BatchLoader:
-        """Training batches in a new random order each epoch; in the same one where Lightning is to overfit a few."""
+        """Training batches, in a new random order each epoch (but not with Lightning's `overfit_batches`)."""
         overfits = bool(getattr(self.trainer, "overfit_batches", 0))
         return self._loader("train", self.batch_size, shuffle=not overfits)
 
@@ -184,7 +195,7 @@ class DataModule(LightningDataModule):
         return self.test_dataloader()
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """The batch: it is on the device already."""
+        """The batch itself: it is on the device already."""
         return batch
 
     def _load(self, split: str) -> None:
@@ -206,7 +217,7 @@ class DataModule(LightningDataModule):
         return Resident(part.read())
 
     def _placed(self, x: Tensor) -> Tensor:
-        """x on the device if it fits there beside the network, otherwise where it is."""
+        """x on the device if it takes less than half of the free memory there, else where it is."""
         if self.device.type == "cuda" and x.device != self.device:
             free, _ = torch.cuda.mem_get_info(self.device)
             if x.nbytes > free / 2:
@@ -234,7 +245,7 @@ class DataModule(LightningDataModule):
         )
 
     def _position(self) -> int:
-        # what was worked off, not what was served: a checkpoint written after an error repeats that batch
+        # Batches that are done, not those that were served: after an error the resumed run repeats that batch.
         assert self.trainer is not None
         return batches_processed(self.trainer)
 
@@ -242,13 +253,13 @@ class DataModule(LightningDataModule):
 def affine(
     mean: list[float], std: list[float], dimensions: int, pixels: bool, device: torch.device
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Scale and shift with x * scale + shift = (x - mean) / std; (None, None) where that is x.
+    """Scale and shift with x * scale + shift = (x - mean) / std; (None, None) if that changes nothing.
 
     Args:
         mean, std: one for each channel or feature.
         dimensions: of a sample: 1 for features [F], 3 for pictures [C, H, W].
-        pixels: x are bytes, the statistics are those of x / 255.
-        device: of the result, whose shape is [F] or [C, 1, 1].
+        pixels: whether x are bytes; mean and std are those of x / 255 then.
+        device: of the result, which has shape [F] or [C, 1, 1].
     """
     shape = (-1, *[1] * (dimensions - 1))
     spread = torch.tensor(std, dtype=torch.float64)
@@ -261,7 +272,7 @@ def affine(
 
 
 def residents(parts: dict[str, Part], limit: float) -> set[str]:
-    """The splits held in memory: all if they fit into `limit` bytes, else the smallest within half of it."""
+    """The splits to keep in memory: all if they fit into `limit` bytes, else the smallest that fit into half of it."""
     if sum(part.nbytes for part in parts.values()) <= limit:
         return set(parts)
     chosen, budget = set(), limit / 2
@@ -275,29 +286,29 @@ def residents(parts: dict[str, Part], limit: float) -> set[str]:
 def stratified(
     labels: np.ndarray[Any, Any], fraction: float, seed: int, key: str
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Splits rows 0 ... n - 1 into (kept, held out), both ascending, the classes in the same shares.
+    """Splits the rows 0 ... n - 1 at random into (kept, held out), both ascending, with the same shares of classes.
 
     Args:
         labels: [n].
-        fraction: the share held out.
+        fraction: the part that is held out.
         seed: of the draw.
-        key: the config key of the fraction.
+        key: the config key of the fraction, for messages.
 
     Raises:
-        UserError: the fraction or a class is too small or too large.
+        UserError: a class has one sample only, or one side would have too few samples.
     """
     from sklearn.model_selection import train_test_split  # takes a second to import
 
     check_fraction(key, fraction)
     classes, counts = np.unique(labels, return_counts=True)
-    held = math.ceil(fraction * len(labels))
+    count = math.ceil(fraction * len(labels))
     if counts.min() < 2:
         raise UserError(
             f"class {classes[counts.argmin()]} has one sample, which {key}={fraction} cannot split: add samples"
         )
-    if min(held, len(labels) - held) < len(classes):
+    if min(count, len(labels) - count) < len(classes):
         raise UserError(
-            f"{key}={fraction} holds out {held} of {len(labels)} samples: too few on one side for "
+            f"{key}={fraction} holds out {count} of {len(labels)} samples: too few on one side for "
             f"{len(classes)} classes"
         )
     rows = np.arange(len(labels))

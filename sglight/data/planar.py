@@ -1,4 +1,4 @@
-"""Point clouds in the plane, generated: concentric ellipses, interleaved spirals, the levels of `peaks`."""
+"""Generated point clouds in the plane: concentric ellipses, interleaved spirals, the levels of `peaks`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -40,7 +40,7 @@ def swiss_roll(generator: np.random.Generator, label: int, count: int) -> Points
 
 
 def peaks_height(x: Points) -> Points:
-    """MATLAB's `peaks` at x [..., 2] -> [...].
+    """MATLAB's function `peaks` at points x = (a, b): [..., 2] in, [...] out.
 
     3 (1-a)^2 e^(-a^2 - (b+1)^2) - 10 (a/5 - a^3 - b^5) e^(-a^2 - b^2) - 1/3 e^(-(a+1)^2 - b^2)
     """
@@ -50,11 +50,11 @@ def peaks_height(x: Points) -> Points:
     return hill - saddle - np.exp(-((a + 1) ** 2) - b**2) / 3
 
 
-PEAKS_RANGE = (-6.5511333, 8.1062136)  # of peaks on [-3, 3]^2
+PEAKS_RANGE = (-6.5511333, 8.1062136)  # minimum and maximum of `peaks` on [-3, 3]^2
 
 
 def peaks(generator: np.random.Generator, label: int, count: int) -> Points:
-    """Five classes on [-3, 3]^2: points at which `peaks` is in the k-th fifth of its range, uniform in area.
+    """Five classes on [-3, 3]^2: class k has the points at which `peaks` is in the k-th fifth of its range.
 
     After Haber & Ruthotto 2017, section 6.3.
     """
@@ -77,7 +77,7 @@ CLOUDS: dict[str, tuple[Draw, list[str]]] = {
 def cloud(
     name: str, points: int, noise: float, seed: np.random.SeedSequence
 ) -> tuple[Points, np.ndarray[Any, Any]]:
-    """`points` points of the cloud `name`, the classes in equal shares: x float64 [N, 2], y int64 [N]."""
+    """Draws N = `points` points of the cloud `name`, as many of each class: x float64 [N, 2], y int64 [N]."""
     draw, classes = CLOUDS[name]
     generator = np.random.default_rng(seed)
     counts = [(points + len(classes) - 1 - label) // len(classes) for label in range(len(classes))]
@@ -87,9 +87,9 @@ def cloud(
 
 
 class PlanarData(DataModule):
-    """A generated point cloud, with training, validation and test points from separate streams of one seed.
+    """A generated point cloud. Training, validation and test points come from separate random streams of one seed.
 
-    The points are not normalised, so that figures and network share their coordinates.
+    The points are not normalised, so that figures can be drawn in the coordinates of the network.
     """
 
     def __init__(

@@ -1,6 +1,8 @@
-"""Reads the arrays of a user's file once, in a process of its own: on some damage the HDF5 library ends it.
+"""Reads the arrays of a user's file once, in another process, because the HDF5 library crashes on some damaged files.
 
-python -m sglight.data.probe FILE ARRAY ...   {"bad": {array: [count not finite, row of first]}} or {"error": why}
+    python -m sglight.data.probe FILE ARRAY ...
+
+prints {"bad": {array: [count of numbers that are not finite, row of the first]}} or {"error": reason}.
 """
 
 import json
@@ -22,7 +24,7 @@ class Unreadable(Exception):
 
 
 def probe(path: Path, keys: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Where the arrays called `keys` hold NaN or infinity: their number, and the row of the first, by array.
+    """Which arrays hold NaN or infinity: for each of those, how many and the row of the first.
 
     Raises:
         Unreadable: the file is damaged.
@@ -36,7 +38,7 @@ def probe(path: Path, keys: Sequence[str]) -> dict[str, tuple[int, int]]:
     if done.returncode < 0:
         raise Unreadable(f"the HDF5 library fails on it with signal {-done.returncode}")
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr}")  # ours, not the file's
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr}")  # an error of ours, not of the file
     result = json.loads(done.stdout)
     if "error" in result:
         raise Unreadable(result["error"])
@@ -45,7 +47,7 @@ def probe(path: Path, keys: Sequence[str]) -> dict[str, tuple[int, int]]:
 
 
 def survey(path: Path, keys: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """What `probe` returns, found in this process; arrays that cannot be unpacked, or lie elsewhere, are left out."""
+    """`probe` within this process; leaves out arrays that cannot be unpacked or lie in another file."""
     load_filters()
     with h5py.File(path, "r", locking=False) as file:
         arrays = {key: file[key] for key in keys if isinstance(file.get(key), h5py.Dataset)}
@@ -58,7 +60,7 @@ def survey(path: Path, keys: Sequence[str]) -> dict[str, tuple[int, int]]:
 
 
 def not_finite(array: Any) -> tuple[int, int] | None:
-    """How many numbers are not finite, and the row of the first; None: all are, or they are no floats."""
+    """How many numbers are not finite, and the row of the first; None if all are finite."""
     count, first = 0, -1
     for rows in slabs(array.shape, array.dtype.itemsize):
         values = array[rows]
@@ -72,12 +74,12 @@ def not_finite(array: Any) -> tuple[int, int] | None:
 
 
 def in_one_file(array: h5py.Dataset) -> bool:
-    """Whether the numbers of an array are in its own file."""
+    """Whether the numbers of an array are in its own file, not in another one that it refers to."""
     return not array.is_virtual and not array.external
 
 
 def missing_filters(array: h5py.Dataset) -> list[str]:
-    """The filters that the chunks were packed by, but that are not installed."""
+    """The compression filters of an array that are not installed."""
     plist = array.id.get_create_plist()
     filters = [plist.get_filter(number) for number in range(plist.get_nfilters())]
     return [
@@ -88,7 +90,7 @@ def missing_filters(array: h5py.Dataset) -> list[str]:
 
 
 def load_filters() -> None:
-    """Makes the filters of the package hdf5plugin known, where it is installed."""
+    """Registers the compression filters of the package hdf5plugin, if it is installed."""
     try:
         import hdf5plugin  # noqa: F401
     except ImportError:

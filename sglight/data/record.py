@@ -1,4 +1,4 @@
-"""What is remembered of a user's file: the checksum at its first reading, by which a change is noticed."""
+"""The checksum of a user's file, kept from run to run so that a change of the file is noticed."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from sglight.files import write_atomically
 
 @dataclass(frozen=True)
 class Record:
-    """A state of a file."""
+    """The state of a file at a date."""
 
     size: int
     mtime_ns: int
@@ -20,7 +20,7 @@ class Record:
 
     @classmethod
     def of(cls, path: Path) -> "Record":
-        """The file as it is; reads all of it."""
+        """The present state of a file; reads all of it."""
         status = path.stat()
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -28,16 +28,16 @@ class Record:
 
     @classmethod
     def load(cls, path: Path) -> "Record | None":
-        """What `save` wrote; None: nothing, or something else."""
+        """The record that `save` wrote; None if there is none, or something else."""
         try:
             return cls(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError):
             return None
 
     def save(self, path: Path) -> None:
-        """Writes it."""
+        """Writes the record as JSON."""
         write_atomically(path, json.dumps(asdict(self)))
 
     def is_decay_of(self, other: "Record") -> bool:
-        """Whether the contents differ though nobody has written to the file."""
+        """Whether the contents differ although size and time of the last change are the same: a damaged file."""
         return self.sha256 != other.sha256 and (self.size, self.mtime_ns) == (other.size, other.mtime_ns)

@@ -1,10 +1,11 @@
-"""A checksum of all of an HDF5 file but its large arrays, in the 512 bytes before them, that HDF5 leaves to its users.
+"""The seal of a store: a checksum of everything in an HDF5 file except its large arrays.
 
-It is compared before the HDF5 library opens the file: on a damaged header the library can end the process.
+It is checked before the HDF5 library opens the file, because the library can crash on a damaged header. The seal is in
+the first 512 bytes, which HDF5 leaves to its users:
 
     64 characters   SHA-256 of the JSON text
     JSON text       format, version, size of the file, places [offset, bytes] of the large arrays, and `sha256` of
-                    the rest from byte 512 on
+                    everything else from byte 512 on
     zeros
 """
 
@@ -20,11 +21,17 @@ Places = Sequence[tuple[int, int]]
 
 
 class Damaged(Exception):
-    """The file is not as it was sealed; the text says why."""
+    """The file does not match its seal; the message says why."""
 
 
 def seal(path: Path, places: Places, **facts: object) -> None:
-    """Writes the checksum of a file that is complete, and `facts` beside it."""
+    """Writes the seal of a complete file.
+
+    Args:
+        path: of the file, whose first 512 bytes are free.
+        places: [offset, bytes] of each large array, which the checksum leaves out.
+        facts: other entries of the JSON text.
+    """
     size = path.stat().st_size
     with open(path, "r+b") as file:
         rest = _digest(file, size, sorted(places))
@@ -36,11 +43,11 @@ def seal(path: Path, places: Places, **facts: object) -> None:
 
 
 def check_seal(path: Path, **facts: object) -> None:
-    """Compares the file with its seal.
+    """Compares a file with its seal.
 
     Raises:
-        Damaged: it is another file, or was changed outside of its large arrays.
-        OSError: it cannot be read.
+        Damaged: the file has no seal, was changed outside its large arrays, or has other `facts`.
+        OSError: the file cannot be read.
     """
     with open(path, "rb") as file:
         block = file.read(SEAL_BYTES).rstrip(b"\0")
@@ -58,7 +65,7 @@ def check_seal(path: Path, **facts: object) -> None:
 
 
 def has_signature(path: Path) -> bool:
-    """Whether an HDF5 file begins at byte 0, 512, 1024, 2048, ..., as the format demands; does not use its library."""
+    """Whether a file is HDF5: its signature is at byte 0, 512, 1024, 2048, ...; does not use the HDF5 library."""
     size, at = path.stat().st_size, 0
     with open(path, "rb") as file:
         while at < size:

@@ -1,6 +1,6 @@
-"""One walk through a folder, a zip or a tar file: its members in order, each with its reader.
+"""The members of a folder, a zip file or a tar file, in order, each with a function that reads it.
 
-It serves the reading and the fingerprint, follows links, ends in loops of them, and reads an archive to its end.
+Links are followed, but not in loops. An archive is read to its end, so that its checksums are checked.
 """
 
 import bz2
@@ -26,7 +26,7 @@ OPENERS: tuple[tuple[bytes, Callable[..., Any]], ...] = (
     (b"BZh", bz2.open),
     (b"\xfd7zXZ\x00", lzma.open),
 )
-BAD_HEADERS = (  # the last of them at the start of a file means another compression or no archive
+BAD_HEADERS = (  # InvalidHeaderError at the start of a file means another compression, or no archive
     tarfile.EmptyHeaderError,  # type: ignore[attr-defined]
     tarfile.TruncatedHeaderError,  # type: ignore[attr-defined]
     tarfile.InvalidHeaderError,  # type: ignore[attr-defined]
@@ -43,12 +43,12 @@ class Member:
 
     Attributes:
         name: its path below the source, with slashes.
-        read: its bytes; works until the next member is asked for. None: it has none.
-        size: of its bytes.
-        target: the name of the member of the archive that a link stands for.
-        folder: whether it is one.
-        lost: why a file of that name cannot be read; None: it can.
-        stamp: changes when a file of a folder is changed.
+        read: returns its bytes, until the next member is asked for; None if it has none.
+        size: the number of its bytes.
+        target: for a link in an archive, the name of the member to which it leads.
+        folder: whether it is a folder.
+        lost: why it cannot be read; None if it can.
+        stamp: for a file in a folder, a text that changes when the file does.
     """
 
     name: str
@@ -61,10 +61,10 @@ class Member:
 
 
 class Source:
-    """The folder, zip or tar file at `path`, which the config's `key` names.
+    """The folder, zip or tar file at `path`, given by the config key `key`; iterating yields its members.
 
     Raises:
-        UserError: from every method: it cannot be read, or is damaged; the text names the key.
+        UserError: from every method, if it cannot be read or is damaged; the message names the key.
     """
 
     def __init__(self, path: Path, key: str) -> None:
@@ -83,13 +83,13 @@ class Source:
                 yield from _tar_members(self.path)
 
     def read(self, member: Member) -> bytes:
-        """The bytes of a member that has some."""
+        """The bytes of a member whose ``read`` is not None."""
         assert member.read is not None
         with self._explained(member.name):
             return member.read()
 
     def fingerprint(self) -> str:
-        """Changes when a file is added, removed, resized or touched, also behind a link."""
+        """A text that changes when a file is added, removed, resized or modified, also behind a link."""
         with self._explained():
             if not self.path.is_dir():
                 return _stamp(os.stat(self.path))
@@ -120,7 +120,7 @@ class Source:
 
 
 def printable(name: str) -> str:
-    """A file's name without what a terminal cannot print or would take for a new line."""
+    """The name of a file with everything escaped that a terminal cannot print or would take for a new line."""
     text = name.encode(errors="backslashreplace").decode()
     text = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
@@ -131,7 +131,7 @@ def _stamp(status: os.stat_result) -> str:
 
 
 def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[Member]:
-    """The files of a folder, then what its folders hold, each by name; `above` are the folders that lead here."""
+    """The files of a folder, sorted by name, then those of its folders; `above` has all folders that lead here."""
     status = os.stat(folder)
     above = (*above, (status.st_dev, status.st_ino))
     with os.scandir(folder) as entries:
@@ -141,7 +141,7 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
         name, path = f"{prefix}{entry.name}", Path(entry.path)
         try:
             status = entry.stat()
-        except OSError as error:  # whatever it leads to; what cannot be read elsewhere is an error
+        except OSError as error:  # a broken link is reported as lost; anything else is an error
             if not entry.is_symlink():
                 raise
             yield Member(name, lost=f"links that cannot be followed ({error.strerror})", stamp="lost")
@@ -170,7 +170,7 @@ def _is_zip(path: Path) -> bool:
 def _zip_members(path: Path) -> Iterator[Member]:
     with zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
-        # Some programs for Windows wrote its separators.
+        # Some programs write the separators of Windows.
         windows = not any("/" in info.filename for info in infos)
         for info in infos:
             name = info.filename.replace("\\", "/") if windows else info.filename
@@ -184,11 +184,11 @@ def _zip_members(path: Path) -> Iterator[Member]:
 
 
 class StrictTarInfo(tarfile.TarInfo):
-    """Takes a missing end mark or a damaged header for an error; tarfile takes them for the end."""
+    """Raises an error for a missing end mark or a damaged header, which tarfile takes for the end of the archive."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
-        """The next header."""
+        """The next header; tarfile calls it."""
         try:
             return super().fromtarfile(archive)
         except BAD_HEADERS as error:
@@ -199,7 +199,7 @@ def _tar_members(path: Path) -> Iterator[Member]:
     with open(path, "rb") as file:
         magic = file.read(6)
     opener: Callable[..., Any] = next((opener for start, opener in OPENERS if magic.startswith(start)), open)
-    # Not tarfile's own unpacking, which passes over the checksums.
+    # Not tarfile's own decompression, which ignores checksums.
     with (
         opener(path, "rb") as stream,
         tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictTarInfo) as archive,
@@ -216,12 +216,12 @@ def _tar_members(path: Path) -> Iterator[Member]:
                 yield Member(name, partial(_tar_read, archive, info), info.size)
             else:
                 yield Member(name, lost="sockets, pipes and devices")
-            archive.members.clear()  # type: ignore[attr-defined]  # would hold on to every header
+            archive.members.clear()  # type: ignore[attr-defined]  # it would keep every header in memory
         _read_to_end(archive, stream)
 
 
 def _read_to_end(archive: tarfile.TarFile, stream: IO[bytes]) -> None:
-    """What follows the end mark must be zeros; a compressed stream has its checksum at its end."""
+    """Reads what follows the end mark, which must be zeros: a compressed stream has its checksum at its end."""
     rest: Any = archive.fileobj
     for file in (rest, stream):
         while block := file.read(1 << 20):
@@ -236,6 +236,6 @@ def _tar_read(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
 
 
 def _joined(name: str, target: str) -> str:
-    """The name in the archive of what a link at `name` leads to."""
+    """The name of the member to which a link at `name` with that target leads."""
     path = os.path.normpath(os.path.join(os.path.dirname(name), target))
     return path.replace(os.sep, "/")

@@ -1,4 +1,4 @@
-"""Numbers are centred and scaled in double precision before they are rounded to single precision."""
+"""Standardised numbers, computed in double precision before they are rounded to single precision."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ from sglight.errors import UserError
 
 
 class Standardised:
-    """The rows of an array as float32 (x - mean) / std, computed in float64.
+    """The rows of an array as (x - mean) / std in float32, computed in float64.
 
-    Rounded first, seconds since 1970 would keep steps of 128, and numbers above 3e38 would be infinite.
+    If x were rounded to float32 first, seconds since 1970 would be multiples of 128, and numbers above 3e38 infinite.
 
     Args:
         array: [n, F] or [n, C, H, W] of any number type.
-        mean, std: of each feature or channel; a std of 0 counts as 1.
+        mean, std: of each feature or channel; a std of 0 is replaced by 1.
         name: of the array, for messages.
     """
 

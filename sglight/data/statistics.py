@@ -12,7 +12,11 @@ Values = np.ndarray[Any, Any]
 
 
 def slabs(shape: Sequence[int], itemsize: int) -> Iterator[slice]:
-    """Cuts the first axis into ranges of about 16 MiB."""
+    """Divides the first axis of an array into slices of about 16 MiB.
+
+    >>> list(slabs((10, 4 << 20), itemsize=1))
+    [slice(0, 4, None), slice(4, 8, None), slice(8, 10, None)]
+    """
     rows = max(1, SLAB_BYTES // max(1, math.prod(shape[1:]) * itemsize))
     return (slice(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows))
 
@@ -20,18 +24,17 @@ def slabs(shape: Sequence[int], itemsize: int) -> Iterator[slice]:
 def statistics(x: Any, rows: Values | None = None) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel of pictures [N, C, H, W] or each feature of vectors [N, F].
 
-    Bytes count as numbers in [0, 1]. One pass over x; the result does not depend on the order of the samples
-    where x are bytes.
+    Bytes are divided by 255; their result does not depend on the order of the samples. x is read once.
 
     Args:
         x: an array, in memory or in a file.
-        rows: the samples that count, ascending; None: all.
+        rows: the samples to use, ascending; None: all.
     """
     pieces = (_rows(x, slab, rows) for slab in slabs(x.shape, x.dtype.itemsize))
     if x.dtype == np.uint8 and len(x.shape) == 4:
         return _of_pixels(pieces, x.shape[1])
     mean, std = _of_numbers(pieces, x.shape[1])
-    std = np.where(std <= ROUNDING * abs(mean), 0.0, std)  # a constant; its sum is not exact
+    std = np.where(std <= ROUNDING * abs(mean), 0.0, std)  # a constant, up to rounding errors
     unit = 255 if x.dtype == np.uint8 else 1
     return (mean / unit).tolist(), (std / unit).tolist()
 
@@ -57,7 +60,7 @@ def _of_pixels(pieces: Iterator[Values], channels: int) -> tuple[list[float], li
 
 
 def _of_numbers(pieces: Iterator[Values], channels: int) -> tuple[Values, Values]:
-    """Chan, Golub & LeVeque 1983: count, mean and squared deviations of two sets give those of both."""
+    """Combines count, mean and squared deviations of each piece (Chan, Golub & LeVeque 1983)."""
     count, mean, squares = 0, np.zeros(channels), np.zeros(channels)
     for piece in pieces:
         values = np.moveaxis(piece.astype(np.float64), 1, 0).reshape(channels, -1)

@@ -1,16 +1,16 @@
-"""The HDF5 file that an image set is converted to, once.
+"""The store: the HDF5 file to which an image set is converted once.
 
     /                attributes: format, version, name, source, fingerprint, checksum, layout, classes,
-                     mean, std, and what the importer adds
+                     mean, std, and others of the image set
     /train/images    uint8 [N, C, H, W] (layout "NCHW"), stored contiguously
     /train/labels    int64 [N]
-    /train/crc32     uint32 [ceil(N / rows)]: of blocks of `rows` (an attribute) images
+    /train/crc32     uint32 [ceil(N / rows)]: checksums of blocks of `rows` images (`rows` is an attribute)
     /test/...        likewise; may be missing
     /val/...         likewise; may be missing
 
-`mean` and `std` are per channel, of the training images as numbers in [0, 1]. A group's attribute `checksum` is
-the SHA-256 of its images and labels, by which two stores can be compared. What is read is checked: images by their
-blocks, all else by the file's seal, see seal.py.
+`mean` and `std` are those of each channel of the training images, as numbers in [0, 1]. The attribute `checksum` of a
+group is the SHA-256 of its images and labels, by which stores can be compared. Everything is checked when it is read:
+images by the checksums of their blocks, all else by the seal of the file (seal.py).
 """
 
 import contextlib
@@ -45,13 +45,18 @@ Values = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Blocks:
-    """The checksums of neighbouring rows: `rows` in each block, but the last."""
+    """The checksums of an array, one for each block of `rows` rows; the last block may be shorter."""
 
     rows: int
     sums: Values
 
     def wrong(self, values: Values, first: int) -> int | None:
-        """The first row of a block among values, which begin with block number `first`, that was changed."""
+        """The first row of the first block that does not match its checksum; None if all match.
+
+        Args:
+            values: rows of the array, from the beginning of a block.
+            first: the number of that block.
+        """
         for block, start in enumerate(range(0, len(values), self.rows), first):
             data = np.ascontiguousarray(values[start : start + self.rows]).data.cast("B")
             if zlib.crc32(data) != self.sums[block]:
@@ -60,14 +65,21 @@ class Blocks:
 
 
 class StoredArray:
-    """The rows of one array of a file, read as [n, ...]; opens the file late and again in another process."""
+    """An array in a file, which can be read by slices of rows. It can be pickled: another process opens the file anew.
+
+    Args:
+        path: the file.
+        key: the name of the array in it.
+        order: the axes of the array in the order in which to return them, None for a new axis; None: unchanged.
+        blocks: the checksums; None: it has none.
+    """
 
     def __init__(
         self, path: Path, key: str, order: Sequence[int | None] | None = None, blocks: Blocks | None = None
     ) -> None:
         self.path = path
         self.key = key
-        self.order = order  # the file's axes in our order, None for a new one; None: as they are
+        self.order = order
         self.blocks = blocks
         self._dataset: h5py.Dataset | None = None
         dataset = self._open()
@@ -114,7 +126,7 @@ class Store:
     """A converted image set, open for reading.
 
     Raises:
-        UserError: the file is damaged, or is none of ours.
+        UserError: the file is damaged, or no store.
     """
 
     def __init__(self, path: Path) -> None:
@@ -136,26 +148,26 @@ class Store:
 
 
 class Writer:
-    """Fills a new store: first `create` the splits, then `write` the rows, in any order."""
+    """Fills a new store: first `create` the splits, then `write` the rows in any order, at last `finish`."""
 
     def __init__(self, file: h5py.File, raw: io.RawIOBase, progress: Progress, task: TaskID) -> None:
         self.file = file
-        self.raw = raw  # the same file: h5py takes 0.2 ms to write one picture
+        self.raw = raw  # the same file without h5py, which takes 0.2 ms to write one picture
         self.progress, self.task = progress, task
         self.images: dict[str, h5py.Dataset] = {}
         self.rows: dict[
             str, tuple[int, int]
-        ] = {}  # where the first row of a split is, and the bytes of a row
+        ] = {}  # for each split, the offset of its first row in the file and the bytes of a row
         self.needed = ROOM
         reserve(raw, self.needed)
 
     def create(self, split: str, labels: Values, shape: Sequence[int]) -> None:
-        """Writes the labels [N] and makes room for as many images of `shape` [C, H, W]."""
+        """Writes the labels [N] of a split and makes room for N images of `shape` [C, H, W]."""
         size = (len(labels), *shape)
         self.needed += math.prod(size) + 8 * len(labels) + 4 * (len(labels) + 1)
         reserve(self.raw, self.needed)
         early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # so that the place in the file is known
+        early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # so that the offset in the file is known
         group = self.file.create_group(split)
         group.create_dataset("labels", data=labels, dtype=np.int64)
         images = group.create_dataset("images", size, np.uint8, fill_time="never", dcpl=early)
@@ -164,7 +176,7 @@ class Writer:
         self.progress.update(self.task, total=known + len(labels), visible=True)
 
     def write(self, split: str, row: int, images: Values) -> None:
-        """Puts images [n, C, H, W] at row, row + 1, ..."""
+        """Writes images [n, C, H, W] to the rows row, row + 1, ..."""
         first, size = self.rows[split]
         data = np.ascontiguousarray(images).data.cast("B")
         self.raw.seek(first + row * size)
@@ -185,7 +197,7 @@ class Writer:
         self.file.attrs.update(mean=mean, std=std, format=FORMAT)
 
     def _add_checksums(self, group: h5py.Group, images: h5py.Dataset) -> str:
-        """Adds those of the blocks and of the whole, which it returns."""
+        """Adds the checksums of the blocks and of the whole group; returns the latter."""
         rows = max(1, BLOCK_BYTES // max(1, math.prod(images.shape[1:])))
         digest, sums = hashlib.sha256(), []
         for slab in slabs((math.ceil(len(images) / rows), rows, *images.shape[1:]), 1):
@@ -201,12 +213,12 @@ class Writer:
         return digest.hexdigest()
 
     def places(self) -> list[tuple[int, int]]:
-        """Where in the file the images are, each as (offset, bytes)."""
+        """Where in the file the images of each split are: (offset, bytes)."""
         return [(images.id.get_offset(), math.prod(images.shape)) for images in self.images.values()]
 
 
 def reserve(file: io.RawIOBase, size: int) -> None:
-    """Makes sure that the first `size` bytes of a file can be written: HDF5 ends the process on a full disk.
+    """Makes sure that the disk has room for `size` bytes of a file, because HDF5 crashes on a full disk.
 
     Raises:
         OSError: there is no room.
@@ -219,14 +231,14 @@ def reserve(file: io.RawIOBase, size: int) -> None:
 
 def new_file(path: Path) -> h5py.File:
     """An empty store, with room for its seal."""
-    with open(path, "xb", buffering=0) as file:  # tried first without HDF5
+    with open(path, "xb", buffering=0) as file:  # without HDF5 first, because it would crash on a full disk
         reserve(file, ROOM)
     path.unlink()
     return h5py.File(path, "x", userblock_size=SEAL_BYTES)
 
 
 def close_off(path: Path, places: Sequence[tuple[int, int]]) -> None:
-    """Seals a store that is complete."""
+    """Writes the seal of a complete store."""
     seal(path, places, format=FORMAT, version=VERSION)
 
 
@@ -237,7 +249,7 @@ def is_store(path: Path) -> bool:
 
 
 def is_outdated(path: Path) -> bool:
-    """Whether a file is a store of the version before, which had no seal."""
+    """Whether a file is a store of version 1, which had no seal and is made anew."""
     try:
         if is_store(path) or not has_signature(path):
             return False

@@ -1,4 +1,4 @@
-"""Backward passes that are written by hand and cannot be differentiated again."""
+"""A clear error for second derivatives through a hand-written backward pass, which gives first derivatives only."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ Backward = Callable[..., Any]
 
 
 def first_derivative(backward: Backward) -> Backward:
-    """For the ``backward`` of an autograd function: differentiating its results says what to do instead.
+    """Decorator for the ``backward`` of an autograd function: differentiating its result raises a helpful error.
 
-    torch's own `once_differentiable` knows no remedy, and lets through what gets no gradient itself.
+    torch's `once_differentiable` does not say what to do instead, and misses inputs that need no gradient themselves.
+
+    Raises:
+        RuntimeError: when the gradients that ``backward`` returned are differentiated.
     """
 
     @wraps(backward)
     def recorded(ctx: Any, *grads: Tensor) -> Any:
         with torch.no_grad():
             found = backward(ctx, *grads)
-        if not torch.is_grad_enabled():  # without create_graph
+        if not torch.is_grad_enabled():  # create_graph=False: nobody can differentiate the result
             return found
         tensors = [each.detach().requires_grad_() for each in found if each is not None]
         refused = iter(_Refused.apply(*tensors))
@@ -33,6 +36,8 @@ def first_derivative(backward: Backward) -> Backward:
 
 
 class _Refused(torch.autograd.Function):
+    """The identity; its backward pass raises."""
+
     @staticmethod
     @override
     def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""How far states that a reversible network rebuilds are from those that it has had."""
+"""The error of a reversible backward pass: how far the rebuilt states are from the states of the forward pass."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from torch import Tensor
 from sglight.networks.network import Stage
 from sglight.networks.segment import Segment
 
-# Of so many samples. A relative error above the limit makes gradients wrong, by more the longer the horizon.
-SAMPLES, LIMIT = 4, 1e-2
+SAMPLES = 4  # samples of a batch that are checked
+LIMIT = 1e-2  # relative error above which gradients are noticeably wrong, the more so the longer the horizon
 
 
 @torch.no_grad()
 def drift(stage: Stage, entered: Tensor) -> Tensor:
-    """Largest relative error, over a stage's segments, of the first state as it is rebuilt from the last.
+    """Largest relative error ||inverse(forward(x)) - x|| / ||x|| over the segments of a stage; a scalar.
 
-    Steps that are exact inverses of each other are not in floating point: each adds its rounding errors, which the
-    inverse of a dynamics that contracts makes larger. Zero without segments.
+    In exact arithmetic it is zero. In floating point each step adds a rounding error, and the inverse of a dynamics
+    that contracts amplifies it.
 
     Args:
-        entered: what the stage begins with ``[B, ...]``; a few samples are looked at.
+        stage: of a reversible network.
+        entered: the input of the stage, ``[B, ...]``; only the first few samples are used.
     """
     entered = entered[:SAMPLES]
     state = stage.open(entered) if stage.is_first else entered

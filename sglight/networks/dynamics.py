@@ -1,7 +1,7 @@
 """One time step of each dynamics, written as its equation, and the inverse where there is one.
 
-A state has one or two fields, y first. The step's linear map K, its adjoint K^T and the activation (which adds
-the bias, and normalises if asked to) come in a `Step`; which kernel they stand for is not known here.
+A state is a tuple of one or two tensors (its fields), y first. The linear map K, its adjoint K^T and the activation
+are passed in as a `Step`, so that the same equation serves dense and convolutional networks.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ State = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Step:
-    """What one time step is made of.
+    """The pieces from which the equation of one time step is composed.
 
     Attributes:
         K: the linear map y -> K y.
         Kt: its adjoint, <K x, y> = <x, Kt y>.
-        s: (p, i) -> activation of p + b; i numbers the activations within the step.
+        s: (p, i) -> s(p + b), with normalisation if the network has any; i counts the activations within the step.
         h: the step size T / N.
         gamma: damping g of the antisymmetric dynamics.
     """
@@ -41,13 +41,19 @@ class Step:
 
 
 class Dynamics(ABC):
-    """The rule of one time step.
+    """The rule of one time step. Subclass it and write `step` (and `inverse`, if there is one) for your own.
 
     Attributes:
-        fields: tensors in a state.
-        activations: activations in a step.
-        maps: linear maps that a step applies (for the cost model).
+        fields: number of tensors in a state.
+        activations: number of activations in a step.
+        maps: number of linear maps that a step applies (for the cost model).
         reversible: whether `inverse` exists.
+
+    >>> import torch
+    >>> rule = find_dynamics("euler")
+    >>> double = Step(K=lambda y: 2 * y, Kt=lambda y: 2 * y, s=lambda p, i: p, h=0.5)
+    >>> rule.step((torch.ones(3),), double)  # y + h s(K y)
+    (tensor([2., 2., 2.]),)
     """
 
     fields: ClassVar[int] = 1
@@ -60,30 +66,34 @@ class Dynamics(ABC):
         """The state one step later."""
 
     def inverse(self, state: State, f: Step) -> State:
-        """The state one step earlier."""
+        """The state one step earlier.
+
+        Raises:
+            ValueError: if the dynamics has no inverse.
+        """
         raise ValueError(
             f"the dynamics '{type(self).__name__.lower()}' has no inverse; "
             "choose model=hamiltonian or model=leapfrog"
         )
 
     def to_phase(self, state: State, h: float) -> State:
-        """The state as positions and velocities, whose norms mean the same whatever the step size."""
+        """The state as position and velocity: coordinates whose norms can be compared between step sizes."""
         return state
 
     def from_phase(self, phase: State, h: float) -> State:
-        """The state whose `to_phase` this is."""
+        """The state with the given position and velocity: the inverse of `to_phase`."""
         return phase
 
     def start(self, y: Tensor, initial_velocity: str = "zero") -> State:
-        """The state in which the first step begins."""
+        """The state before the first step, from the output y of the opening."""
         return (y,)
 
     def restepped(self, state: State, factor: float) -> State:
-        """The state of the same motion for steps ``factor`` times as long, up to terms of their square."""
+        """The state of the same trajectory for a step size ``factor`` times as large, up to O(h^2)."""
         return state
 
     def restepped_gradient(self, gradient: State, factor: float) -> State:
-        """The gradient with respect to `restepped`, from that with respect to the state."""
+        """Maps dL/d(state) to dL/d(`restepped` state)."""
         return gradient
 
 
@@ -187,10 +197,10 @@ DYNAMICS: dict[str, Dynamics] = {
 
 @cache
 def find_dynamics(name: str) -> Dynamics:
-    """The dynamics of a key of `DYNAMICS`, or of a subclass of `Dynamics` given as ``package.module.Class``.
+    """The dynamics with a name of `DYNAMICS`, or an instance of a subclass given as ``package.module.Class``.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none of that name.
     """
     if name in DYNAMICS:
         return DYNAMICS[name]

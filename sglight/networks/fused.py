@@ -1,15 +1,12 @@
-"""N steps in one autograd node: hand-written backward passes over parameters stacked over time.
+"""All N steps of a segment as one autograd node, with backward passes written by hand.
 
-Deep and narrow networks spend their time in autograd's bookkeeping, one node an operation; here a segment is one
-node, its loops run without recording, and weight gradients are taken for all steps at once where that is faster.
-With ``rebuild`` nothing is stored but the output: the backward pass recovers each state from the next.
+Autograd creates a node for each operation, and in deep, narrow networks that bookkeeping takes most of the time. Here
+a whole segment is one node. Its loops run without recording, and the weight gradients of all steps are computed at
+once where that is faster. With ``rebuild`` only the output is stored; the backward pass recovers each state from the
+next one by the inverse step.
 
-Each scheme has three functions, in the notation of `dynamics.py` with W the step's weight and V a second one
-derived from it (the adjoint):
-
-* ``forward``: all steps; what a step's backward needs goes to ``tape``.
-* ``rebuild``: the same tape entries, last first, from the final state alone.
-* ``backward``: gradients of the initial state, and the records for the gradients of W, V and b.
+A `Scheme` holds the loops of one dynamics, in the notation of `dynamics.py`: W is the weight of a step, V a second
+weight derived from it (the adjoint), b its bias. The *tape* is the list of what `Scheme.backward` needs of each step.
 """
 
 from __future__ import annotations
@@ -34,7 +31,14 @@ Biases = Sequence[Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class Setting:
-    """The constants of a fused segment."""
+    """The constants of a fused segment.
+
+    Attributes:
+        scheme, kernel, activation: the loops of the dynamics, its linear map, its activation.
+        h: the step size.
+        rebuild: whether the backward pass rebuilds the states instead of storing them.
+        lower: the precision of the linear maps under autocast; None if they keep that of the state.
+    """
 
     scheme: Scheme
     kernel: Kernel
@@ -44,27 +48,27 @@ class Setting:
     lower: torch.dtype | None = None
 
     def low(self, x: Tensor) -> Tensor:
-        """x in the precision of the maps: what they take, and what is kept for the backward pass."""
+        """x in the precision of the linear maps, in which it is also stored for the backward pass."""
         return x if self.lower is None else x.to(self.lower)
 
     def advance(self, x: Tensor, s: Tensor, scale: float) -> Tensor:
-        """x + scale * s; overwrites s where it is not what `low` gives, which is kept."""
+        """x + scale * s; may overwrite s if s is not the tensor that is stored for the backward pass."""
         spare = self.lower is not None and s.dtype != self.lower
         return torch.add(x, s, alpha=scale, out=s if spare else None)
 
     def slope(self, grad: Tensor, s: Tensor) -> Tensor:
-        """grad s'(p), in the precision of s = s(p)."""
+        """grad * s'(p), computed from s = s(p) and in its precision."""
         return self.activation.backward(grad if grad.dtype == s.dtype else grad.to(s.dtype), s)
 
 
 class Scheme(Protocol):
-    """A dynamics with a hand-written backward pass.
+    """The loops of one dynamics over all steps, forward and backward.
 
     Attributes:
-        fields: tensors in a state.
-        entry: tensors in a tape entry.
-        activations: activations in a step; each has its own biases, which it may overwrite.
-        biased: for each stack, whether the bias is added to its map.
+        fields: number of tensors in a state.
+        entry: number of tensors in a tape entry.
+        activations: number of activations in a step; each gets its own copy of the bias, which it may overwrite.
+        biased: for each stack of `stacks`, whether the bias is added to its map.
     """
 
     fields: int
@@ -72,18 +76,33 @@ class Scheme(Protocol):
     activations: int
     biased: tuple[bool, ...]
 
-    def stacks(self, weight: Tensor, kernel: Kernel, gamma: float) -> tuple[Tensor, ...]: ...
+    def stacks(self, weight: Tensor, kernel: Kernel, gamma: float) -> tuple[Tensor, ...]:
+        """The weights ``[N, ...]`` of each linear map of a step: W, or W and V."""
+        ...
 
-    def forward(self, x: Fields, w: Weights, b: Biases, c: Setting, tape: list[Entry] | None) -> Fields: ...
+    def forward(self, x: Fields, w: Weights, b: Biases, c: Setting, tape: list[Entry] | None) -> Fields:
+        """The state after all steps. Appends an entry for each step to ``tape``, unless it is None."""
+        ...
 
-    def rebuild(self, x: Fields, w: Weights, b: Biases, c: Setting) -> Iterator[Entry]: ...
+    def rebuild(self, x: Fields, w: Weights, b: Biases, c: Setting) -> Iterator[Entry]:
+        """The entries of the tape, last step first, computed from the final state ``x`` by inverse steps."""
+        ...
 
     def backward(
         self, g: list[Tensor], entries: Iterable[Entry], w: Weights, c: Setting
-    ) -> tuple[Fields, list[tuple[Ledger, float]]]: ...
+    ) -> tuple[Fields, list[tuple[Ledger, float]]]:
+        """The gradient of the initial state, and for each stack a ledger of its gradients and their factor.
+
+        Args:
+            g: gradients of the fields of the final state; overwritten.
+            entries: of the tape, last step first.
+            w: the weights of each stack, a list of N.
+            c: the constants.
+        """
+        ...
 
 
-class EulerScheme:
+class EulerScheme(Scheme):
     """y+ = y + h s(W y + b); a tape entry is (y, s)."""
 
     fields = 1
@@ -91,9 +110,11 @@ class EulerScheme:
     activations = 1
     biased: tuple[bool, ...] = (True,)
 
+    @override
     def stacks(self, weight: Tensor, kernel: Kernel, gamma: float) -> tuple[Tensor, ...]:
         return (weight,)
 
+    @override
     def forward(self, x: Fields, w: Weights, b: Biases, c: Setting, tape: list[Entry] | None) -> Fields:
         (y,), apply, into = x, c.kernel.apply, c.activation.into
         for W, bias in zip(w[0], b[0], strict=True):
@@ -104,9 +125,11 @@ class EulerScheme:
             y = c.advance(y, s, c.h)
         return (y,)
 
+    @override
     def rebuild(self, x: Fields, w: Weights, b: Biases, c: Setting) -> Iterator[Entry]:
         raise AssertionError("forward Euler is not reversible")
 
+    @override
     def backward(
         self, g: list[Tensor], entries: Iterable[Entry], w: Weights, c: Setting
     ) -> tuple[Fields, list[tuple[Ledger, float]]]:
@@ -128,7 +151,7 @@ class AntisymmetricScheme(EulerScheme):
         return (W - 0.5 * gamma * kernel.identity(weight) if gamma else W,)
 
 
-class HamiltonianScheme:
+class HamiltonianScheme(Scheme):
     """z+ = z - h s(V y + b); y+ = y + h s(W z+ + b), V = W^T; a tape entry is (y, s_z, z+, s_y)."""
 
     fields = 2
@@ -136,9 +159,11 @@ class HamiltonianScheme:
     activations = 2
     biased: tuple[bool, ...] = (True, True)
 
+    @override
     def stacks(self, weight: Tensor, kernel: Kernel, gamma: float) -> tuple[Tensor, ...]:
         return weight, kernel.adjoint(weight)
 
+    @override
     def forward(self, x: Fields, w: Weights, b: Biases, c: Setting, tape: list[Entry] | None) -> Fields:
         (y, z), apply, into = x, c.kernel.apply, c.activation.into
         for W, V, b_z, b_y in zip(*w, *b, strict=True):
@@ -153,6 +178,7 @@ class HamiltonianScheme:
             y = c.advance(y, s_y, c.h)
         return y, z
 
+    @override
     def rebuild(self, x: Fields, w: Weights, b: Biases, c: Setting) -> Iterator[Entry]:
         (y, z), apply, into = x, c.kernel.apply, c.activation.into
         for W, V, b_z, b_y in zip(*map(reversed, w), *map(reversed, b), strict=True):
@@ -165,6 +191,7 @@ class HamiltonianScheme:
             yield y_low, c.low(s_z), z_low, s_y_low
             z = c.advance(z, s_z, c.h)
 
+    @override
     def backward(
         self, g: list[Tensor], entries: Iterable[Entry], w: Weights, c: Setting
     ) -> tuple[Fields, list[tuple[Ledger, float]]]:
@@ -180,7 +207,7 @@ class HamiltonianScheme:
         return (gy, gz), [(records_w, c.h), (records_v, -c.h)]
 
 
-class LeapfrogScheme:
+class LeapfrogScheme(Scheme):
     """y+ = 2 y - y_prev + h^2 s(V u + b), u = W y, V = -W^T; a tape entry is (y, u, s)."""
 
     fields = 2
@@ -188,6 +215,7 @@ class LeapfrogScheme:
     activations = 1
     biased: tuple[bool, ...] = (False, True)
 
+    @override
     def stacks(self, weight: Tensor, kernel: Kernel, gamma: float) -> tuple[Tensor, ...]:
         return weight, -kernel.adjoint(weight)
 
@@ -196,6 +224,7 @@ class LeapfrogScheme:
         u = c.kernel.apply(y_low, W, None)
         return y_low, u, c.activation.into(c.kernel.apply(u, V, bias))
 
+    @override
     def forward(self, x: Fields, w: Weights, b: Biases, c: Setting, tape: list[Entry] | None) -> Fields:
         y, y_prev = x
         for W, V, bias in zip(*w, *b, strict=True):
@@ -205,6 +234,7 @@ class LeapfrogScheme:
             y, y_prev = torch.lerp(y_prev, y, 2).add_(s, alpha=c.h**2), y
         return y, y_prev
 
+    @override
     def rebuild(self, x: Fields, w: Weights, b: Biases, c: Setting) -> Iterator[Entry]:
         y_next, y = x
         for W, V, bias in zip(*map(reversed, w), *map(reversed, b), strict=True):
@@ -212,6 +242,7 @@ class LeapfrogScheme:
             yield y_low, u, c.low(s)
             y_next, y = y, torch.lerp(y_next, y, 2).add_(s, alpha=c.h**2)
 
+    @override
     def backward(
         self, g: list[Tensor], entries: Iterable[Entry], w: Weights, c: Setting
     ) -> tuple[Fields, list[tuple[Ledger, float]]]:
@@ -238,11 +269,15 @@ SCHEMES: dict[str, Scheme] = {
 def run(
     state: Tensor, bias: Tensor, stacks: tuple[Tensor, ...], setting: Setting, known: Tensor | None = None
 ) -> Tensor:
-    """All steps of a segment: state ``[B, fields * C, ...]`` in, state out.
+    """All steps of a segment: state ``[B, fields * C, ...]`` in, state of the same shape out.
 
     Args:
-        known: the state that comes out, where it is known: nothing is computed then before the backward pass, which
-            rebuilds; of ``state`` only the shape counts.
+        state: before the first step.
+        bias: ``[N, C]``.
+        stacks: the weights, see `Scheme.stacks`.
+        setting: the constants.
+        known: the output, if it is already known. Then the forward pass computes nothing and only the shape of
+            ``state`` matters; the backward pass rebuilds the states from ``known``.
     """
     if torch.is_grad_enabled():
         return _Fused.apply(setting, known, state, bias, *stacks)
@@ -275,7 +310,7 @@ def _join(fields: Sequence[Tensor]) -> Tensor:
 def _lowered(
     setting: Setting, state: Tensor, bias: Tensor, stacks: tuple[Tensor, ...]
 ) -> tuple[Setting, Tensor, tuple[Tensor, ...]]:
-    """Under autocast the maps run in the lower precision; states keep theirs. Cast once, not once a step."""
+    """Casts weights and biases to autocast's precision, once for all steps; states keep their own precision."""
     device = state.device.type
     if torch.is_autocast_enabled(device):
         lower = torch.get_autocast_dtype(device)
@@ -285,6 +320,8 @@ def _lowered(
 
 
 class _Fused(torch.autograd.Function):
+    """The autograd node of `run`."""
+
     @staticmethod
     @override
     def forward(
@@ -321,7 +358,7 @@ class _Fused(torch.autograd.Function):
             else:
                 size = setting.scheme.entry
                 entries = (tuple(kept[i : i + size]) for i in reversed(range(0, len(kept), size)))
-            # The scheme writes into these, so they must not share memory with what autograd handed in.
+            # Copies, because the scheme overwrites them and autograd's own tensors must stay as they are.
             grads = [field.clone() for field in _fields(setting, grad)]
             fields, records = setting.scheme.backward(grads, entries, weights, setting)
             collected = [setting.kernel.collect(steps, scale) for steps, scale in records]

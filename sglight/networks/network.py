@@ -30,28 +30,36 @@ from sglight.networks.segment import Rule, Segment, SegmentSpec, choose, keep_fr
 ExtraCost = float | Callable[[Shape], float]
 AnyStage = TypeVar("AnyStage", bound="Stage")
 
-# What it takes to go over a value once (to activate, add, copy it), in multiplications of a product or convolution:
-# measured on one core, `benchmarks/stages.py --profile`.
+# The cost of an elementwise operation (activate, add, copy) on one value, in multiplications of a matrix product or
+# convolution; measured on one core by `benchmarks/stages.py --profile`.
 ELEMENTWISE = 64
 
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """What a network is, without its numbers: enough to build any part of it anywhere.
+    """The architecture of a network, without parameters: enough to build any part of it in any process.
 
     Args:
         shape: of one sample: ``(D,)`` or ``(C, H, W)``.
         classes: number of logits.
         steps, horizon, channels: N, T and C of each segment: a number, or a list with one entry a segment.
-        opening: ``pad``, ``repeat``, ``linear`` or ``conv``.
-        connector: ``pad`` or ``linear``.
-        head: ``flatten`` or ``pool``.
+        opening: how a sample becomes the first state: ``pad``, ``repeat``, ``linear`` or ``conv``.
+        opening_normalisation: ``none``, or ``batch`` after a ``conv`` opening.
+        connector: how the width changes between segments: ``pad`` or ``linear``.
+        pool: whether connectors halve the size of images.
+        head: whether the classifier takes all of y (``flatten``) or its mean over the image (``pool``).
         seed: of the initial values.
 
-    The rest as in `Segment`.
+    The other arguments are those of `Segment`.
 
     Raises:
-        ValueError: for choices that do not exist or do not go together; the text names the key.
+        ValueError: for a choice that does not exist or does not go with another; the text names the key.
+
+    >>> spec = NetworkSpec(shape=(2,), classes=3, channels=4, steps=8, horizon=2.0)
+    >>> spec.state_shape(0), spec.step_sizes()[0]  # a hamiltonian state has two fields, y and z
+    ((8,), 0.25)
+    >>> spec.with_steps(2).steps
+    (16,)
     """
 
     shape: Shape
@@ -99,12 +107,12 @@ class NetworkSpec:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of each segment."""
+        """The channels of each segment, as a tuple."""
         return self.channels  # type: ignore[return-value]
 
     @property
     def total_steps(self) -> int:
-        """Time steps of all segments together."""
+        """The number of time steps of all segments together."""
         return sum(self.steps)  # type: ignore[arg-type]
 
     @property
@@ -119,7 +127,7 @@ class NetworkSpec:
 
     @property
     def segments(self) -> list[SegmentSpec]:
-        """The segments' own specifications."""
+        """The specification of each segment."""
         names = {f.name for f in fields(SegmentSpec)} - {"steps", "channels", "horizon"}
         shared = {name: getattr(self, name) for name in names}
         sizes = zip(self.steps, self.widths, self.horizon, strict=True)  # type: ignore[arg-type]
@@ -140,10 +148,10 @@ class NetworkSpec:
         return replace(self, steps=tuple(n * factor for n in self.steps))  # type: ignore[union-attr]
 
     def coarsened(self, factor: int) -> NetworkSpec:
-        """The same network with one step for ``factor`` over the same horizon.
+        """The same network with ``factor`` times fewer steps over the same horizon.
 
         Raises:
-            ValueError: if that does not divide the number of steps of each segment.
+            ValueError: if ``factor`` does not divide the number of steps of each segment.
         """
         steps: tuple[int, ...] = self.steps  # type: ignore[assignment]
         if any(n % factor for n in steps):
@@ -153,22 +161,25 @@ class NetworkSpec:
         return replace(self, steps=tuple(n // factor for n in steps))
 
     def state_shape(self, position: int) -> Shape:
-        """Shape of the state after ``position`` of all time steps (and the connector, at a segment's end)."""
+        """Shape of the state after the first ``position`` time steps; at the end of a segment, after its connector."""
         segment = self._segment_after(position)
         channels, *image = self.segment_shapes[segment]
         return (self.rule.fields * channels, *image)
 
     def time(self, position: int) -> float:
-        """Network time after ``position`` of all time steps, in [0, 1]."""
+        """The part of all time steps that the first ``position`` are, in [0, 1]."""
         return position / self.total_steps
 
     def step_sizes(self) -> list[float]:
-        """h of each time step, in order."""
+        """The step size h of each time step, in order."""
         return [segment.step_size for segment in self.segments for _ in range(segment.steps)]
 
     def step_costs(self) -> list[float]:
-        """Multiplications per sample of each time step, in order; the opening's are with the first step, a
-        connector's with the step before it, the classifier's with the last (forward pass)."""
+        """Multiplications per sample of each time step in the forward pass, in order.
+
+        Those of the opening are counted with the first step, those of a connector with the step before it, and those of
+        the classifier with the last step.
+        """
         costs: list[float] = []
         taps = self.kernel_size**2 if self.kernel == "conv" else 1
         shapes = self.segment_shapes
@@ -185,7 +196,7 @@ class NetworkSpec:
         return costs
 
     def step_values(self) -> list[int]:
-        """Values per sample that each time step goes over besides, in order; other parts as in `step_costs`."""
+        """Elementwise operations per sample of each time step, in order; opening and so on as in `step_costs`."""
         values: list[int] = []
         sizes = [math.prod(shape) for shape in self.segment_shapes]
         for k, (segment, size) in enumerate(zip(self.segments, sizes, strict=True)):
@@ -197,21 +208,24 @@ class NetworkSpec:
         return values
 
     def step_work(self) -> list[float]:
-        """What each time step costs per sample, in multiplications: `step_costs`, and `step_values` at their price."""
+        """The cost of each time step per sample: `step_costs` + `ELEMENTWISE` * `step_values`, in multiplications."""
         pairs = zip(self.step_costs(), self.step_values(), strict=True)
         return [cost + ELEMENTWISE * values for cost, values in pairs]
 
     def cuts(self, stages: int, extra_cost: ExtraCost = 0.0, multiple: int = 1) -> list[int]:
-        """Where to cut into ``stages`` of nearly equal `step_work`: M + 1 positions from 0 to the number of steps.
+        """Where to cut the network into stages of nearly equal cost: M + 1 positions from 0 to the number of steps.
 
         Args:
             stages: M, from 1 to the number of steps.
-            extra_cost: what each stage but the last spends besides (its estimator) per sample, in multiplications: a
-                number, or a function of the shape of the state that leaves the stage.
-            multiple: of which all cuts are; it divides the number of steps of each segment.
+            extra_cost: what each stage but the last costs besides its steps (its estimator), in multiplications per
+                sample: a number, or a function of the shape of the state that leaves the stage.
+            multiple: all cuts are multiples of it; it must divide the number of steps of each segment.
 
         Raises:
-            ValueError: if there are fewer steps (fewer times ``multiple`` of them) than stages.
+            ValueError: if there are fewer steps (or fewer groups of ``multiple`` steps) than stages.
+
+        >>> NetworkSpec(shape=(2,), classes=2, steps=8).cuts(4)
+        [0, 2, 4, 6, 8]
         """
         if not 1 <= stages <= self.total_steps // multiple:
             level = f" of the coarsest level, {multiple} times fewer than" if multiple > 1 else ","
@@ -224,17 +238,17 @@ class NetworkSpec:
         return [multiple * cut for cut in balanced(together, stages, extra[::multiple])]
 
     def stage_work(self, cuts: Sequence[int], extra_cost: ExtraCost = 0.0) -> list[float]:
-        """What the stages between ``cuts`` cost per sample, in multiplications; arguments as in `cuts`."""
+        """The cost of each stage between ``cuts`` per sample, in multiplications; arguments as in `cuts`."""
         steps, extra = self.step_work(), [*self._extra_costs(extra_cost), 0.0]
         return [sum(steps[a:b]) + extra[b] for a, b in pairwise(cuts)]
 
     def _extra_costs(self, extra_cost: ExtraCost) -> list[float]:
-        """What a stage that ends before step p spends besides, for every p."""
+        """The ``extra_cost`` of a stage that ends before step p, for every p."""
         extra = extra_cost if callable(extra_cost) else lambda _shape: extra_cost
         return [extra(self.state_shape(p)) for p in range(self.total_steps)]
 
     def _segment_after(self, position: int) -> int:
-        """The segment of the step that follows ``position`` (the last at the end)."""
+        """The index of the segment in which the step after ``position`` lies; at the end, the last segment."""
         for k, steps in enumerate(self.steps):  # type: ignore[arg-type]
             if position < steps:
                 return k
@@ -253,9 +267,13 @@ _OPTIONS = {
 
 
 def balanced(costs: Sequence[float], parts: int, extra: Sequence[float] | None = None) -> list[int]:
-    """Cuts of ``costs`` into contiguous parts, the dearest as cheap as possible (linear partitioning).
+    """Splits ``costs`` into contiguous parts so that the largest part is as small as possible: the cuts.
 
-    ``extra[p]`` is added to a part that ends before step p, p > 0; the last part has none.
+    This is linear partitioning, solved by dynamic programming. ``extra[p]`` is added to a part that ends before step
+    p > 0; the last part has none.
+
+    >>> balanced([1, 1, 1, 3], parts=2)
+    [0, 3, 4]
     """
     extra = [0.0] * len(costs) if extra is None else extra
     steps = len(costs)
@@ -264,7 +282,7 @@ def balanced(costs: Sequence[float], parts: int, extra: Sequence[float] | None =
     def cost(a: int, b: int) -> float:
         return prefix[b] - prefix[a] + (extra[b] if b < steps else 0.0)
 
-    # best[b]: (cost of the dearest stage, cuts) for the first b steps in m stages.
+    # best[b]: (cost of the most expensive part, cuts) for the first b steps in m parts.
     best: dict[int, tuple[float, list[int]]] = {b: (cost(0, b), [0, b]) for b in range(1, steps + 1)}
     for m in range(2, parts + 1):
         best = {b: _best_last_cut(best, b, m - 1, cost) for b in range(m, steps + 1)}
@@ -274,25 +292,32 @@ def balanced(costs: Sequence[float], parts: int, extra: Sequence[float] | None =
 def _best_last_cut(
     best: dict[int, tuple[float, list[int]]], b: int, lowest: int, cost: Callable[[int, int], float]
 ) -> tuple[float, list[int]]:
-    """The best of ``best[a]`` and a stage from a to b; of equally good ones that with the earliest cuts."""
+    """The best partition of the first b steps whose last part begins at some a >= lowest; ties: the earliest cuts."""
     found = math.inf, [b]
     for a in range(b - 1, lowest - 1, -1):
         last = cost(a, b)
         if last > found[0]:
-            # An even longer last stage is dearer still.
+            # A longer last part costs even more.
             break
         found = min(found, (max(best[a][0], last), [*best[a][1], b]))
     return found
 
 
 class Stage(nn.Module):
-    """A contiguous slice of a network: the steps ``start`` to ``stop`` of all its segments.
+    """A contiguous slice of a network: the time steps from ``start`` to ``stop``, counted over all segments.
 
-    The opening comes with the first step, the classifier with the last, a connector with the step before it. The
-    whole state crosses every cut, so that the stages in turn compute what the whole does, bit for bit.
+    The opening belongs to the first step, the classifier to the last, a connector to the step before it. The whole
+    state is passed from stage to stage, so that the stages in turn compute the function of the whole network, bit for
+    bit.
 
-    ``forward``: samples ``[B, *shape]`` (first stage) or a state ``[B, fields * C, ...]`` in, a state or
-    (last stage) logits ``[B, classes]`` out.
+    ``forward`` takes samples ``[B, *shape]`` (first stage) or a state ``[B, fields * C, ...]``, and returns a state
+    or (last stage) logits ``[B, classes]``.
+
+    >>> import torch
+    >>> spec = NetworkSpec(shape=(2,), classes=3, channels=4, steps=8)
+    >>> first, last = Stage(spec, 0, 5), Stage(spec, 5, 8)
+    >>> last(first(torch.zeros(10, 2))).shape
+    torch.Size([10, 3])
     """
 
     def __init__(self, spec: NetworkSpec, start: int = 0, stop: int | None = None) -> None:
@@ -322,22 +347,26 @@ class Stage(nn.Module):
         return state if self.classifier is None else self.classifier(state)
 
     def open(self, x: Tensor) -> Tensor:
-        """The state before the first step, from samples ``[B, *shape]``."""
+        """The state before the first step, from samples ``[B, *shape]``.
+
+        Raises:
+            ValueError: for samples of another shape.
+        """
         assert self.opening is not None
         if x.shape[1:] != self.spec.shape:
             raise ValueError(
                 f"the network takes samples of shape {list(self.spec.shape)}, not {list(x.shape[1:])}"
             )
         y = self.opening(x if self.spec.kernel == "conv" else x.flatten(1))
-        # Under autocast parts give a lower precision; states are summed up over many steps and keep the full one.
+        # Under autocast the opening returns a lower precision; states accumulate over many steps and keep the full one.
         y = y.to(x.dtype)
         return torch.cat(self.spec.rule.start(y, self.spec.initial_velocity), 1)
 
     def plain(self, on: bool = True) -> Self:
-        """Compute by plain loops from now on, which autograd differentiates any number of times; gives itself.
+        """Switches to plain loops over the steps, which autograd can differentiate more than once; returns itself.
 
-        Hand-written backward passes are faster, but give first derivatives only. `torch.func` and `torch.export` choose
-        the loops by themselves; second derivatives by `torch.autograd` need this switch.
+        The hand-written backward passes are faster, but give first derivatives only. `torch.func` and `torch.export`
+        use the plain loops by themselves; second derivatives by `torch.autograd` need this switch.
         """
         for segment in self.segments.values():
             assert isinstance(segment, Segment)
@@ -352,34 +381,35 @@ class Stage(nn.Module):
                 yield self.connectors[key]
 
     def trajectory(self, x: Tensor) -> list[Tensor]:
-        """The states that x passes through: after the opening, after each step and each connector."""
+        """All states on the way of x: after the opening, after each step and after each connector."""
         states = [self.open(x) if self.is_first else x]
         for part in self.flow():
             states += part.trajectory(states[-1])[1:] if isinstance(part, Segment) else [part(states[-1])]
         return states
 
     def first_samples(self) -> dict[str, Tensor]:
-        """What the stage before this one must know of it: first samples in time, by their names in the state dict.
+        """The parameters of the first step, by their names in the state dict.
 
-        Empty if this stage begins with a segment of its own.
+        The stage before this one needs them to refine and to regularise across the cut. Empty if this stage begins
+        with a new segment, as parameters are not continuous in time there.
         """
         key, segment = next(iter(self.segments.items()))
         assert isinstance(segment, Segment)
         return segment.sample(0, f"segments.{key}.") if segment.start > 0 else {}
 
     def last_samples(self) -> dict[str, Tensor]:
-        """What the stage after this one must know of it: last samples in time; empty if that begins a segment."""
+        """The parameters of the last step, for the stage after this one; empty if that begins a new segment."""
         key, segment = list(self.segments.items())[-1]
         assert isinstance(segment, Segment)
         return segment.sample(-1, f"segments.{key}.") if segment.stop < segment.spec.steps else {}
 
     def refine(self, rule: Rule = "linear", following: Mapping[str, Tensor] | None = None) -> Stage:
-        """This part of the network with twice as many steps over the same horizon, approximating the same flow.
+        """A copy with twice as many steps over the same horizon, which approximates the same function.
 
         Opening, connectors and classifier are copied.
 
         Args:
-            rule: see `Segment.refine`.
+            rule: ``linear`` or ``constant``, see `Segment.refine`.
             following: the `first_samples` of the stage after this one.
         """
         return self._prolonged_to(
@@ -402,11 +432,16 @@ class Stage(nn.Module):
 class StableNet(Stage):
     """A whole network: samples ``[B, *shape]`` in, logits ``[B, classes]`` out.
 
-    Takes the arguments of `NetworkSpec`, which see; without ``seed`` one is drawn from torch's generator.
+    Its arguments are those of `NetworkSpec`. Without ``seed`` one is drawn from torch's global generator.
 
-    >>> net = StableNet(shape=(2,), classes=2, dynamics="hamiltonian", steps=8, channels=4)
+    >>> import torch
+    >>> net = StableNet(shape=(2,), classes=3, dynamics="hamiltonian", steps=8, channels=4)
+    >>> net(torch.zeros(10, 2)).shape
+    torch.Size([10, 3])
     >>> [stage.segments["0"].steps for stage in net.split(2)]
     [4, 4]
+    >>> net.refine().spec.steps
+    (16,)
     """
 
     def __init__(self, shape: Sequence[int], classes: int, **options: Any) -> None:
@@ -415,14 +450,21 @@ class StableNet(Stage):
         super().__init__(spec)
 
     def split(self, stages: int | Sequence[int], extra_cost: ExtraCost = 0.0) -> list[Stage]:
-        """The network as stages that share its parameters' memory: what they learn, it knows.
+        """The network as a list of stages. Their parameters are views of its own: training them trains the network.
 
-        What puts other memory in its place ends that: `double`, `to` another device, `copy.deepcopy` of one of them,
-        `load_state_dict(assign=True)`. Split after it.
+        Operations that replace the memory of parameters end the sharing: `double`, `to` another device,
+        `copy.deepcopy`, `load_state_dict(assign=True)`. Do these first, then split.
 
         Args:
             stages: how many, balanced by cost; or the cuts themselves, M + 1 positions from 0 to the number of steps.
             extra_cost: see `NetworkSpec.cuts`.
+
+        Raises:
+            ValueError: for more stages than steps, or cuts that do not rise from 0 to the number of steps.
+
+        >>> net = StableNet(shape=(2,), classes=2, steps=8, channels=4)
+        >>> [(stage.start, stage.stop) for stage in net.split([0, 3, 8])]
+        [(0, 3), (3, 8)]
         """
         cuts = self.spec.cuts(stages, extra_cost) if isinstance(stages, int) else list(stages)
         if cuts[0] != 0 or cuts[-1] != self.spec.total_steps or any(a >= b for a, b in pairwise(cuts)):
@@ -437,7 +479,7 @@ class StableNet(Stage):
 
 
 def share(whole: Stage, part: Stage) -> Stage:
-    """``part`` with parameters and buffers that are views of ``whole``'s."""
+    """Makes the parameters and buffers of ``part`` views of those of ``whole``; returns ``part``."""
     for name, module in part.named_modules():
         source = whole.get_submodule(name)
         rows = slice(None)

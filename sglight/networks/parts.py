@@ -1,7 +1,6 @@
-"""What stands around the segments: opening, connectors and classifier.
+"""The parts of a network around its segments: opening, connectors and classifier.
 
-Each part draws its initial values from a stream of its own (`seeding.py`) and knows its shape and its cost in
-multiplications per sample.
+Each part draws its initial values from its own random stream (`seeding.py`).
 """
 
 from __future__ import annotations
@@ -46,7 +45,10 @@ class RepeatOpening(nn.Module):
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` with weights of variance gain / fan-in from their own stream, zero bias."""
+    """``nn.Linear`` with zero bias and normal weights of standard deviation gain / sqrt(fan-in).
+
+    The weights come from the random stream of ``(seed, *place)``.
+    """
 
     def __init__(self, inputs: int, outputs: int, seed: int, *place: str | int, gain: float = 1.0) -> None:
         super().__init__(inputs, outputs, device="meta", dtype=torch.get_default_dtype())
@@ -55,7 +57,7 @@ class Linear(nn.Linear):
 
 
 class Conv(nn.Conv2d):
-    """``nn.Conv2d`` of stride 1 and "same" padding, initialised like `Linear`."""
+    """``nn.Conv2d`` of stride 1 with padding that keeps the image size, initialised like `Linear`."""
 
     def __init__(
         self, inputs: int, outputs: int, size: int, seed: int, *place: str | int, gain: float = 1.0
@@ -69,7 +71,7 @@ class Conv(nn.Conv2d):
 
     @override
     def forward(self, input: Tensor) -> Tensor:
-        # The segments run on channels-last memory; sums over the image round by it, forward and backward.
+        # One memory order, as in the segments: how sums over the image round depends on it.
         return arranged(super().forward(arranged(input, channels_last)), channels_last)
 
 
@@ -90,9 +92,9 @@ class ConvOpening(nn.Module):
 
 
 class Connector(nn.Module):
-    """Average pooling by 2 (images) and a change of width, applied to every field of the state alike.
+    """What joins two segments: average pooling by 2 (of images) and a change of width, for each field of the state.
 
-    ``pad`` fills with zero channels, ``linear`` mixes the channels (a 1x1 convolution on images).
+    ``pad`` adds zero channels, ``linear`` mixes the channels (a 1x1 convolution on images).
     """
 
     def __init__(
@@ -121,12 +123,12 @@ class Connector(nn.Module):
             state = F.avg_pool2d(state, 2)
         fields = state.chunk(self.fields, 1)
         changed = [pad_channels(f, self.outputs) if self.mix is None else self.mix(f) for f in fields]
-        # Mixed under autocast, states keep their precision.
+        # Under autocast `mix` returns a lower precision; states keep their own.
         return torch.cat(changed, 1).to(state.dtype)
 
 
 class Classifier(nn.Module):
-    """Logits from the field y of the state: all of it (``flatten``) or its mean over the image (``pool``)."""
+    """A linear map to logits, from the field y of the state: all of it (``flatten``) or its image mean (``pool``)."""
 
     def __init__(self, head: str, shape: Shape, classes: int, seed: int) -> None:
         super().__init__()
@@ -141,7 +143,7 @@ class Classifier(nn.Module):
 
     @property
     def image_weight(self) -> Tensor | None:
-        """The weights as images ``[classes, C, H, W]``, if the classifier sees images."""
+        """The weights as images ``[classes, C, H, W]``; None unless the classifier takes whole images."""
         return None if self.pool or len(self.shape) == 1 else self.linear.weight.unflatten(1, self.shape)
 
 

@@ -1,7 +1,8 @@
-"""Reversible backward pass for any step that autograd can differentiate: slower than `fused.py`, but general.
+"""A reversible backward pass for any invertible step: slower than `fused.py`, but general.
 
-Used for steps with group or layer normalisation. Each state is rebuilt from the next by the inverse step, and the
-step is then differentiated on its own, so that the memory for activations does not grow with N.
+It is used for steps with group or layer normalisation, and for dynamics from outside the package. The backward pass
+rebuilds each state from the next by the inverse step and differentiates that step alone, so that the memory for
+activations does not grow with N.
 """
 
 from __future__ import annotations
@@ -26,11 +27,20 @@ def run(
     inverse: StepFunction,
     known: tuple[Tensor, ...] | None = None,
 ) -> tuple[Tensor, ...]:
-    """All N steps; ``parameters`` are stacked over time, N first; ``known``: what comes out, where that is known."""
+    """All N steps: the fields of a state in, those of the last state out.
+
+    Args:
+        fields: of the first state, each ``[B, C, ...]``.
+        parameters: each ``[N, ...]``; a step gets one row of each.
+        step, inverse: one time step, and its inverse.
+        known: the output, if it is already known; then the forward pass computes nothing.
+    """
     return _Rebuilt.apply(step, inverse, known, len(fields), *fields, *parameters)
 
 
 class _Rebuilt(torch.autograd.Function):
+    """The autograd node of `run`."""
+
     @staticmethod
     @override
     def forward(
@@ -61,12 +71,12 @@ class _Rebuilt(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         fields, parameters = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
         slices = list(zip(*(p.unbind(0) for p in parameters), strict=True))
-        # In place from the start: small tensors that stay, left between large ones that go, fragment the memory.
+        # Allocated at once: small tensors that live on between large ones that are freed would fragment the memory.
         stacks = [torch.empty_like(p) for p in parameters]
         device, lower, enabled = ctx.autocast
         for j in reversed(range(len(slices))):
             now = slices[j]
-            # In the precision of the forward pass, or another path would be rebuilt.
+            # The precision of the forward pass; another one would rebuild other states.
             with torch.autocast(device, lower, enabled):
                 fields = ctx.inverse(fields, now)
             leaves = [tensor.detach().requires_grad_() for tensor in (*fields, *now)]

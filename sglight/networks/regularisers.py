@@ -9,25 +9,28 @@ from torch import Tensor
 
 from sglight.networks.network import Stage
 
-# One sample in time of everything sampled in time, by its name in a stage's state dict.
+# The parameters of one time step, by their names in the state dict of a stage.
 Edge = Mapping[str, Tensor]
 
 
 def time_smoothness(parts: Sequence[Tensor], step_size: float) -> Tensor:
-    """1/(2h) sum_j ||theta_{j+1} - theta_j||^2: the discretised 1/2 int ||theta'(t)||^2 dt.
+    """How rough a parameter is as a function of time: 1/(2h) sum_j ||theta_{j+1} - theta_j||^2.
+
+    This discretises 1/2 int ||theta'(t)||^2 dt (Haber & Ruthotto 2017, section 3.3; Chang et al. 2018).
 
     Args:
         parts: consecutive pieces ``[N_i, ...]`` of one parameter; differences across the pieces count too.
         step_size: h.
 
-    Source: Haber & Ruthotto 2017, section 3.3; Chang et al. 2018.
+    >>> time_smoothness([torch.tensor([0.0, 1.0]), torch.tensor([3.0])], step_size=0.5)
+    tensor(5.)
     """
     theta = torch.cat(list(parts))
     return theta.diff(dim=0).square().sum() / (2 * step_size)
 
 
 def image_smoothness(weight: Tensor) -> Tensor:
-    """1/2 of the squared differences of neighbouring pixels of the weights ``[classes, C, H, W]``.
+    """Half the sum of squared differences between neighbouring pixels of the weights ``[classes, C, H, W]``.
 
     Source: Haber & Ruthotto 2017, section 3.3.
     """
@@ -41,14 +44,14 @@ def penalty(
     before: Edge | None = None,
     after: Edge | None = None,
 ) -> Tensor | None:
-    """The weighted penalties of neighbouring stages, across the cuts between them as well; None if all weights are 0.
+    """The weighted sum of all penalties of consecutive stages; None if there is nothing to add.
 
     Args:
-        stages: in order, each continuing the one before; one stage alone is regularised within itself.
-        smoothness: weight alpha_f of `time_smoothness` of weights and biases.
-        classifier_smoothness: weight of `image_smoothness`, if the classifier sees images.
-        before, after: the `Stage.last_samples` of the stage before these, and the `Stage.first_samples` of the one
-            after them, across whose cuts time is smooth as well.
+        stages: in order, each continuing the one before; the cuts between them count too.
+        smoothness: weight alpha_f of `time_smoothness`, for weights and biases.
+        classifier_smoothness: weight of `image_smoothness`, if the classifier takes whole images.
+        before, after: the `Stage.last_samples` of the stage before these and the `Stage.first_samples` of the stage
+            after them, so that the outer cuts count too.
     """
     terms: list[Tensor] = []
     if smoothness:

@@ -1,4 +1,4 @@
-"""Random numbers by name: a draw depends on its seed and its place in the network, not on what was drawn before."""
+"""Random streams by name: a draw depends on the seed and on a place in the network, not on what was drawn before."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def generator(seed: int, *place: str | int) -> torch.Generator:
 
 
 def normal(shape: tuple[int, ...], std: float, seed: int, *place: str | int) -> Tensor:
-    """Normal numbers of the given shape and standard deviation, from the stream of ``place``, on the default device."""
+    """Normal random numbers from the stream of ``place``, on the default device."""
     values = torch.randn(shape, generator=generator(seed, *place), device="cpu") * std
     return values.to(torch.get_default_device())
 
 
 @contextmanager
 def seeded(seed: int, *place: str | int) -> Iterator[int]:
-    """Meanwhile torch's global generator draws from the stream of ``place``; gives the seed of that stream."""
+    """Context in which torch's global generator draws from the stream of ``place``; gives the seed of that stream."""
     own = generator(seed, *place).initial_seed()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(own)
@@ -36,5 +36,5 @@ def seeded(seed: int, *place: str | int) -> Iterator[int]:
 
 
 def draw_seed() -> int:
-    """A seed from torch's global generator, for networks that are built without one."""
+    """A seed drawn from torch's global generator, for networks that are built without one."""
     return int(torch.randint(2**62, (), device="cpu").item())

@@ -26,17 +26,22 @@ Rule = Literal["linear", "constant"]
 
 
 def choose(options: dict, name: str, key: str):  # type: ignore[no-untyped-def]
-    """``options[name]``, or a ValueError that names the key and what it may be."""
+    """``options[name]``; raises a ValueError that names the config key and the choices if there is none."""
     if name not in options:
         raise ValueError(f"{key}={name} is unknown; choose one of {', '.join(options)}")
     return options[name]
 
 
 def prolong(values: Tensor, rule: Rule, following: Tensor | None = None) -> Tensor:
-    """Twice as many samples in time of the function sampled in ``values [N, ...]``.
+    """Interpolates a parameter in time: values ``[N, ...]`` in, ``[2N, ...]`` out (Haber & Ruthotto 2017, section 5).
 
-    ``constant`` repeats each sample; ``linear`` puts the mean of two neighbours between them. The last sample is
-    copied, or averaged with ``following``, the first sample of what comes after (Haber & Ruthotto 2017, section 5).
+    Args:
+        values: one row for each time step.
+        rule: ``constant`` repeats each row; ``linear`` puts the mean of two neighbours between them.
+        following: the row that comes after the last one, if there is one; without it the last row is repeated.
+
+    >>> prolong(torch.tensor([0.0, 2.0]), "linear")
+    tensor([0., 1., 2., 2.])
     """
     if rule == "constant":
         between = values
@@ -52,7 +57,7 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def keep_frozen(source: nn.Module, target: AnyModule) -> AnyModule:
-    """``target``, whose parameters need gradients where those of the same name in ``source`` do."""
+    """Copies ``requires_grad`` of each parameter in ``source`` to the one of that name in ``target``; returns that."""
     for name, parameter in source.named_parameters():
         target.get_parameter(name).requires_grad_(parameter.requires_grad)
     return target
@@ -60,7 +65,7 @@ def keep_frozen(source: nn.Module, target: AnyModule) -> AnyModule:
 
 @dataclass(frozen=True)
 class SegmentSpec:
-    """What a segment is, without its numbers. Defaults and names are those of `Segment`."""
+    """The architecture of a segment, without parameters. Names and defaults are those of `Segment`."""
 
     dynamics: str
     steps: int
@@ -99,7 +104,7 @@ class SegmentSpec:
             )
         if self.reversible and not dynamics.reversible:
             raise ValueError(
-                f"model.reversible=true needs a dynamics with an inverse, hamiltonian or leapfrog, not {self.dynamics}"
+                f"model.reversible=true needs a dynamics with an inverse (hamiltonian or leapfrog), not {self.dynamics}"
             )
         if self.reversible and self.normalisation == "batch":
             raise ValueError(
@@ -114,10 +119,12 @@ class SegmentSpec:
 
 
 class Segment(nn.Module):
-    """N steps of one dynamics: state ``[B, C, ...]`` or ``[B, 2C, ...]`` (y first) in, the same shape out.
+    """N time steps of one dynamics: a state ``[B, C, ...]`` or ``[B, 2C, ...]`` (y first) in, the same shape out.
+
+    Its parameters are stacked over time: ``weight [N, C, C]`` or ``[N, C, C, k, k]``, and ``bias [N, C]``.
 
     Args:
-        dynamics: ``euler``, ``antisymmetric``, ``hamiltonian`` or ``leapfrog`` or ``package.module.Class`` (see
+        dynamics: ``euler``, ``antisymmetric``, ``hamiltonian``, ``leapfrog`` or ``package.module.Class`` (see
             `find_dynamics`).
         steps: N.
         channels: C.
@@ -130,15 +137,22 @@ class Segment(nn.Module):
         init: ``random`` (one draw a step), ``smooth`` (one draw for all steps), ``identity`` or ``zeros``.
         seed: of the initial values; drawn from torch's generator if not given.
         index: number of the segment in its network.
-        start, stop: the steps of [0, N) that are kept (a stage's
-            share); step size and initial values are those of the whole.
+        start, stop: which of the N steps are here, if the rest is in another stage; step size and initial values
+            are those of the whole segment.
 
     Attributes:
-        plain: whether `forward` is `reference`, see `Stage.plain`.
-        replicas: over whose samples batch normalisation goes.
+        plain: whether `forward` is computed by `reference`, see `Stage.plain`.
+        replicas: the group over whose samples batch normalisation takes its means.
 
     Raises:
-        ValueError: for a choice that does not exist or does not go together.
+        ValueError: for a choice that does not exist or does not go with another.
+
+    >>> segment = Segment(dynamics="hamiltonian", steps=4, channels=3, horizon=2.0, seed=0)
+    >>> segment.weight.shape, segment.step_size
+    (torch.Size([4, 3, 3]), 0.5)
+    >>> state = torch.ones(10, 6)  # y and z, three channels each
+    >>> torch.allclose(segment.inverse(segment(state)), state, atol=1e-5)
+    True
     """
 
     plain = False
@@ -193,12 +207,12 @@ class Segment(nn.Module):
 
     @property
     def steps(self) -> int:
-        """Number of steps held here."""
+        """The number of steps that are here."""
         return self.stop - self.start
 
     @property
     def horizon(self) -> float:
-        """The time that the steps held here cover."""
+        """The time that the steps cover that are here."""
         return self.step_size * self.steps
 
     @override
@@ -207,9 +221,9 @@ class Segment(nn.Module):
         return f"{s.dynamics}, {s.kernel}, steps={self.steps}, channels={s.channels}, h={self.step_size:g}"
 
     def _initial_weight(self) -> Tensor:
-        """Normal weights that keep the scale through K (He et al. 2015); one stream a step.
+        """Normal weights that keep the scale of a signal (He et al. 2015), from one random stream for each step.
 
-        The antisymmetric part of K halves the variance, which a factor sqrt(2) undoes.
+        Taking the antisymmetric part of K halves the variance; a factor sqrt(2) makes up for it.
         """
         s = self.spec
         shape = self.kernel.weight_shape(s.channels, s.kernel_size)
@@ -231,7 +245,7 @@ class Segment(nn.Module):
         return torch.stack([normal(shape, std, self.seed, *place, j) for j in range(self.start, self.stop)])
 
     def forward(self, state: Tensor) -> Tensor:
-        """The state N steps later; by `reference` where ``plain`` is set, under `torch.func` and in an export."""
+        """The state N steps later. Uses `reference` if ``plain`` is set, under `torch.func` and in an export."""
         with autocast_where_faster(state, self.weight):
             return self._forward(state)
 
@@ -240,7 +254,7 @@ class Segment(nn.Module):
             return self.reference(state)
         self._check(state)
         if self._has_fused:
-            # For large states one batched product over the steps costs more, in copies, than it saves.
+            # For large states the copies that one batched product over all steps needs cost more than it saves.
             frugal = self.spec.reversible or state.numel() >= 1 << 15
             return self._run_fused(state, frugal, self.spec.reversible)
         fields = self._fields(state)
@@ -249,10 +263,11 @@ class Segment(nn.Module):
         return self._loop(fields)
 
     def rebuilt(self, state: Tensor, out: Tensor) -> Tensor:
-        """`forward` with its output known: only the backward pass computes, and rebuilds all states from the last.
+        """`forward` for an output that is already known: only the backward pass computes; it rebuilds all states.
 
         Args:
-            state: gets its gradient; of its values none is used. out: the state N steps later.
+            state: the input, which gets the gradient; its values are not used.
+            out: the state N steps later.
         """
         with autocast_where_faster(out, self.weight):
             return self._rebuilt(state, out)
@@ -266,7 +281,7 @@ class Segment(nn.Module):
         )
 
     def reference(self, state: Tensor) -> Tensor:
-        """`forward` by the plain loop over the equations, through autograd: slower, and differentiable twice."""
+        """`forward` as a plain loop over the equations: slower, but autograd can differentiate it more than once."""
         self._check(state)
         return self._loop(self._fields(state))
 
@@ -280,7 +295,7 @@ class Segment(nn.Module):
         return states
 
     def step_functions(self) -> list[Callable[[Tensor], Tensor]]:
-        """Each time step by itself: the state before it in, the state after it out."""
+        """Each time step as a function of its own, from state to state."""
         slices = zip(*(p.unbind(0) for p in self._stacked()), strict=True)
         return [partial(self._whole_step, now, j) for j, now in enumerate(slices)]
 
@@ -288,7 +303,7 @@ class Segment(nn.Module):
         """The state N steps earlier.
 
         Raises:
-            ValueError: if the dynamics has no inverse, or batch normalisation hides it.
+            ValueError: if the dynamics has no inverse, or with batch normalisation in training mode.
         """
         self._check(state)
         if self.spec.normalisation == "batch" and self.training:
@@ -300,15 +315,20 @@ class Segment(nn.Module):
         return torch.cat(fields, 1)
 
     def sample(self, j: int, prefix: str = "") -> dict[str, Tensor]:
-        """Sample j of everything sampled in time, by name with a prefix; see `refine`."""
+        """The parameters and buffers of step j, by their names with a prefix."""
         return {f"{prefix}{name}": value[j].clone() for name, value in self.state_dict().items()}
 
     def refine(self, rule: Rule = "linear", following: Mapping[str, Tensor] | None = None) -> Segment:
-        """A new segment with 2N steps of half the size over the same horizon, approximating the same flow.
+        """A new segment with 2N steps of half the size over the same horizon, which approximates the same flow.
+
+        The difference of the outputs goes to zero like h.
 
         Args:
-            rule: ``linear`` interpolation in time or ``constant`` (each step twice); see `prolong`.
-            following: the first sample (`sample`) of the segment that continues this one, if this is a stage's share.
+            rule: ``linear`` interpolation in time, or ``constant`` (each step twice); see `prolong`.
+            following: the first step (`sample`) of the part of this segment in the next stage, if there is one.
+
+        >>> Segment("euler", steps=4, channels=3).refine().weight.shape
+        torch.Size([8, 3, 3])
         """
         s = self.spec
         fine = Segment(
@@ -346,7 +366,7 @@ class Segment(nn.Module):
             )
 
     def _fields(self, state: Tensor) -> tuple[Tensor, ...]:
-        # One layout whatever the cut, of the gradients too.
+        # One memory layout wherever the network is cut, for states and gradients.
         return tuple(arranged(field, self.kernel.layout) for field in state.chunk(self.dynamics.fields, 1))
 
     def _stacked(self) -> tuple[Tensor, ...]:
@@ -392,7 +412,7 @@ class Segment(nn.Module):
     def _normalise(self, p: Tensor, weight: Tensor, bias: Tensor, j: int, i: int) -> Tensor:
         match self.spec.normalisation:
             case "batch":
-                # A single value has no variance: the last batch of an epoch may be one sample.
+                # One value has no variance, and the last batch of an epoch may be one sample.
                 training = self.training and p.numel() * self.replicas.size > p.shape[1]
                 mean, var = self.running_mean[j, i], self.running_var[j, i]
                 return batch_norm(p, mean, var, weight, bias, training, self.replicas)

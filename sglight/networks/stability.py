@@ -1,7 +1,7 @@
-"""What a network does to states and gradients on their way through it: is it stable, step by step and as a whole?
+"""Is a network stable? How it changes states, perturbations and gradients, step by step and as a whole.
 
-States are seen as `Dynamics.to_phase` gives them, so that networks of different step sizes and dynamics compare. Of
-several samples the worst one counts, norms are means.
+States are measured in the coordinates of `Dynamics.to_phase`, so that step sizes and dynamics can be compared. Over
+several samples, spectra and growth are those of the worst sample; norms are means.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from sglight.networks.spectrum import (
     spectral_radius,
 )
 
-PERTURBATION = 1e-3  # of the first state, as a part of its norm
+PERTURBATION = 1e-3  # norm of the perturbation of the first state, relative to the state's
 
 
 class StepSpectrum(NamedTuple):
-    """Of the Jacobian of a time step: its extreme singular values and spectral radius; None where it is too large."""
+    """Extreme singular values and spectral radius of the Jacobian of a time step; None if it is too large to form."""
 
     sigma_max: float
     sigma_min: float | None = None
@@ -39,16 +39,16 @@ class StepSpectrum(NamedTuple):
 
 @dataclass(frozen=True)
 class Stability:
-    """Of N time steps, for some samples.
+    """The stability of a network of N time steps, measured on some samples.
 
     Attributes:
         steps: the spectra of the N steps.
-        state_norm, gradient_norm: mean norms of the N + 1 states h before, between and after the steps, and of
-            dL/dh, L being the cross-entropy of one sample.
-        growth: by how much a small random perturbation of the first state has grown in each of these states.
-        flow_sigma_max: largest singular value of the Jacobian of all steps together, with the connectors between them.
-        reversal_error: norm of inverse(forward(h)) - h over that of h, the largest of all segments; None where the
-            dynamics has no inverse.
+        state_norm, gradient_norm: mean norms of the N + 1 states h (before, between and after the steps) and of
+            dL/dh, where L is the cross-entropy of one sample.
+        growth: the factor by which a small random perturbation of the first state has grown in each of these states.
+        flow_sigma_max: largest singular value of the Jacobian of all steps and connectors together.
+        reversal_error: ||inverse(forward(h)) - h|| / ||h||, the largest over all segments; None if the dynamics has
+            no inverse.
     """
 
     steps: list[StepSpectrum]
@@ -69,11 +69,15 @@ class Link(NamedTuple):
 def analyse(
     network: Stage, x: Tensor, labels: Tensor, exact_up_to: int = 256, iterations: int = 12, seed: int = 0
 ) -> Stability:
-    """`Stability` of a whole network in ``eval()`` for samples x ``[B, *shape]`` and labels ``[B]``.
+    """Measures the `Stability` of a whole network in ``eval()`` mode.
 
     Args:
-        exact_up_to: values in a state up to which Jacobians are computed as matrices; above, by ``iterations`` of
-            `largest_singular_value`, whose result is a lower bound.
+        network: with opening and classifier.
+        x: samples ``[B, *shape]``.
+        labels: ``[B]``.
+        exact_up_to: states of at most so many values get their Jacobians as matrices; for larger ones
+            `largest_singular_value` gives a lower bound.
+        iterations: of `largest_singular_value`.
         seed: of the perturbations.
     """
     assert network.is_first and network.is_last and not network.training
@@ -98,7 +102,7 @@ def analyse(
         whole = largest_singular_value(partial(_through, links), first, iterations, generator)
     else:
         whole = singular_values(product)[:, 0]
-    # Of the states between steps only: a connector's result is the state that the next step begins with.
+    # Without the states after connectors: one state for each step.
     kept = [0, *(k + 1 for k, link in enumerate(links) if link.is_step)]
     gradients = _gradients(network, links, end, first, labels)
     return Stability(
@@ -112,7 +116,7 @@ def analyse(
 
 
 def flow(network: Stage) -> tuple[list[Link], tuple[Map, Map]]:
-    """The parts of the flow in order, and what leads from the opening's state into it, and out to the classifier's."""
+    """The steps and connectors in order, and the changes of coordinates before the first and after the last one."""
     rule, links = network.spec.rule, list[Link]()
     segments = [part for part in network.flow() if isinstance(part, Segment)]
     sizes = iter([segment.step_size for segment in segments])
@@ -133,7 +137,7 @@ def flow(network: Stage) -> tuple[list[Link], tuple[Map, Map]]:
 
 
 def trajectory(links: Sequence[Link], state: Tensor) -> list[Tensor]:
-    """The states before, between and after the parts of a flow."""
+    """The states before, between and after the steps and connectors."""
     states = [state]
     for link in links:
         states.append(link.map(states[-1]))
@@ -141,7 +145,7 @@ def trajectory(links: Sequence[Link], state: Tensor) -> list[Tensor]:
 
 
 def reversal_error(network: Stage, x: Tensor) -> float:
-    """See `Stability`; x ``[B, *shape]``."""
+    """The reversal error of `Stability` for samples x ``[B, *shape]``."""
     worst = 0.0
     with torch.no_grad():
         state = network.open(x)
@@ -155,7 +159,7 @@ def reversal_error(network: Stage, x: Tensor) -> float:
 
 
 def norms(states: Tensor) -> Tensor:
-    """Euclidean norm of each sample ``[B]``."""
+    """The Euclidean norm of each sample ``[B]``."""
     return states.flatten(1).norm(dim=1)
 
 
@@ -173,7 +177,7 @@ def _spectrum(
 def _gradients(
     network: Stage, links: Sequence[Link], end: Map, first: Tensor, labels: Tensor
 ) -> tuple[Tensor, ...]:
-    """dL/dh of all states of the flow, in its coordinates."""
+    """dL/dh for all states h of `trajectory`."""
     assert network.classifier is not None
     with torch.enable_grad():
         states = trajectory(links, first.detach().requires_grad_())

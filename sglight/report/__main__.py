@@ -19,7 +19,13 @@ from sglight.report.page import render
 from sglight.report.runs import find_runs
 from sglight.report.tables import markdown, print_tables, to_csv
 
-MATTER = ("test/acc", TARGET, FIT, BACKPROP, "memory/peak_bytes")  # at the end of a sweep
+SWEEP_MEASURES = (
+    "test/acc",
+    TARGET,
+    FIT,
+    BACKPROP,
+    "memory/peak_bytes",
+)  # in the table at the end of a sweep
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -31,17 +37,19 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.flush()
     except (UserError, OSError) as error:
         if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            )  # or flushing at exit would fail again
         if isinstance(error, BrokenPipeError):
-            sys.exit(0)  # whoever reads has enough
+            sys.exit(0)  # the reader, such as `head`, has closed the pipe
         sys.exit(f"error: {error}")
 
 
 def report(options: argparse.Namespace) -> None:
-    """Read the runs, print the comparison and write the files that are asked for.
+    """Read the runs, print the comparison and write the files that the options ask for.
 
     Raises:
-        UserError: if there are no runs, or a key of ``--by`` is none of theirs.
+        UserError: if there are no runs, or no run has a key of ``--by``.
     """
     runs = find_runs(options.paths)
     if not runs:
@@ -60,18 +68,18 @@ def report(options: argparse.Namespace) -> None:
 
 
 def summarise(folder: Path) -> bool:
-    """Print what the runs in a folder come to, in a table of the figures that matter; whether there are any."""
+    """Print a short comparison of the runs in a folder; returns whether there are any with results."""
     runs = find_runs([folder]) if folder.is_dir() else []
     if not any(run.metrics for run in runs):
         return False
-    print_tables([compare(task) for task in tasks(runs)], runs, Console(), MATTER)
+    print_tables([compare(task) for task in tasks(runs)], runs, Console(), SWEEP_MEASURES)
     return True
 
 
 def _write(path: Path, text: str) -> None:
-    data = text.encode("utf-8", "replace")  # a folder's name may be no text
+    data = text.encode("utf-8", "replace")  # names of folders may contain bytes that are no UTF-8
     if path.exists() and (path.is_symlink() or not path.is_file()):
-        path.write_bytes(data)  # what a link leads to, a device or a pipe stay what they are
+        path.write_bytes(data)  # a link, device or pipe must not be replaced by a file
     else:
         with replacing(path) as temporary:
             temporary.write_bytes(data)

@@ -1,36 +1,41 @@
-"""Line charts as geometry, which the page draws as SVG: scales, ticks, paths."""
+"""Line charts as geometry: scales, ticks and paths, which the template of the page draws as SVG.
+
+Of the libraries that draw charts in a page by themselves, plotly and bokeh need a script of megabytes, and matplotlib's
+SVG has neither switches for its lines nor the fonts and colours of the page. Ticks are matplotlib's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil, floor, log10
 
 import numpy as np
 
-# The viewBox: small enough for letters to be read on a phone, where a chart is about as wide.
+from sglight.units import tick
+
+# The viewBox: so small that letters can be read on a phone, where a chart is about as wide.
 WIDTH, HEIGHT = 420, 270
-RIGHT, TOP, BOTTOM = 18, 12, 44
-# Of the axes' texts: about how wide a letter is and how high, and the room that the vertical axis's title takes.
-LETTER, LETTER_HEIGHT, TITLE_ROOM = 7.0, 13.0, 32
+RIGHT, TOP, BOTTOM = 18, 12, 44  # margins
+LETTER, LETTER_HEIGHT = 7.0, 13.0  # about the size of a letter at an axis
+TITLE_ROOM = 32  # the width of the vertical axis's title
 COLOURS, DASHES = 7, 4
 TICKS = 5  # about so many on an axis
-LEAST_PART = 2e-3  # of the values themselves: an axis reaches at least so far beyond them
-DOTS = 40  # a line with more points has none marked
+LEAST_MARGIN = 2e-3  # between the values and the ends of an axis, as a part of the values
+DOTS = 40  # the points of lines with more of them are not marked
 
 Tick = tuple[float, str]
 
 
 @dataclass(frozen=True)
 class Line:
-    """What is drawn of one group.
+    """The curve of one group.
 
     Attributes:
-        group: its number, for the legend's switches.
-        style: its colour and dash, as classes.
+        group: the number of the group, by which the legend shows and hides it.
+        style: its colour and dash, as CSS classes.
         label: its name.
         xs, ys: the points ``[N]``.
-        spread: half the height of the band ``[N]``, None without.
+        spread: half the height of the band around them ``[N]``; None for no band.
     """
 
     group: int
@@ -48,8 +53,8 @@ class Axis:
     Attributes:
         label: what it shows, with its unit.
         log: whether its scale is logarithmic.
-        factor: numbers on it are values times this.
-        limits: its ends; None: those of the values, with some room.
+        factor: the numbers at it are the values times this.
+        limits: its ends; None for those of the values, with a margin.
         whole: whether only whole numbers are marked.
     """
 
@@ -62,7 +67,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Mark:
-    """A line as SVG: its path, its band, its points (none if they are many) with their values as texts."""
+    """A line as SVG: its path, its band, and its points (none if they are many) with their values as text."""
 
     group: int
     style: str
@@ -74,7 +79,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Chart:
-    """All that is needed to draw a chart; positions are in units of the viewBox."""
+    """Everything that is needed to draw a chart; positions are in units of the viewBox."""
 
     title: str
     x_label: str
@@ -91,9 +96,9 @@ class Chart:
 
 
 def draw(title: str, x: Axis, y: Axis, lines: Sequence[Line]) -> Chart | None:
-    """The chart of these lines; points that are no numbers, or not positive on a logarithmic scale, are left out.
+    """The chart of some lines; None if there is nothing to draw.
 
-    None if nothing is left.
+    Points that are not finite, or not positive on a logarithmic axis, are left out.
     """
     lines = [line for line in (_drawable(line, x, y) for line in lines) if len(line.xs)]
     if not lines:
@@ -113,7 +118,7 @@ def draw(title: str, x: Axis, y: Axis, lines: Sequence[Line]) -> Chart | None:
 
 
 def _apart(ticks: Sequence[Tick], size: Callable[[str], float]) -> list[Tick]:
-    """The ticks whose texts do not run into that of the one kept before; ``size`` of a text along the axis."""
+    """Leaves out ticks whose texts would overlap; ``size`` gives the size of a text along the axis."""
     kept: list[Tick] = []
     for at, text in ticks:
         if not kept or abs(at - kept[-1][0]) >= (size(text) + size(kept[-1][1])) / 2:
@@ -122,36 +127,32 @@ def _apart(ticks: Sequence[Tick], size: Callable[[str], float]) -> list[Tick]:
 
 
 def ticks(ends: tuple[float, float], axis: Axis) -> list[Tick]:
-    """Round numbers between the ends of an axis, and how they are written."""
+    """Round numbers between the ends of an axis: for each its value and its text."""
+    from matplotlib.ticker import (  # tables need no matplotlib, which takes time to import
+        LogLocator,
+        MaxNLocator,
+    )
+
     low, high = (end * axis.factor for end in ends)
     if axis.log and high / low >= 10:
-        decades = range(ceil(log10(low) - 1e-9), floor(log10(high) + 1e-9) + 1)
-        values = [10.0**k for k in decades][:: max(1, ceil(len(decades) / (TICKS + 1)))]
-        if len(values) < 3:
-            values = [m * 10.0**k for k in range(floor(log10(low)), ceil(log10(high)) + 1) for m in (1, 2, 5)]
-        return [(v / axis.factor, _text(v, v)) for v in values if low * (1 - 1e-9) <= v <= high * (1 + 1e-9)]
-    step = _round_step((high - low) / (TICKS + 1), axis.whole)
-    first, last = ceil(low / step - 1e-9), floor(high / step + 1e-9)
-    return [(k * step / axis.factor, _text(k * step, step)) for k in range(first, last + 1)]
+        places = _between(LogLocator(numticks=TICKS + 2).tick_values(low, high), low, high)
+        if len(places) < 3:
+            places = _between(LogLocator(subs=(1, 2, 5)).tick_values(low, high), low, high)
+        return [(place / axis.factor, tick(place, place)) for place in places]
+    locator = MaxNLocator(TICKS + 1, steps=[1, 2, 5, 10], integer=axis.whole, min_n_ticks=1)
+    found = locator.tick_values(low, high)
+    step = float(found[1] - found[0])
+    return [(place / axis.factor, tick(place, step)) for place in _between(found, low, high)]
 
 
-def _round_step(step: float, whole: bool) -> float:
-    """The next of ..., 0.1, 0.2, 0.5, 1, 2, 5, ... from ``step`` up."""
-    power = 10.0 ** floor(log10(step))
-    found = next(m * power for m in (1, 2, 5, 10) if m * power >= step * (1 - 1e-9))
-    return max(found, 1.0) if whole else found
-
-
-def _text(value: float, step: float) -> str:
-    """A number with as many digits as the step between numbers asks for; thousands as k."""
-    if abs(value) >= 10_000 or (abs(value) >= 1000 and step >= 1000):
-        return f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value / 1e3:g}k"
-    if value and abs(value) < 1e-3:
-        return f"{value:.0e}".replace("e-0", "e-")
-    return f"{value:.{max(0, -floor(log10(step) + 1e-9))}f}" if value else "0"
+def _between(places: np.ndarray, low: float, high: float) -> list[float]:
+    """The ticks that lie between the ends of an axis."""
+    low, high = low - 1e-9 * abs(low), high + 1e-9 * abs(high)
+    return [float(place) for place in places if low <= place <= high]
 
 
 def _drawable(line: Line, x: Axis, y: Axis) -> Line:
+    """A line without the points that cannot be drawn."""
     keep = np.isfinite(line.xs) & np.isfinite(line.ys)
     keep &= (line.xs > 0) | (not x.log)
     keep &= (line.ys > 0) | (not y.log)
@@ -160,25 +161,27 @@ def _drawable(line: Line, x: Axis, y: Axis) -> Line:
 
 
 def _reach(line: Line, log: bool) -> np.ndarray:
-    """The values of a line, with its band if the scale has no end at zero."""
+    """The values of a line that an axis must show: on a linear axis with its band."""
     if line.spread is None or log:
         return line.ys
     return np.concatenate([line.ys - line.spread, line.ys + line.spread])
 
 
 def _ends(values: np.ndarray, log: bool, room: float) -> tuple[float, float]:
+    """The ends of an axis for these values, with a margin of ``room`` times their range."""
     low, high = float(values.min()), float(values.max())
     if log:
         factor = max((high / low) ** room, 1.1)
         return low / factor, high * factor
-    # Less than what a short number can tell is drawn as what it is: no difference.
-    margin = max((high - low or abs(high)) * room, LEAST_PART * abs(high)) or 1.0
+    # So that differences below what the numbers at the axis can show look like none.
+    margin = max((high - low or abs(high)) * room, LEAST_MARGIN * abs(high)) or 1.0
     return low - margin, high + margin
 
 
 def _scale(
     ends: tuple[float, float], log: bool, first: float, last: float
 ) -> Callable[[np.ndarray | float], np.ndarray]:
+    """The function that maps values to positions, with ``ends`` at ``first`` and ``last``."""
     low, high = np.log10(ends) if log else ends
 
     def position(value: np.ndarray | float) -> np.ndarray:

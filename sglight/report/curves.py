@@ -1,4 +1,4 @@
-"""Curves of several runs as one: mean and deviation at equal steps."""
+"""Averages the curves of several runs: mean and standard deviation at equal steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sglight.report.events import Curve
 from sglight.report.groups import Group
 from sglight.report.runs import Run
 
-POINTS = 150  # more than that is thinned for the picture
+POINTS = 150  # curves with more points are thinned
 
 # `boundary_0/cosine`: boundary and measure. `stability/step_3/sigma_max`: step and measure.
 BOUNDARY = re.compile(r"boundary_(\d+)/(\w+)")
@@ -22,13 +22,13 @@ FLOW = re.compile(r"stability/(\w+)")
 
 
 class Mean(NamedTuple):
-    """The mean of n curves, all of shape ``[N]``.
+    """The mean of n curves; all arrays have shape ``[N]``.
 
     Attributes:
-        x: what they are drawn over.
-        elapsed: mean seconds of training at the same points, perhaps not numbers.
+        x: steps, epochs or whatever the curves are drawn over.
+        elapsed: mean seconds of training at the same points; NaN where they are not known.
         mean: mean of the values.
-        std: their sample standard deviation, 0 of one curve.
+        std: sample standard deviation of the values; 0 for a single curve.
         n: how many curves.
     """
 
@@ -40,7 +40,7 @@ class Mean(NamedTuple):
 
 
 def average(curves: Sequence[Curve]) -> Mean | None:
-    """The mean at equal steps, as far as all curves go; None if they have no steps in common."""
+    """The mean of curves over the steps that all of them cover; None if there are none."""
     curves = [curve for curve in curves if len(curve.step)]
     if not curves:
         return None
@@ -57,24 +57,24 @@ def average(curves: Sequence[Curve]) -> Mean | None:
 
 
 def shown(group: Group) -> Sequence[Run]:
-    """The runs whose curves stand for a group: the finished ones; if there are none, all."""
+    """The runs whose curves are averaged for a group: the finished ones, or all if none is finished."""
     return group.finished or group.runs
 
 
 def learning(group: Group, tag: str) -> Mean | None:
-    """A scalar over the batches."""
+    """The mean curve of a scalar over the batches."""
     return average([run.curves[tag] for run in shown(group) if tag in run.curves])
 
 
 def by_epoch(group: Group, tag: str) -> Mean | None:
-    """A scalar over the epochs, its values within an epoch averaged."""
+    """The mean curve of a scalar over the epochs; its values within an epoch are averaged."""
     return average(
         [_epochs(run, run.curves[tag]) for run in shown(group) if {tag, "epoch"} <= run.curves.keys()]
     )
 
 
 def by_number(group: Group, pattern: re.Pattern[str], measure: str) -> Mean | None:
-    """The last values of a measure over the numbers (of boundaries, of steps) in the tags."""
+    """The last value of a measure for each number in its tags: over boundaries or over time steps."""
     profiles = []
     for run in shown(group):
         last = {
@@ -90,7 +90,7 @@ def by_number(group: Group, pattern: re.Pattern[str], measure: str) -> Mean | No
 
 
 def numbered(groups: Sequence[Group], pattern: re.Pattern[str]) -> dict[str, list[int]]:
-    """The measures that the tags of all runs have, and for each the numbers."""
+    """The measures whose tags match a pattern, with the numbers (of boundaries or steps) that each has."""
     found: dict[str, set[int]] = defaultdict(set)
     for tag in (tag for group in groups for run in shown(group) for tag in run.curves):
         if match := pattern.fullmatch(tag):
@@ -99,6 +99,7 @@ def numbered(groups: Sequence[Group], pattern: re.Pattern[str]) -> dict[str, lis
 
 
 def _epochs(run: Run, curve: Curve) -> Curve:
+    """A curve over epochs, from one over batches and the run's curve of the epoch."""
     clock = run.curves["epoch"]
     at = np.searchsorted(clock.step, curve.step, side="right") - 1
     epoch = clock.value[np.maximum(at, 0)] + 1
@@ -110,7 +111,7 @@ def _epochs(run: Run, curve: Curve) -> Curve:
 
 
 def _thinned(values: np.ndarray) -> np.ndarray:
-    """Means of neighbours, so that few enough are left."""
+    """At most `POINTS` values, by averaging neighbours."""
     if len(values) <= POINTS:
         return values
     return np.array([part.mean() for part in np.array_split(values, POINTS)])

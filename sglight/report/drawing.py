@@ -1,4 +1,4 @@
-"""The page of a sweep, drawn when its last job is done: a callback of Hydra's."""
+"""A Hydra callback that writes the page of a sweep after its last job."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from sglight.report.__main__ import main
 
 
 class DrawSweep(Callback):
-    """Prints the comparison of a sweep's runs, and writes ``report.html`` into its folder.
+    """Prints the comparison of the runs of a sweep, and writes ``report.html`` into its folder.
 
-    In a preset: ``hydra: {callbacks: {draw: {_target_: sglight.report.drawing.DrawSweep}}}``.
+    A preset uses it by ``hydra: {callbacks: {draw: {_target_: sglight.report.drawing.DrawSweep}}}``.
     """
 
     @override

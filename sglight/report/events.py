@@ -1,4 +1,4 @@
-"""The curves of a run: TensorBoard's events or `metrics.csv`, as far as they are written."""
+"""Reads the curves of a run from TensorBoard's event files or from `metrics.csv`, also while it is running."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ TABLE = "metrics.csv"
 
 
 class Curve(NamedTuple):
-    """A scalar over the training.
+    """A scalar over the training; all arrays have shape ``[N]``.
 
     Attributes:
-        step: batches, increasing, ``[N]``.
-        elapsed: seconds since the training's first record, not a number where nobody knows, ``[N]``.
-        value: ``[N]``, finite.
+        step: the number of the batch, increasing.
+        elapsed: seconds of training since its first record; NaN if they are not known.
+        value: finite numbers.
     """
 
     step: np.ndarray
@@ -32,7 +32,15 @@ class Curve(NamedTuple):
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:
-    """All scalars of the run in ``folder`` by tag; none if nothing is written, or nothing that can be read."""
+    """All scalars of the run in ``folder`` by tag; empty if there is nothing that can be read.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "metrics.csv").write_text("step,val/acc\\n9,0.5\\n19,0.75\\n")
+    ...     curve = read_curves(Path(folder))["val/acc"]
+    >>> curve.step.tolist(), curve.value.tolist()
+    ([9.0, 19.0], [0.5, 0.75])
+    """
     files = (path for path in folder.glob(EVENTS) if path.is_file())
     sessions = [session for path in files if (session := _events(path))]
     if sessions:
@@ -41,15 +49,14 @@ def read_curves(folder: Path) -> dict[str, Curve]:
 
 
 def _events(path: Path) -> list[Scalar]:
-    """The finite values of a file of events: a loss that has diverged is none."""
+    """The scalars in an event file whose values are finite."""
     return [scalar for scalar in read_scalars(path) if isfinite(scalar.value)]
 
 
 def _one_clock(sessions: list[list[Scalar]]) -> list[Scalar]:
-    """The records of all sessions, their time in seconds of training.
+    """Joins the records of all sessions of a run that was resumed, with times in seconds of training.
 
-    A session goes on where its first step was left: the pauses between sessions do not count, nor what was trained
-    twice, which is dropped.
+    Pauses between sessions do not count. Records of steps that a later session trains again are dropped.
     """
     records: list[Scalar] = []
     for session in sessions:
@@ -61,7 +68,7 @@ def _one_clock(sessions: list[list[Scalar]]) -> list[Scalar]:
 
 
 def _rows(path: Path) -> Iterator[Scalar]:
-    """The values of Lightning's CSV log, which knows no times, without a row that is still being written."""
+    """The values in Lightning's CSV log, which has no times; a last row that is incomplete is left out."""
     try:
         text = path.read_text() if path.is_file() else ""
     except (OSError, UnicodeDecodeError):
@@ -83,7 +90,7 @@ def _number(cell: object) -> float:
 
 
 def _collect(records: list[Scalar]) -> dict[str, Curve]:
-    """Curves by tag, the last of several values at a step."""
+    """Curves by tag; if a step has several values the last one counts."""
     by_tag: dict[str, dict[int, Scalar]] = defaultdict(dict)
     for record in records:
         by_tag[record.tag][record.step] = record

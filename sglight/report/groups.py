@@ -1,4 +1,4 @@
-"""Runs that are the same but for their seeds, and what tells one group of them from another."""
+"""Groups runs that differ only in their seeds, and finds the keys in which groups differ."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from sglight.report.runs import COMPARED, NAMES, Run
 
 T = TypeVar("T")
 
-# What a run finds out does not depend on these keys and what is below them.
+# Keys and sections on which the results of a run do not depend.
 IRRELEVANT = (*completed.IRRELEVANT, "dataset.raw_dir")
-# What the names of the choices say already.
+# Keys whose values follow from the name of a choice.
 IMPLIED = {
     "dataset.name": "dataset",
     "dataset._target_": "dataset",
@@ -36,14 +36,14 @@ LENGTH = ("trainer.max_epochs", "trainer.max_steps", "trainer.limit_train_batche
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one setting.
+    """The runs of one setting.
 
     Attributes:
-        number: its place in the report.
-        columns: the values that tell it from the others, by key.
+        number: of the group in the report.
+        columns: the values in which it differs from other groups, by key.
         runs: all of them.
         titles: short names of the keys.
-        parts: what its label is made of: ``dni``, ``lag 2``; values that most groups share are left out.
+        parts: the parts of its label, such as ``dni`` and ``lag 2``, without values that most groups share.
     """
 
     number: int
@@ -54,19 +54,19 @@ class Group:
 
     @property
     def label(self) -> str:
-        """All parts: ``dni · lag 2``."""
+        """The name of the group: ``dni · lag 2``."""
         return " · ".join(self.parts)
 
     @cached_property
     def finished(self) -> list[Run]:
-        """The runs that results are averaged over: finished, and of equal ones the newest."""
+        """The runs over which results are averaged: the finished ones, of equal ones the newest only."""
         finished = sorted((run for run in self.runs if run.state == "finished"), key=lambda run: run.changed)
         newest = {_frozen({**identity(run.config), "seed": run.seed}): run for run in finished}
         return [run for run in self.runs if any(run is each for each in newest.values())]
 
     @property
     def counted(self) -> dict[str, int]:
-        """How many runs there are in each state; ``repeated`` are finished ones that a newer equal one replaces."""
+        """The number of runs in each state; ``repeated`` are finished runs with a newer equal one."""
         states = Counter(run.state for run in self.runs)
         repeated = states["finished"] - len(self.finished)
         states["finished"] -= repeated
@@ -74,16 +74,18 @@ class Group:
 
     @cached_property
     def mixed(self) -> list[str]:
-        """Names and keys other than seeds in which its runs differ: only if ``--by`` has put them together."""
+        """The keys other than seeds in which its runs differ; empty unless ``--by`` has put them together."""
         return differing([run.config for run in self.runs])
 
 
 @dataclass(frozen=True)
 class Task:
-    """The groups that were trained on the same data for as many epochs, and the keys in which their configs differ.
+    """The groups that were trained on the same data for as many epochs.
 
     Attributes:
-        dataset: the name of the data, with what tells them from other tasks of that name.
+        dataset: the name of the data, with the values in which it differs from other tasks of that name.
+        groups: to be compared.
+        differences: the keys in which the configs of the groups differ.
     """
 
     dataset: str
@@ -92,12 +94,12 @@ class Task:
 
 
 def tasks(runs: Iterable[Run], by: Sequence[str] = ()) -> list[Task]:
-    """The runs, grouped, by data and epochs: only what was trained on the same, for as long, compares.
+    """Groups runs, and collects the groups that may be compared: those with the same data and number of epochs.
 
     Args:
-        runs: those that stand aside (`Run.aside`), or whose config cannot be read, count in groups of others only.
-        by: keys of the config (or their last parts), or names of choices, whose equality makes a group; none: all
-            keys but seeds.
+        runs: to be grouped. Runs that are not compared (`Run.aside`) make no group of their own.
+        by: keys of the config (or their last parts), or names of choices, by which to group; if empty, all keys except
+            seeds.
 
     Raises:
         UserError: if no run has one of the keys ``by``.
@@ -115,7 +117,7 @@ def tasks(runs: Iterable[Run], by: Sequence[str] = ()) -> list[Task]:
 
 
 def _training(config: Mapping[str, Any], by: Sequence[str]) -> dict[str, Any]:
-    """The data that a run is trained on, and how long; not what it is to be compared ``by``."""
+    """The data and the length of the training of a run, without the keys ``by`` which to compare."""
     data = {
         key: value
         for key, value in config.items()
@@ -126,7 +128,7 @@ def _training(config: Mapping[str, Any], by: Sequence[str]) -> dict[str, Any]:
 
 
 def _title(training: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
-    """The name of the data, and what tells them from those of others of that name."""
+    """The name of the data, with the values in which they differ from others of that name."""
     alike = [each for each in others if each["dataset"] == training["dataset"]]
     parts = [str(training["dataset"])]
     for key, value in training.items():
@@ -137,8 +139,8 @@ def _title(training: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> 
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run shares with the others of its group: all relevant keys but seeds."""
-    # A run that went on from a checkpoint is the run that it went on with; a test is one of its checkpoint.
+    """The values that are equal in all runs of a group: those of all relevant keys except seeds."""
+    # A resumed run belongs to the group of the run that it continues; a test belongs to its checkpoint.
     left_out = IRRELEVANT if config.get("mode") == "test" else (*IRRELEVANT, "ckpt")
     return {
         key: value for key, value in config.items() if key not in NAMES and not _is_left_out(key, left_out)
@@ -146,9 +148,9 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of choices, and keys of `identity`, with several values among the configs that have them.
+    """The names of choices and the keys of `identity` in which configs differ.
 
-    Keys that say the same as a name are left out.
+    Keys whose values follow from the name of a choice are left out.
     """
     names = [name for name in NAMES[:3] if len({config.get(name) for config in configs}) > 1]
     identities = [identity(config) for config in configs]
@@ -158,7 +160,11 @@ def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def show(value: Any) -> str:
-    """A value of a config, as on the command line."""
+    """A value of a config as on the command line; of a path the last part.
+
+    >>> show(True), show(None), show([1, 0.5]), show("/data/digits")
+    ('true', 'null', '[1, 0.5]', 'digits')
+    """
     if isinstance(value, bool):
         return str(value).lower()
     if value is None:
@@ -166,12 +172,12 @@ def show(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(show, value))}]"
     if isinstance(value, str) and value.startswith("/"):
-        return value.rstrip("/").rpartition("/")[2]  # of a path what tells it from others at a glance
+        return value.rstrip("/").rpartition("/")[2]
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _task(dataset: str, runs: Sequence[Run], by: Sequence[str], numbers: Iterator[int]) -> Task:
-    """The runs of a data set, grouped, in order of the values that tell the groups apart."""
+    """The task of some runs: their groups, in order of the values in which these differ."""
     keys = list(by) or _columns(runs)
     together = _split(
         runs, lambda run: _frozen({k: run.config.get(k) for k in by} if by else identity(run.config))
@@ -184,12 +190,14 @@ def _task(dataset: str, runs: Sequence[Run], by: Sequence[str], numbers: Iterato
         Group(next(numbers), values, members, titles, parts)
         for values, members, parts in zip(columns, ordered, _parts(columns, titles), strict=True)
     ]
-    told = [key for key in differing([run.config for run in runs]) if key not in NAMES or key not in keys]
-    return Task(dataset, groups, told)
+    differences = [
+        key for key in differing([run.config for run in runs]) if key not in NAMES or key not in keys
+    ]
+    return Task(dataset, groups, differences)
 
 
 def _columns(runs: Sequence[Run]) -> list[str]:
-    """The strategy, other names that vary, and the keys that still vary where all names are equal."""
+    """The keys by which to group: the strategy, the model if it varies, and keys that vary between equal choices."""
     configs = [run.config for run in runs]
     varied = [k for k in ("strategy", "model") if k == "strategy" or len({c.get(k) for c in configs}) > 1]
     alike = _split(runs, lambda run: tuple(run.config.get(name) for name in NAMES[:3]))
@@ -198,7 +206,7 @@ def _columns(runs: Sequence[Run]) -> list[str]:
 
 
 def _titles(keys: Sequence[str], runs: Sequence[Run]) -> dict[str, str]:
-    """The shortest ending of each key that no other key of the runs has: ``lag``, ``progress.enabled``."""
+    """Short names of keys: the shortest ending that no other key has, such as ``lag`` or ``progress.enabled``."""
     every = {key for run in runs for key in run.config}
 
     def shortest(key: str) -> str:
@@ -210,7 +218,7 @@ def _titles(keys: Sequence[str], runs: Sequence[Run]) -> dict[str, str]:
 
 
 def _parts(columns: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> list[list[str]]:
-    """The labels of groups, without the values of keys that most of them share, if they still differ."""
+    """The parts of the labels of groups, without values that most groups share, unless labels would be equal then."""
     shared = []
     for key in titles:
         values = Counter(_frozen(each[key]) for each in columns if key in each)
@@ -228,7 +236,7 @@ def _parts(columns: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> l
 
 
 def _key(name: str, runs: Sequence[Run]) -> str:
-    """The key that a name stands for: itself, or the one key that ends like it."""
+    """The key that a name means: itself, or the one key that ends with it."""
     keys = dict.fromkeys(key for run in runs for key in run.config)
     if name in keys or not runs:
         return name
@@ -243,6 +251,7 @@ def _key(name: str, runs: Sequence[Run]) -> str:
 
 
 def _split(runs: Iterable[Run], key: Callable[[Run], T]) -> dict[T, list[Run]]:
+    """The runs by the value of ``key``."""
     parts: dict[T, list[Run]] = {}
     for run in runs:
         parts.setdefault(key(run), []).append(run)
@@ -250,7 +259,7 @@ def _split(runs: Iterable[Run], key: Callable[[Run], T]) -> dict[T, list[Run]]:
 
 
 def _follows(configs: Sequence[Mapping[str, Any]], key: str, name: str) -> bool:
-    """Whether the value of ``key`` is the same wherever ``name`` is."""
+    """Whether configs with the same choice ``name`` have the same value of ``key``."""
     pairs = {(config.get(name), _frozen(config[key])) for config in configs if key in config}
     return len(pairs) == len({first for first, _ in pairs})
 
@@ -260,13 +269,14 @@ def _is_left_out(key: str, left_out: Sequence[str]) -> bool:
 
 
 def _frozen(value: Any) -> Any:
+    """A plain value as one that can be a key of a dictionary."""
     if isinstance(value, Mapping):
         return frozenset((key, _frozen(each)) for key, each in value.items())
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _order(value: Any) -> tuple[int, Any]:
-    """Numbers as numbers, before words; what is absent first."""
+    """A key to sort values: those that are missing, then numbers, then texts."""
     if value is None:
         return 0, 0
     if isinstance(value, int | float):

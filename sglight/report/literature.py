@@ -1,4 +1,4 @@
-"""Figures of the literature beside ours: `literature.yaml`, matched with the configs of the runs."""
+"""Published results beside ours: the entries of `literature.yaml` that match the configs of runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILE = Path(__file__).with_name("literature.yaml")
 
 @dataclass(frozen=True)
 class Reference:
-    """One entry of the file; see there."""
+    """One entry of `literature.yaml`, where its fields are explained."""
 
     source: str
     where: str
@@ -37,13 +37,13 @@ class Reference:
 
     @property
     def text(self) -> str:
-        """The figure with its unit."""
+        """The published value with its unit."""
         return next(measure.show(self.value, None) for measure in MEASURES if measure.key == self.metric)
 
 
 @dataclass(frozen=True)
 class Beside:
-    """A figure of the literature and ours."""
+    """A published result and the one of a group that matches it."""
 
     group: Group
     reference: Reference
@@ -58,7 +58,7 @@ def references() -> list[Reference]:
 
 
 def beside(comparison: Comparison) -> list[Beside]:
-    """What the literature has for the groups of a comparison."""
+    """The published results that match the groups of a comparison."""
     measures = {measure.key: measure for measure in MEASURES}
     return [
         Beside(group, reference, measures[reference.metric].title, measures[reference.metric].text(ours))

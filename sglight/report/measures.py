@@ -1,4 +1,4 @@
-"""What the runs are compared by: means and deviations over seeds, time to an accuracy, speed-ups."""
+"""The measures by which runs are compared: means and deviations over seeds, time to an accuracy, speed-ups."""
 
 from __future__ import annotations
 
@@ -7,20 +7,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from sglight.report import units
+from sglight import units
 from sglight.report.groups import Group, Task, identity
 from sglight.report.runs import Run
 
-# The target is this part of the lowest mean of best validation accuracies ...
+# The target accuracy is this part of the lowest mean of best validation accuracies,
 TARGET_PART = 0.99
-# ... among the groups that come this near to the best of them: one that learns nothing makes no target.
+# among groups that reach this part of the highest one, so that a group that learns nothing does not count.
 CONTENDER_PART = 0.9
-NAMED = 3  # so many groups are named in a note, the others counted
+NAMED = 3  # a note names so many groups and counts the others
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """Mean and sample standard deviation (None of one value) of n values, where ``of`` runs could have had one."""
+    """The mean of a measure over runs.
+
+    Attributes:
+        mean: of the values.
+        std: their sample standard deviation; None for one value.
+        n: how many runs have a value,
+        of: of how many runs.
+    """
 
     mean: float
     std: float | None
@@ -38,11 +45,11 @@ class Measure:
     """A column of the comparison.
 
     Attributes:
-        key: its name in files.
+        key: its name in `metrics.json`.
         title: its heading.
-        show: a mean and a deviation as a text with a unit.
-        best: `max` or `min`, None where neither is better.
-        help: what it is, in a sentence.
+        show: formats a mean and a deviation, with a unit.
+        best: `max` or `min`, or None if neither is better.
+        help: an explanation.
     """
 
     key: str
@@ -53,7 +60,7 @@ class Measure:
 
     @property
     def first(self) -> str:
-        """In which order the best comes first; empty where neither end is better."""
+        """The order in which the best comes first, `ascending` or `descending`; empty if neither is better."""
         return {max: "descending", min: "ascending"}.get(self.best, "")  # type: ignore[arg-type]
 
     def text(self, statistic: Statistic | None) -> str:
@@ -63,7 +70,7 @@ class Measure:
         return self.show(statistic.mean, statistic.std) + statistic.part
 
     def halves(self, statistic: Statistic | None) -> tuple[str, str]:
-        """`text`, but the mean with its unit, and apart from it the deviation and how many runs have the value."""
+        """`text` in two parts: the mean with its unit; the deviation and how many runs have the value."""
         if statistic is None:
             return "–", ""
         text = self.show(statistic.mean, statistic.std)
@@ -122,13 +129,13 @@ Row = Mapping[str, Statistic]
 
 @dataclass(frozen=True)
 class Comparison:
-    """The groups of a data set, side by side.
+    """The groups of a task with their statistics.
 
     Attributes:
-        task: the groups.
-        target: the validation accuracy to which time is taken, None if there is none.
-        rows: for each group, its statistics by measure; what no run has is absent.
-        unmeasured: the groups whose speed-up over backprop nobody can tell, as there is none to set beside them.
+        task: has the groups.
+        target: the validation accuracy for the time to target; None if there is none.
+        rows: for each group, its statistics by measure, as far as its runs have values.
+        unmeasured: the groups without a run of backpropagation with which to compare their speed.
     """
 
     task: Task
@@ -150,19 +157,19 @@ class Comparison:
 
     @property
     def measures(self) -> list[Measure]:
-        """The measures that some group has."""
+        """The measures that at least one group has."""
         return [measure for measure in MEASURES if any(measure.key in row for row in self.rows)]
 
     def best(self, measure: Measure) -> float | None:
-        """The best mean of a measure, None if there is no better and worse."""
+        """The best mean of a measure; None if no value is better than another."""
         found = [row[measure.key] for row in self.rows if measure.key in row]
         if measure.key == TARGET and any(each.n == each.of for each in found):
-            found = [each for each in found if each.n == each.of]  # not who got there by luck
+            found = [each for each in found if each.n == each.of]  # groups that reach it with every seed
         means = [each.mean for each in found]
         return measure.best(means) if measure.best is not None and len(set(means)) > 1 else None
 
     def is_best(self, i: int, measure: Measure) -> bool:
-        """Whether group i of the task has the best mean of a measure; a speed-up below 1 is none."""
+        """Whether group i has the best mean of a measure; speed-ups below 1 are never the best."""
         statistic = self.rows[i].get(measure.key)
         if statistic is not None and measure.key.startswith("speedup/") and statistic.mean < 1:
             return False
@@ -170,7 +177,12 @@ class Comparison:
 
 
 def compare(task: Task, target: float | None = None) -> Comparison:
-    """Statistics of all groups of a data set; the target is chosen (`default_target`) unless it is given."""
+    """The statistics of all groups of a task.
+
+    Args:
+        task: has the groups.
+        target: the validation accuracy for the time to target; None for `default_target`.
+    """
     target = default_target(task.groups) if target is None else target
     rows = [_statistics(group, target) for group in task.groups]
     yardsticks = [Yardstick(run) for group in task.groups for run in group.finished if is_yardstick(run)]
@@ -190,7 +202,11 @@ def compare(task: Task, target: float | None = None) -> Comparison:
 
 
 def statistic(values: Sequence[float], of: int) -> Statistic:
-    """Of at least one value."""
+    """The statistic of at least one value.
+
+    >>> statistic([1.0, 3.0], of=3).mean
+    2.0
+    """
     return Statistic(fmean(values), stdev(values) if len(values) > 1 else None, len(values), of)
 
 
@@ -204,15 +220,15 @@ def default_target(groups: Sequence[Group]) -> float | None:
 
 
 def time_to(run: Run, target: float) -> float | None:
-    """Seconds until the end of the first validation with that accuracy; None if there is none, or no clock.
+    """Seconds until the end of the first validation with that accuracy; None if it is not reached or not timed.
 
-    Of a network that is refined on the way the last depth counts.
+    If the network is refined during the training, only validations at the last depth count.
     """
     curve, level = run.curves.get("val/acc"), run.curves.get("level")
     if curve is None or not len(curve.value):
         return None
     if run.config.get("ckpt") and curve.value[0] >= target:
-        return None  # reached before it was gone on with
+        return None  # reached before the run was resumed
     begins = 0 if level is None or not len(level.value) else level.step[level.value.argmax()]
     points = zip(curve.step, curve.elapsed, curve.value, strict=True)
     reached = [elapsed for step, elapsed, value in points if step >= begins and value >= target]
@@ -232,7 +248,7 @@ def _statistics(group: Group, target: float | None) -> dict[str, Statistic]:
 
 
 def _ratio(row: Row, reference: Row, key: str) -> float | None:
-    """Mean over mean."""
+    """The ratio of the means of a measure; None if one is missing."""
     if key not in row or key not in reference or not reference[key].mean:
         return None
     return row[key].mean / reference[key].mean
@@ -253,7 +269,7 @@ def _workers(config: Mapping[str, object]) -> tuple[object, object]:
 
 
 def _one_worker(group: Group, groups: Sequence[Group]) -> Group | None:
-    """The group of the same config on one worker, if this one has several."""
+    """The group with the same config on one worker, if this group has several workers."""
     config = dict(group.runs[0].config)
     if _workers(config) == (1, 1) or group.mixed:
         return None
@@ -263,7 +279,7 @@ def _one_worker(group: Group, groups: Sequence[Group]) -> Group | None:
 
 
 def _one_level(group: Group, groups: Sequence[Group]) -> Group | None:
-    """The group of the same config that trains the last depth from the start, if this one does not."""
+    """The group with the same config but one level, if this group has several levels."""
 
     def apart_from_levels(other: Group) -> dict[str, object]:
         config = identity(other.runs[0].config)
@@ -281,30 +297,33 @@ def _one_level(group: Group, groups: Sequence[Group]) -> Group | None:
 
 
 class Yardstick:
-    """A run of backpropagation on one worker: its samples a second, and to which runs it may be compared."""
+    """A run of backpropagation on one worker, with which the speed of other runs is compared."""
 
     def __init__(self, run: Run) -> None:
         self.rate, self.machine, self.config = run.metrics[RATE], run.machine, identity(run.config)
 
     def suits(self, run: Run, config: Mapping[str, object]) -> bool:
-        """Whether it has the same data, network and machine (where both name theirs)."""
+        """Whether a run has the same data, network and machine (if both are known)."""
         if self.machine and run.machine and self.machine != run.machine:
             return False
         keys = {key for key in (*config, *self.config) if key.startswith(("dataset.", "model."))}
         return all(config.get(key) == self.config.get(key) for key in keys)
 
     def distance(self, config: Mapping[str, object]) -> int:
-        """In how many keys its config differs from another one."""
+        """In how many keys its config differs from another."""
         return sum(self.config.get(key) != value for key, value in config.items())
 
 
 def is_yardstick(run: Run) -> bool:
-    """Whether others are measured by it: backpropagation on one worker."""
+    """Whether a run is one of backpropagation on one worker, with a measured speed."""
     return run.config["strategy"] == "backprop" and _workers(run.config) == (1, 1) and RATE in run.metrics
 
 
 def over_backprop(runs: Sequence[Run], yardsticks: Sequence[Yardstick]) -> list[float]:
-    """Samples a second of each run over the mean of backpropagation's; of several configs that which differs least."""
+    """The speed of each run relative to backpropagation: a ratio of samples a second.
+
+    The speed of backpropagation is the mean over the yardsticks whose configs differ least from the run's.
+    """
     ratios = []
     for run in runs:
         config = identity(run.config)

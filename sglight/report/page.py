@@ -1,4 +1,4 @@
-"""The comparison as one HTML page that needs no network."""
+"""Renders the comparison as one HTML page that needs no network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from sglight.report import units
+from sglight import units
 from sglight.report.groups import Group, identity, show
 from sglight.report.literature import Beside, beside
 from sglight.report.measures import ALONE, BACKPROP, MEASURES, TARGET, Comparison, Measure, Row, statistic
@@ -24,22 +24,22 @@ from sglight.report.tables import reasons
 from sglight.report.verdict import verdict
 
 TEMPLATE = "page.html.jinja"
-# What the tiles at the top name the best of.
+# The measures whose best group the tiles at the top show, with the title of each tile.
 HIGHLIGHTS = {
     "test/acc": "Most accurate",
     TARGET: "First at the target",
     "throughput/samples_per_s": "Most samples a second",
 }
 
-GOING_WELL = ("finished", "running", "repeated")
-MOST_SHOWN = 8  # curves at first, and settings up to which nothing is folded away
-MOST_LISTED = 20  # runs up to which their list is open
-NEAR = 2  # so many groups that are about as good are named
+GOING_WELL = ("finished", "running", "repeated")  # states of runs that are no problem
+MOST_SHOWN = 8  # so many curves are shown at first, and so many settings without folding
+MOST_LISTED = 20  # longer lists of runs are folded
+NEAR = 2  # a tile names so many groups that are about as good
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Which group is the best in something."""
+    """The group that is the best in a measure."""
 
     title: str
     group: Group
@@ -49,7 +49,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Section:
-    """What the page shows of a data set."""
+    """What the page shows of one task."""
 
     comparison: Comparison
     verdict: str
@@ -64,7 +64,7 @@ class Section:
 
 
 def render(runs: Sequence[Run], comparisons: Sequence[Comparison], folder: Path) -> str:
-    """The page, to be written into ``folder``: links to the runs are relative to it."""
+    """The HTML of the page, to be written into ``folder``: its links to runs are relative to that."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -116,7 +116,7 @@ def _section(comparison: Comparison) -> Section:
 
 
 def _shown(comparison: Comparison) -> frozenset[int]:
-    """Numbers of the groups whose curves are shown at first: the most accurate, and the best of backpropagation."""
+    """The numbers of the groups whose curves are shown at first: the most accurate and the best of backpropagation."""
     pairs = list(zip(comparison.task.groups, comparison.rows, strict=True))
 
     def accuracy(pair: tuple[Group, Row]) -> float:
@@ -138,7 +138,7 @@ def _tiles(comparison: Comparison) -> list[Tile]:
 
 
 def _tile(comparison: Comparison, measure: Measure, title: str) -> Tile:
-    """The best group, and those that are as good within the mean standard deviation (of squares) of the two."""
+    """The best group, and groups that differ from it by less than the root mean square of the two deviations."""
     pairs = [
         (group, row[measure.key])
         for group, row in zip(comparison.task.groups, comparison.rows, strict=True)
@@ -158,14 +158,14 @@ def _tile(comparison: Comparison, measure: Measure, title: str) -> Tile:
 
 
 def _values(group: Group, key: str) -> str:
-    """The value of a key in the runs of a group, all of them if there are several."""
+    """The values of a key in the runs of a group."""
     found = [identity(run.config) for run in group.runs]
     values = dict.fromkeys(show(config[key]) for config in found if key in config)
     return ", ".join(values) or "–"
 
 
 def _everything(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
-    """Every number of `metrics.json`, mean ± deviation by group."""
+    """Every number in `metrics.json`: for each its mean ± deviation in each group."""
     keys = sorted({key for group in groups for run in group.finished for key in run.metrics} - {"run/seed"})
     rows = []
     for key in keys:

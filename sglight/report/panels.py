@@ -1,4 +1,4 @@
-"""Which charts the page shows of a comparison, and which colour each group has in all of them."""
+"""The charts of a comparison, and the colour of each group in all of them."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ FLOWS = {
     "reversal_error": "relative error of reversal",
 }
 CLOCKS = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
-LOG_FROM = 8.0  # times of training are drawn on a logarithmic axis if they differ by more
+LOG_FROM = 8.0  # training times that differ by a larger factor are drawn on a logarithmic axis
 LOGARITHMIC = ("norm_ratio", "gradient_norm", "state_norm", "growth", "flow_sigma_max", "reversal_error")
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Charts that belong together, and ``more`` of them that are folded away."""
+    """Charts that belong together; those in ``more`` are folded at first."""
 
     title: str
     note: str
@@ -48,9 +48,9 @@ class Panel:
 
 
 def styles(groups: Sequence[Group]) -> dict[int, str]:
-    """Colour and dash of each group as classes, by its number.
+    """The colour and dash of each group, as CSS classes, by its number.
 
-    The colour tells the strategy and the dash the rest, if there are several strategies and few enough of the rest.
+    The colour shows the strategy and the dash the other values, if there are several strategies and few other values.
     """
     strategies = list(dict.fromkeys(str(g.columns.get("strategy")) for g in groups))
     rest = {g.number: str([(k, v) for k, v in g.columns.items() if k != "strategy"]) for g in groups}
@@ -64,7 +64,7 @@ def styles(groups: Sequence[Group]) -> dict[int, str]:
 
 
 def panels(comparison: Comparison) -> list[Panel]:
-    """All panels that the groups' runs have something for."""
+    """All panels for which the runs have data."""
     groups = comparison.task.groups
     made = [_learning(comparison), _quality(groups), _depth(groups)]
     return [panel for panel in made if panel.charts]
@@ -101,9 +101,9 @@ def _learning(comparison: Comparison) -> Panel:
 
 
 def _price(comparison: Comparison, ideal: bool = False) -> Chart | None:
-    """What accuracy costs: the time it took, or would have taken with a worker for each stage and free messages.
+    """Test accuracy over training time: as measured, or ``ideal``: with a worker for each stage and free messages.
 
-    Of runs on one worker only, in the ideal case; those of one stage take the time they took.
+    The ideal time is that of runs on one worker, divided by their ideal speed-up.
     """
     style, lines, gains = styles(comparison.task.groups), [], False
     for group, row in zip(comparison.task.groups, comparison.rows, strict=True):
@@ -126,14 +126,14 @@ def _price(comparison: Comparison, ideal: bool = False) -> Chart | None:
 
 
 def _clock(seconds: Sequence[float], log: bool = False) -> Axis:
-    """An axis of time in a unit that suits the longest."""
+    """An axis of time, with a unit that suits the longest."""
     longest = max((s for s in seconds if np.isfinite(s)), default=0.0)
     size, name = next((size, name) for size, name in CLOCKS if longest >= 3 * size or size == 1)
     return Axis(f"{name} of training", log, factor=1 / size)
 
 
 def _last(run: Run) -> list[float]:
-    """The time of a run's last validation, if it has one."""
+    """The time of the last validation of a run, if it has one."""
     return [float(curve.elapsed[-1])] if (curve := run.curves.get("val/acc")) is not None else []
 
 
@@ -187,6 +187,7 @@ def _titled(measure: str, known: Mapping[str, str]) -> tuple[str, Axis]:
 def _lines(
     groups: Sequence[Group], curve: Callable[[Group], Mean | None], over_time: bool = False
 ) -> list[Line]:
+    """A line for each group that has a ``curve``."""
     style, lines = styles(groups), []
     for group in groups:
         mean = curve(group)
@@ -197,7 +198,7 @@ def _lines(
 
 
 def _accuracies(groups: Sequence[Group]) -> tuple[float, float] | None:
-    """Ends of the axis of accuracy: where the groups end, with room below; the very beginning may lie lower."""
+    """The ends of the axis of accuracy: around the best values of all groups; the first values may lie below it."""
     means = [mean.mean for g in groups if (mean := learning(g, "val/acc")) is not None]
     if not means:
         return None

@@ -1,4 +1,4 @@
-"""Files that others have written, read such that none of them can hang, swamp or fool the reader."""
+"""Reads files safely: none can block the reader, use up its memory, or put control characters into its output."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-MOST_BYTES = 16 << 20  # of a config or of metrics
-MOST_VALUES = 20_000
+MOST_BYTES = 16 << 20  # larger configs and metrics are not read
+MOST_VALUES = 20_000  # in a config
 DAMAGES = (OSError, ValueError, RecursionError, MemoryError, OverflowError, yaml.YAMLError)
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
@@ -24,7 +24,8 @@ def read_text(path: Path) -> str:
     """The text of a file.
 
     Raises:
-        OSError: if it is none that ends, as a pipe or a device. ValueError: if it is no text, or too long.
+        OSError: if it is not a regular file but a pipe or device, which may never end.
+        ValueError: if it is no text, or too long.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(f"{path} is no regular file")
@@ -36,7 +37,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, empty if it is damaged, None if there is no such file."""
+    """The JSON object in a file; empty if it is damaged, None if there is no file."""
     try:
         value = json.loads(read_text(path))
     except FileNotFoundError:
@@ -47,7 +48,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping, empty if it is damaged or refers to parts of itself, by which a few lines may grow without end."""
+    """The mapping in a YAML file; empty if it is damaged, or has aliases, by which a few lines can become huge."""
     try:
         text = read_text(path)
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _LOADER)):
@@ -59,7 +60,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def resolved(config: Any, node: Any = None, depth: int = 0) -> Any:
-    """A config whose values that name another key have that one's; whatever else Hydra would compute stays a text."""
+    """A config in which ``${key}`` is replaced by the value of that key; other interpolations stay text."""
     node = config if node is None else node
     if isinstance(node, Mapping):
         return {
@@ -76,7 +77,7 @@ def resolved(config: Any, node: Any = None, depth: int = 0) -> Any:
 
 
 def cleaned(value: Any) -> Any:
-    """Texts without control characters, which a terminal would obey; other values as they are."""
+    """Replaces control characters in texts, because a terminal would act on them; other values stay."""
     if isinstance(value, str):
         return "".join(
             "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in value
@@ -87,7 +88,7 @@ def cleaned(value: Any) -> Any:
 
 
 def number(value: Any) -> float | None:
-    """A finite number, None for anything else."""
+    """The value as a float if it is a finite number, else None."""
     try:
         return float(value) if isinstance(value, int | float) and isfinite(value) else None
     except OverflowError:

@@ -1,4 +1,4 @@
-"""The runs below some folders, in whatever state they are: config, results, curves."""
+"""Finds and reads runs, in whatever state they are: config, results and curves."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ from sglight.config.schema import MODELS
 from sglight.report.events import Curve, read_curves
 from sglight.report.reading import MOST_VALUES, cleaned, number, read_json, read_yaml, resolved
 
-# What `metrics.json` must have as numbers if the training did not diverge, in so far as it has them.
+# Results that are null in `metrics.json` if the training has diverged.
 LOSSES = ("test/loss", "val/loss")
-FRESH_S = (
-    600.0  # a folder without `status.json` in which something changed since then is taken for a running one
-)
-NO_RUNS = ("predict", "export")  # modes that use a network: they leave nothing to compare
+FRESH_S = 600.0  # without `status.json`, a run counts as running if a file has changed within this time
+NO_RUNS = ("predict", "export")  # modes that have no results to compare
 NAMES = ("dataset", "model", "strategy", "experiment", "debug")
 COMPARED = ("finished", "running", "diverged")  # states of runs that have, or will have, something to compare
 
@@ -32,16 +30,16 @@ class Run:
     """One run.
 
     Attributes:
-        folder: where it left its files.
-        state: ``finished``; ``diverged`` (finished, but a loss is no number); ``running``; ``failed``; ``interrupted``;
-            ``stopped`` (its process has gone without a word); ``tried`` (``debug=fast``); ``damaged`` (`metrics.json`
-            or the config is unreadable).
+        folder: of its files.
+        state: ``finished``; ``diverged`` (a loss is not finite); ``running``; ``failed``; ``interrupted``; ``stopped``
+            (its process has ended without writing a status); ``tried`` (``debug=fast``); ``damaged`` (`metrics.json` or
+            the config cannot be read).
         reason: why it failed, if known.
         config: its values by dotted key, and the names of the choices under the keys in `NAMES`.
         metrics: the numbers in `metrics.json`.
         curves: its scalars by tag.
         changed: when a file in its folder last changed, in seconds since 1970.
-        machine, versions: what it ran on, and of what; empty if it does not say.
+        machine, versions: the machine and the versions of the libraries; empty if not known.
     """
 
     folder: Path
@@ -56,7 +54,7 @@ class Run:
 
     @property
     def aside(self) -> str:
-        """Why it stands outside the comparison: its state, ``test`` or ``debug=...``; empty if it does not."""
+        """Why the run is not compared: its state, ``test`` or ``debug=...``; empty if it is."""
         if self.state not in COMPARED:
             return self.state
         if self.config.get("mode") == "test":
@@ -65,15 +63,15 @@ class Run:
 
     @property
     def seed(self) -> Any:
-        """The seed of the run, None if its config cannot be read."""
+        """The seed of the run; None if its config cannot be read."""
         return self.config.get("seed")
 
 
 def find_runs(paths: Iterable[Path]) -> list[Run]:
-    """All runs in and below ``paths``, each once, in order of their folders; jobs that were skipped are none.
+    """All runs in and below ``paths``, each once, in order of their folders, without jobs that were skipped.
 
     Raises:
-        FileNotFoundError: if one of the paths does not exist.
+        FileNotFoundError: if one of the paths is no folder.
     """
     folders: dict[Path, None] = {}
     for path in paths:
@@ -82,7 +80,7 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
         seen = set()
         for here, below, files in os.walk(path, followlinks=True):
             if (real := Path(here).resolve()) in seen:
-                below.clear()  # a link has led here before
+                below.clear()  # reached before, through a link
                 continue
             seen.add(real)
             below[:] = sorted((name for name in below if not name.startswith(".")), key=_natural)
@@ -94,10 +92,10 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
 
 
 def read_run(folder: Path) -> Run:
-    """The run in ``folder``; one that cannot be read, for whatever reason, is ``damaged``."""
+    """The run in ``folder``; if it cannot be read its state is ``damaged``."""
     try:
         return _read(folder)
-    except Exception as error:  # of whatever class: the others are to be told of
+    except Exception as error:  # any error, so that the other runs are still compared
         return Run(folder, "damaged", cleaned(f"it cannot be read: {type(error).__name__}: {error}"[:200]))
 
 
@@ -136,7 +134,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """To sort by numbers within names: 2 before 10."""
+    """A key to sort names by the numbers in them: 2 before 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
@@ -151,12 +149,13 @@ def _is_run(folder: Path, files: list[str]) -> bool:
 def _state(
     folder: Path, config: Mapping[str, Any], written: dict[str, Any] | None, changed: float
 ) -> tuple[str, str]:
-    told, guess = status.read(folder), "running" if time.time() - changed < FRESH_S else "stopped"
-    state = cleaned(told.get("status", guess if written is None else "finished"))
+    """The state of a run, and the reason if it failed."""
+    recorded, guess = status.read(folder), "running" if time.time() - changed < FRESH_S else "stopped"
+    state = cleaned(recorded.get("status", guess if written is None else "finished"))
     if not config:
         return ("running" if state == "running" else "damaged"), "its config cannot be read"
     if state != "finished":
-        return state, cleaned(str(told.get("reason", "")))
+        return state, cleaned(str(recorded.get("reason", "")))
     if written is None and config.get("trainer.fast_dev_run"):
         return "tried", "a dev run leaves no results"
     if not written:
@@ -169,7 +168,7 @@ def _state(
 def _shifted(
     curves: dict[str, Curve], config: Mapping[str, Any], metrics: Mapping[str, float]
 ) -> dict[str, Curve]:
-    """The curves with the seconds of the training before them, if the run went on from another's checkpoint."""
+    """The curves of a resumed run, with the seconds of the training before its checkpoint added."""
     if config.get("ckpt") is None:
         return curves
     last = max((float(c.elapsed[-1]) for c in curves.values()), default=0.0)

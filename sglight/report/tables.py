@@ -1,4 +1,4 @@
-"""The comparison as a table: in the terminal, as Markdown, as CSV."""
+"""Prints the comparison as a table in the terminal, and writes it as Markdown or CSV."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from sglight.report import units
+from sglight import units
 from sglight.report.groups import Group, show
 from sglight.report.measures import TARGET, Comparison, Measure
 from sglight.report.reading import cleaned
@@ -23,18 +23,21 @@ from sglight.report.verdict import verdict
 
 RUNS = "runs"
 GOING = ("finished", "running")
-MOST_NAMED = 8  # runs that did not finish
-FORMULA = ("=", "+", "-", "@")
+MOST_NAMED = 8  # so many runs that did not finish are listed
+FORMULA = ("=", "+", "-", "@")  # spreadsheets take a text that begins so for a formula
 _NUMBER = re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?")
 
 
 def print_tables(
     comparisons: Sequence[Comparison], runs: Sequence[Run], console: Console, keys: Sequence[str] = ()
 ) -> None:
-    """For each data set the verdict and a table, or several where the terminal is narrow; then who stands aside.
+    """Prints the verdict and the table of each comparison, then the runs that are not compared.
 
     Args:
-        keys: of the measures that are shown; none: all.
+        comparisons: to print.
+        runs: all runs.
+        console: on which to print; if it is narrow a table is printed in parts.
+        keys: of the measures to show; if empty, all.
     """
     for comparison in comparisons:
         console.print(verdict(comparison), highlight=False, markup=False)
@@ -55,13 +58,13 @@ def print_tables(
 
 
 def reasons(runs: Sequence[Run]) -> str:
-    """Why runs stand outside the comparison, and how many: ``3 failed, 1 test``."""
+    """Why runs are not compared, and how many: ``3 failed, 1 test``."""
     counted = Counter(run.aside for run in runs if run.aside)
     return ", ".join(f"{n} {reason}" for reason, n in counted.most_common())
 
 
 def markdown(comparisons: Sequence[Comparison]) -> str:
-    """A heading and a table for each data set."""
+    """A heading and a table for each comparison, as Markdown."""
     parts = []
     for comparison in comparisons:
         keys = [*_titles(comparison), RUNS]
@@ -77,7 +80,7 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
 
 
 def to_csv(comparisons: Sequence[Comparison], runs: Sequence[Run]) -> str:
-    """A line for each run, whatever its state: folder, names, differing keys, numbers of `metrics.json`."""
+    """A row for each run, whatever its state: folder, choices, keys in which runs differ, numbers in `metrics.json`."""
     keys = list(dict.fromkeys(key for c in comparisons for key in c.task.differences))
     names = [name for name in NAMES if any(name in run.config for run in runs)]
     metrics = sorted({key for run in runs for key in run.metrics})
@@ -94,15 +97,15 @@ def to_csv(comparisons: Sequence[Comparison], runs: Sequence[Run]) -> str:
 
 
 def _cell(text: str) -> str:
-    """A text that no spreadsheet takes for a formula; numbers as they are."""
+    """A text quoted so that no spreadsheet takes it for a formula; numbers stay."""
     text = cleaned(text)
     return f"'{text}" if text.startswith(FORMULA) and not _NUMBER.fullmatch(text) else text
 
 
 def _fitting(comparison: Comparison, console: Console, keys: Sequence[str]) -> list[Table]:
-    """One table; if it does not fit, several with deviations below the means and as many measures each as do.
+    """The table of a comparison; if the terminal is too narrow, several tables with fewer measures.
 
-    A pipe does not mind long lines.
+    These have the deviations below the means. Output to a file or pipe is one table.
     """
     measures = [measure for measure in comparison.measures if not keys or measure.key in keys]
     whole = _table(comparison, measures)
@@ -119,7 +122,7 @@ def _fitting(comparison: Comparison, console: Console, keys: Sequence[str]) -> l
 
 
 def _width(table: Table, console: Console) -> int:
-    """How wide a table is if nothing is broken over lines."""
+    """The width of a table without wrapping."""
     return Measurement.get(console, console.options.update(max_width=1000), table).maximum
 
 
@@ -143,7 +146,7 @@ def _table(comparison: Comparison, measures: Sequence[Measure], stacked: bool = 
 
 
 def _keys(comparison: Comparison) -> list[str]:
-    """The columns that tell the groups apart."""
+    """The keys in which groups differ."""
     return list(dict.fromkeys(key for group in comparison.task.groups for key in group.columns))
 
 
@@ -159,14 +162,14 @@ def _heading(measure: Measure, target: float | None) -> str:
 
 
 def _identity(comparison: Comparison, i: int, between: str = ", ") -> list[str]:
-    """What tells a group from the others, and how many runs it has."""
+    """The cells of a group for `_keys`, and its number of runs."""
     group = comparison.task.groups[i]
     values = [show(group.columns[k]) if k in group.columns else "–" for k in _keys(comparison)]
     return [*values, _states(group, between)]
 
 
 def _states(group: Group, between: str) -> str:
-    """How many runs are in each state: ``3``, or ``2 finished, 1 failed``; and what else they differ in."""
+    """The number of runs, by state unless all are finished; and the keys in which they differ, if there are any."""
     counted = group.counted
     if list(counted) == ["finished"]:
         states = [str(counted["finished"])]

@@ -1,4 +1,4 @@
-"""What a comparison comes to, in a few sentences by rule: the best settings, their price, and why a strategy loses."""
+"""The conclusion of a comparison in a few sentences: the best settings, their price, and why a strategy is worse."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import hypot, sqrt
 from statistics import fmean
 
-from sglight.report import units
+from sglight import units
 from sglight.report.groups import Group
 from sglight.report.measures import BACKPROP, FIT, TARGET, Comparison, Measure, Row
 from sglight.report.runs import Run
@@ -17,24 +17,28 @@ ACCURACIES = ("test/acc", "val/acc")
 PHASE = re.compile(r"time/stage_\d+/(forward|estimate|backward|learn)_s")
 WORKER = re.compile(r"worker_\d+/(busy|waiting|communicating)_s")
 COSINES = (re.compile(r"stage_\d+/cosine"), re.compile(r"estimator_\d+/cosine"))
-GOOD_COSINE = 0.98  # from it on, gradients explain nothing
-WORTH_TELLING = 0.05  # parts of the time below it explain nothing
+GOOD_COSINE = 0.98  # gradients with a cosine above it are no reason for a lower accuracy
+SMALL_SHARE = 0.05  # smaller parts of the time are no reason for a lower speed
 
 
 @dataclass(frozen=True)
 class _Entry:
+    """A group with its statistics."""
+
     group: Group
     row: Row
 
     @property
     def is_backprop(self) -> bool:
+        """Whether all of its runs are backpropagation."""
         return all(run.config.get("strategy") == "backprop" for run in self.group.runs)
 
 
 def verdict(comparison: Comparison) -> str:
-    """The best by accuracy and by time to the target, each against backpropagation, and why the best other one loses.
+    """Sentences about the most accurate group and the fastest to the target, each compared with backpropagation.
 
-    Empty if no setting has results.
+    If backpropagation is better than every other group, the diagnosis of the best other group follows. Empty if no
+    group has results.
     """
     entries = [_Entry(*pair) for pair in zip(comparison.task.groups, comparison.rows, strict=True)]
     accuracy = next((m for key in ACCURACIES for m in comparison.measures if m.key == key), None)
@@ -53,15 +57,17 @@ def verdict(comparison: Comparison) -> str:
 
 def _most_accurate(entries: Sequence[_Entry], yardsticks: Sequence[_Entry], measure: Measure) -> str:
     best = max(entries, key=lambda entry: entry.row[measure.key].mean)
-    told = f"Most accurate is {best.group.label} with {measure.text(best.row[measure.key])} {measure.title}"
+    sentence = (
+        f"Most accurate is {best.group.label} with {measure.text(best.row[measure.key])} {measure.title}"
+    )
     if best.is_backprop or not yardsticks:
-        return f"{told}."
+        return f"{sentence}."
     rival = max(yardsticks, key=lambda entry: entry.row[measure.key].mean)
     points = 100 * (best.row[measure.key].mean - rival.row[measure.key].mean)
     price = [f"{points:.2f} points above {rival.group.label}"]
     if FIT in best.row and FIT in rival.row:
         price.append(f"for {_times(best, rival, FIT)} its training time")
-    return f"{told}, {' '.join(price)}."
+    return f"{sentence}, {' '.join(price)}."
 
 
 def _first(comparison: Comparison, entries: Sequence[_Entry], yardsticks: Sequence[_Entry]) -> str:
@@ -70,19 +76,19 @@ def _first(comparison: Comparison, entries: Sequence[_Entry], yardsticks: Sequen
     if measure is None or fastest is None or comparison.target is None:
         return ""
     best = next(entry for entry in entries if TARGET in entry.row and entry.row[TARGET].mean == fastest)
-    told = (
+    sentence = (
         f"First at {units.percent(comparison.target)} is {best.group.label}, "
         f"after {measure.text(best.row[TARGET])}"
     )
     rivals = [entry for entry in yardsticks if TARGET in entry.row]
     if best.is_backprop or not rivals:
-        return f"{told}."
+        return f"{sentence}."
     rival = min(rivals, key=lambda entry: entry.row[TARGET].mean)
-    return f"{told}, {_times(best, rival, TARGET)} the time of {rival.group.label}."
+    return f"{sentence}, {_times(best, rival, TARGET)} the time of {rival.group.label}."
 
 
 def _why(entries: Sequence[_Entry], yardsticks: Sequence[_Entry], measure: Measure) -> str:
-    """Where backpropagation is better than the best of the others in accuracy or speed: the others' diagnosis."""
+    """Why the best group that is not backpropagation is less accurate or slower than that; empty if it is not."""
     others = [entry for entry in entries if not entry.is_backprop]
     if not yardsticks or not others:
         return ""
@@ -98,34 +104,33 @@ def _why(entries: Sequence[_Entry], yardsticks: Sequence[_Entry], measure: Measu
         reasons += _brakes(best.group.finished)
     if not losses:
         return ""
-    told = f"{best.group.label} is {' and '.join(losses)}"
-    return (
-        f"{told}: {', '.join(reasons)}." if reasons else f"{told}; the diagnosis of its runs shows no reason."
-    )
+    sentence = f"{best.group.label} is {' and '.join(losses)}"
+    reason = f": {', '.join(reasons)}" if reasons else "; the diagnosis of its runs shows no reason"
+    return f"{sentence}{reason}."
 
 
 def _doubts(runs: Sequence[Run]) -> Iterator[str]:
-    """What is wrong with the gradients of some runs, as far as they have measured it."""
+    """What is wrong with the gradients of some runs, as far as they measured it."""
     cosines = [value for run in runs if (value := _cosine(run)) is not None]
     if cosines and fmean(cosines) < GOOD_COSINE:
         yield f"the worst stage's gradients have a cosine of {fmean(cosines):.2f} with the exact ones"
 
 
 def _brakes(runs: Sequence[Run]) -> Iterator[str]:
-    """What takes the time of some runs besides the network, as far as they have measured it."""
+    """What takes time in some runs besides the network, as far as they measured it."""
     estimators = _part(runs, PHASE, ("estimate", "learn"))
-    if estimators > WORTH_TELLING:
-        yield f"estimators take {estimators:.0%} of the computing time"
+    if estimators > SMALL_SHARE:
+        yield f"estimators take {units.share(estimators)} of the computing time"
     if any(run.config.get("trainer.devices", 1) != 1 for run in runs):
         waiting = _part(runs, WORKER, ("waiting", "communicating"))
-        if waiting > WORTH_TELLING:
-            yield f"workers wait or communicate for {waiting:.0%} of the time"
+        if waiting > SMALL_SHARE:
+            yield f"workers wait or communicate for {units.share(waiting)} of the time"
     elif any(run.config.get("strategy.stages", 1) != 1 for run in runs):
         yield "its stages take turns in one process"
 
 
 def _cosine(run: Run) -> float | None:
-    """The last cosine of the stage, or else the boundary, whose is the smallest."""
+    """The smallest of the last cosines of all stages; of boundaries if stages have none."""
     for pattern in COSINES:
         last = [float(curve.value[-1]) for tag, curve in run.curves.items() if pattern.fullmatch(tag)]
         if last:
@@ -134,7 +139,7 @@ def _cosine(run: Run) -> float | None:
 
 
 def _part(runs: Sequence[Run], pattern: re.Pattern[str], kinds: Sequence[str]) -> float:
-    """Which part of the times that fit a pattern is of these kinds, over all runs."""
+    """The part of these kinds in all times whose names match a pattern, over all runs."""
     times = [(found[1], s) for r in runs for key, s in r.metrics.items() if (found := pattern.fullmatch(key))]
     whole = sum(seconds for _, seconds in times)
     return sum(seconds for kind, seconds in times if kind in kinds) / whole if whole else 0.0

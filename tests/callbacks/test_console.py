@@ -11,10 +11,8 @@ import pytorch_lightning as pl
 from sglight.callbacks.console import (
     Summary,
     all_parameter_counts,
-    count,
     print_results,
     print_summary,
-    seconds,
 )
 from sglight.commandline import tensorboard
 from sglight.strategies.dni import DNI
@@ -71,43 +69,21 @@ def test_results_are_shown_with_units_and_the_command(
     folder = tmp_path / "a run"
     print_results({"test/acc": 0.98765, "time/fit_s": 300, "memory/peak_bytes": 2**30}, folder, True)
     out = capsys.readouterr().out
-    assert "98.77%" in out
-    assert "5 min" in out
-    assert "1.1 GB" in out
+    assert "98.77 %" in out
+    assert "5.00 min" in out
+    assert "1.07 GB" in out
     assert f"{tensorboard()} --logdir '{folder}'" in out
     print_results({}, folder, False)
     assert "tensorboard" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("hidden", "told"), [([4], False), ([400], True)])
-def test_estimators_larger_than_the_network_are_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], hidden: list[int], told: bool
+@pytest.mark.parametrize(("hidden", "warned"), [([4], False), ([400], True)])
+def test_estimators_larger_than_the_network_are_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], hidden: list[int], warned: bool
 ) -> None:
     module = DNI({**NETWORK, "channels": 8}, {"name": "adam"}, estimator={"hidden": hidden})
     pl.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, fast_dev_run=True,
         callbacks=[Summary(tmp_path)], default_root_dir=tmp_path,
     ).fit(module, data())  # fmt: skip
-    assert ("strategy.estimator.hidden" in " ".join(capsys.readouterr().out.split())) == told
-
-
-@pytest.mark.parametrize(
-    ("number", "text"), [(950, "950"), (12_345, "12.3 k"), (2.5e6, "2.5 M"), (7e9, "7 G")]
-)
-def test_counts(number: float, text: str) -> None:
-    assert count(number) == text
-
-
-@pytest.mark.parametrize(
-    ("time", "text"),
-    [
-        (0.0123, "12.3 ms"),
-        (1.5, "1.5 s"),
-        (119, "119 s"),
-        (600, "10 min"),
-        (9000, "2.5 h"),
-        (5e5, "5.79 days"),
-    ],
-)
-def test_seconds(time: float, text: str) -> None:
-    assert seconds(time) == text
+    assert ("strategy.estimator.hidden" in " ".join(capsys.readouterr().out.split())) == warned

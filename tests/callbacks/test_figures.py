@@ -14,12 +14,12 @@ from sglight.callbacks.figures import (
     PlanarFigures,
     decision_figure,
     project,
-    save_figure,
     spread,
     trajectories,
     trajectory_figure,
     undisturbed,
 )
+from sglight.callbacks.pictures import save_figure
 from sglight.strategies.dni import DNI
 from tests.callbacks.common import NETWORK, data, fit
 from tests.strategies.common import assert_equal

@@ -13,9 +13,9 @@ from tests.callbacks.common import fit
 
 def test_all_epochs_that_are_left_are_counted() -> None:
     assert forecast(0.5, 7200, 20) == (
-        "an epoch will take about 60 min (500 ms a batch), all 20 about 20 h, validation not counted"
+        "an epoch will take about 60.0 min (500 ms a batch), 20 epochs about 20.0 h, without validation"
     )
-    assert "all" not in forecast(0.5, 7200, 1)
+    assert "epochs" not in forecast(0.5, 7200, 1)
 
 
 def test_a_long_epoch_is_told_once_and_a_short_one_is_not(

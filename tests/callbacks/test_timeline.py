@@ -19,12 +19,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sglight.callbacks.checkpoint import LastCheckpoint
 from sglight.callbacks.timeline import (
-    LOOKS,
+    STYLES,
     Timeline,
+    after_warm_up,
     batches_from,
     chrome_trace,
     draw,
-    in_full_swing,
     timeline_figure,
 )
 from sglight.link import Alone
@@ -142,7 +142,7 @@ def test_the_first_batches_are_those_of_a_shorter_run(groups: list[range], lag: 
 def test_behind_the_warm_up_or_as_far_as_there_are_enough() -> None:
     def shown(batches: int) -> set[int]:
         return {
-            s.batch for s in chain(*in_full_swing(measured(FOUR, batches=batches), 3)) if s.phase == "forward"
+            s.batch for s in chain(*after_warm_up(measured(FOUR, batches=batches), 3)) if s.phase == "forward"
         }
 
     assert {8, 9, 10} <= shown(20) and max(shown(20)) == 10
@@ -236,7 +236,7 @@ def test_the_picture_has_a_lane_a_stage_and_all_phases(tmp_path: Path, groups: l
     shown = {span.phase for span in chain(*spans)} & set(COMPUTING)
     assert shown == set(COMPUTING) - {"arrive"}, "synthetic gradients have no second backward pass"
     for phase in shown:
-        assert (abs(pixels - to_rgb(LOOKS[phase].colour)).max(-1) < 0.01).sum() > 50, phase
+        assert (abs(pixels - to_rgb(STYLES[phase].colour)).max(-1) < 0.01).sum() > 50, phase
 
 
 @pytest.mark.parametrize(("batches", "all_fit"), [(3, True), (40, False)])
@@ -259,7 +259,7 @@ def test_numbers_stay_inside_their_bars(batches: int, all_fit: bool) -> None:
 def test_the_share_of_computing_is_right() -> None:
     spans = [[Span("forward", 0, 0, 0.0, 3.0), Span("wait", 0, 1, 3.0, 4.0)], [Span("learn", 1, 0, 1.0, 2.0)]]
     shares = [text.get_text() for text in timeline_figure(spans).axes[0].texts if "%" in text.get_text()]
-    assert shares == ["computes\n75%", "computes\n25%"]
+    assert shares == ["computes\n75 %", "computes\n25 %"]
 
 
 def _edges(text: Text) -> tuple[Any, Any]:

@@ -61,7 +61,7 @@ def test_levels_that_are_left_are_shared_out_as_all_are(
 
 def test_epochs_before_are_told_of() -> None:
     message = (
-        r"max_epochs=7 is not the sum of strategy\.level\.epochs=\[2\] behind the 4 epochs .*max_epochs=6,"
+        r"max_epochs=7 is not the sum of strategy\.level\.epochs=\[2\] after the 4 epochs .*max_epochs=6,"
     )
     with pytest.raises(ValueError, match=message):
         Course(1, 4).firsts([Level("exact", 3), Level("dni", 2)], 7)

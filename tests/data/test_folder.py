@@ -174,7 +174,7 @@ def test_a_file_larger_than_its_pixels_can_be_is_not_read(pictures, tmp_path):
             archive.write(file, file.relative_to(pictures))
         archive.writestr("train/cat/bomb.png", bytes(2 << 20))
     with pytest.raises(
-        UserError, match=r"train/cat/bomb\.png has 2 MB, more than .*dataset\.max_megapixels=0\.1"
+        UserError, match=r"train/cat/bomb\.png has 2\.10 MB, more than .*dataset\.max_megapixels=0\.1"
     ):
         make(tmp_path, archive=str(tmp_path / "x.zip"), max_megapixels=0.1)
 

@@ -159,7 +159,7 @@ def test_a_full_disk_leaves_nothing_half_written(path, room):
 
 
 def test_whoever_waits_long_says_for_whom(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(making, "SAY_AFTER_S", 0.1)
+    monkeypatch.setattr(making, "MESSAGE_AFTER_S", 0.1)
     context = multiprocessing.get_context("fork")
     child = context.Process(target=ensure, args=(tmp_path / "new.h5", "one", lingering_fill))
     child.start()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglight.networks.kernels import KERNELS, arranged, channels_last, on_lines
+from sglight.networks.kernels import KERNELS, arranged, channels_last, on_cache_lines
 from tests.networks import reference
 
 
@@ -110,7 +110,7 @@ def test_frugal_records_hold_no_states() -> None:
 )
 def test_lines(count: int, shape: list[int], dtype: torch.dtype) -> None:
     stack = torch.randn(count, *shape).to(dtype)
-    placed = on_lines(stack)
+    placed = on_cache_lines(stack)
     assert torch.equal(placed, stack)
     assert all((entry.data_ptr() - placed.data_ptr()) % 64 == 0 for entry in placed)
 

@@ -36,7 +36,7 @@ def test_backprop_wins_and_the_loser_is_diagnosed():
     assert text == (
         "Most accurate is backprop with 97.00 % test accuracy. First at 90.00 % is backprop, after 4.00 s. "
         "dni is 3.00 points less accurate and 0.80 times as fast: the worst stage's gradients have a cosine of 0.57 "
-        "with the exact ones, estimators take 20% of the computing time."
+        "with the exact ones, estimators take 20 % of the computing time."
     )
 
 

@@ -1,8 +1,8 @@
-"""Numbers as texts."""
+"""Numbers as texts with units."""
 
 import pytest
 
-from sglight.report import units
+from sglight import units
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,9 @@ from sglight.report import units
         (units.seconds, 3 * 3600.0, None, "3.00 h"),
         (units.seconds, 0.0, None, "0 µs"),
         (units.size, 934_862_848, None, "935 MB"),
+        (units.seconds, 5e5, None, "5.79 d"),
         (units.size, 12, None, "12 B"),
+        (units.size, 2.5e15, None, "2.50 PB"),
         (units.count, 38090, 0.0, "38.1 k"),
         (units.count, 7, None, "7"),
         (units.count, 6770.4, 12.0, "6.77 ± 0.01 k"),
@@ -31,3 +33,21 @@ from sglight.report import units
 )  # fmt: skip
 def test_texts(show, mean, std, text):
     assert show(mean, std) == text
+
+
+@pytest.mark.parametrize(("part", "text"), [(0, "0 %"), (0.453, "45 %"), (1, "100 %")])
+def test_shares(part, text):
+    assert units.share(part) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "step", "text"),
+    [(0, 0.2, "0"), (0.4, 0.2, "0.4"), (1.0, 0.2, "1.0"), (1500, 500, "1500"), (2000, 1000, "2k"), (3e6, 1e6, "3M"),
+     (1e-5, 1e-5, "1e-5")],
+)  # fmt: skip
+def test_numbers_at_axes(value, step, text):
+    assert units.tick(value, step) == text
+
+
+def test_plurals():
+    assert [units.plural(n, "batch", "batches") for n in (0, 1, 2)] == ["0 batches", "1 batch", "2 batches"]
