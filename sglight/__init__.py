@@ -1,4 +1,10 @@
-"""Deep stable networks, and training strategies that break the lock along depth."""
+"""Deep stable networks, and strategies that train their parts at the same time.
+
+>>> import sglight
+>>> net = sglight.StableNet(shape=(2,), classes=3, steps=8, channels=4)
+>>> len(net.split(4))
+4
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -16,7 +22,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Imported when they are asked for: the command checks its config before it imports torch.
+# The module of each public name. They are imported on first use, because torch takes seconds to import.
 _HOMES = {
     "Backprop": "sglight.strategies.backprop",
     "DNI": "sglight.strategies.dni",

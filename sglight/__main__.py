@@ -1,4 +1,4 @@
-"""The command: `python -m sglight`, or `sglight` once installed. Torch is imported only when a run begins."""
+"""The command `python -m sglight`, or `sglight` once it is installed. Torch is imported only when a run begins."""
 
 import os
 import shlex
@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from sglight import __version__, cluster, signals, start, status
-from sglight.commandline import arranged, python
+from sglight.commandline import flags_first, python
 from sglight.config.checks import TORCHRUN
 from sglight.config.completed import Completed, find_completed
 from sglight.config.composing import CONF, DIVERGED, SWEEPS, check, to_plain
@@ -26,24 +26,22 @@ from sglight.config.explanations import explain
 from sglight.errors import Diverged, UserError, interruption
 from sglight.output import tolerate
 
+# What can be raised while the config is composed.
 COMPOSITION = (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError)
-
-
-# Only worker 0 of those that torchrun starts has a folder; it tells the others.
+# For workers other than 0 under torchrun: only worker 0 makes a run folder.
 WITHOUT_FOLDER = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
 
-
-# Folders of the runs of this command, of which the last one goes on.
+# The folders of the runs of this command; the last one is the present run.
 _begun: list[str] = []
 
 
 class JobFailed(Exception):
-    """One job of a sweep failed and has said why; the others go on."""
+    """A job of a sweep failed, and its error has been printed; the other jobs go on."""
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def launch(cfg: DictConfig) -> float:
-    """One run, alone or as a job of a sweep; gives the monitored metric to the sweeper."""
+    """Run one config, by itself or as a job of a sweep; returns the monitored metric for the sweeper."""
     _begun.append(to_absolute_path(HydraConfig.get().runtime.output_dir))
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         if TORCHRUN in os.environ:
@@ -58,7 +56,7 @@ def launch(cfg: DictConfig) -> float:
 
 
 def main() -> None:
-    """Run the command; mistakes of the user end it with one sentence and status 1, signals with 128 + their number."""
+    """Run the command. A mistake of the user ends it with one sentence and status 1, a signal with 128 + its number."""
     tolerate()
     if "--version" in sys.argv[1:]:
         print(f"sglight {__version__}")
@@ -77,9 +75,9 @@ def main() -> None:
         finally:
             signals.restore(handlers)
         return
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its exceptions on instead of printing them
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its exceptions instead of printing them
     try:
-        sys.argv[1:] = arranged(sys.argv[1:])
+        sys.argv[1:] = flags_first(sys.argv[1:])
         try:
             _launch()
         finally:
@@ -104,21 +102,21 @@ def main() -> None:
 
 
 def _launch() -> None:
-    """`launch`; a signal ends the process, whatever else went wrong while it was answered."""
+    """Call `launch`; if a signal caused an exception, end the process as it demands."""
     try:
         launch()
-    except BaseException as error:  # Lightning turns Ctrl-C into exit(1)
+    except BaseException as error:  # any, because Lightning turns Ctrl-C into exit(1)
         if (signum := interruption(error)) is not None:
             _interrupted(signum)
         raise
 
 
 def _compare_jobs() -> None:
-    """At the end of a sweep, one table of its jobs and the command for more."""
+    """At the end of a sweep, print a table of its jobs and the command for a full report."""
     for folder in SWEEPS:
         from sglight.report.__main__ import summarise
 
-        with suppress(UserError, OSError):  # the jobs have had their say
+        with suppress(UserError, OSError):  # the jobs themselves have printed their results
             if summarise(folder):
                 command = f"{python('sglight.report')} {shlex.quote(str(folder))} --html report.html"
                 print(f"report       {command}")
@@ -126,6 +124,7 @@ def _compare_jobs() -> None:
 
 
 def _run(cfg: DictConfig) -> float:
+    """Check the config and run it, unless `skip_completed` finds that run finished."""
     cfg = check(cfg)
     if cfg.skip_completed and (done := _completed(cfg)) is not None:
         reason = f"done already in {done.folder}"
@@ -134,27 +133,27 @@ def _run(cfg: DictConfig) -> float:
         if folder != done.folder:  # a sweep may be repeated in its own folder
             status.skip(folder, reason)
         return done.monitored
-    # Waiting threads sleep: spinning ones slow each other down manyfold on a machine with other work. Read by OpenMP
-    # when torch is imported.
+    # OpenMP reads this when torch is imported. Waiting threads sleep then; on a busy machine, threads that spin slow
+    # each other down many times.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return start.run(cfg)
 
 
 def _completed(cfg: DictConfig) -> Completed | None:
-    """The finished run that did what `cfg` asks for, under ``outputs`` or in the folder of this sweep."""
+    """A finished run with the same config, under ``outputs`` or in the folder of this sweep."""
     hydra_cfg = HydraConfig.get()
     sweep = Path(to_absolute_path(hydra_cfg.sweep.dir)) if hydra_cfg.mode == RunMode.MULTIRUN else None
     return find_completed(to_plain(cfg), Path(to_absolute_path("outputs")), sweep)
 
 
 def _job(cfg: DictConfig) -> float:
-    """`_run`, but a failure is told at once: at the end of a sweep Hydra tells of the first one only."""
+    """`_run` for a job of a sweep: prints an error at once, because Hydra would print only the first one at the end."""
     try:
         return _run(cfg)
     except Exception as error:
         hydra_cfg = HydraConfig.get()
         folder = Path(hydra_cfg.runtime.output_dir)
-        if not (folder / status.FILE).exists():  # it had not begun
+        if not (folder / status.FILE).exists():  # the run had not begun
             status.fail(folder, error)
         name = f"job {hydra_cfg.job.num} ({hydra_cfg.job.override_dirname})"
         if isinstance(error, Diverged):
@@ -169,19 +168,20 @@ def _job(cfg: DictConfig) -> float:
 
 
 def _came_from_a_run(error: BaseException) -> bool:
+    """Whether an error was raised within `_run`, not while Hydra composed the config."""
     return any(frame.f_code is _run.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _interrupted(signum: int) -> None:
-    """Say where the run is and how to go on, and end."""
+    """Print where the run was interrupted and how to resume it, and end the process."""
     folder = _begun[-1] if _begun else ""
     if not folder:
-        told = "interrupted"
+        message = "interrupted"
     elif (Path(folder) / "checkpoints" / "last.ckpt").is_file():
-        told = f"interrupted in {folder}; go on with: {python('sglight')} ckpt={shlex.quote(folder)}"
+        message = f"interrupted in {folder}; go on with: {python('sglight')} ckpt={shlex.quote(folder)}"
     else:
-        told = f"interrupted in {folder}, before the first checkpoint; begin anew with the same command"
-    print(told, file=sys.stderr)
+        message = f"interrupted in {folder}, before the first checkpoint; begin anew with the same command"
+    print(message, file=sys.stderr)
     sys.exit(128 + signum)
 
 

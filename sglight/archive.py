@@ -1,4 +1,7 @@
-"""Checkpoint files without torch: sealed, so that every damage shows, and read as far as they hold plain values."""
+"""Seals checkpoint files, so that any damage is found, and reads the plain values in them; imports no torch.
+
+A checkpoint is a ZIP archive. Its seal is a hash of the whole file, written into the comment of the archive.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,11 @@ from sglight.errors import UserError
 
 MARK = b"sglight:"
 DIGEST_BYTES = 32
-END = b"PK\x05\x06"  # of a ZIP archive: 22 bytes, the last two of which are the length of a comment
+END = b"PK\x05\x06"  # the beginning of the last 22 bytes of a ZIP archive; their last two are the length of a comment
 END_BYTES = 22
 BLOCK = 1 << 20
-# Under this key a checkpoint holds what `sglight.callbacks.record` knows of its run.
-RECORD = "run"
-# Under this one what `sglight.strategies.contents` tells of the data.
-DATA = "sglight_data"
+RECORD = "run"  # the key in a checkpoint for what `sglight.callbacks.record` writes about the run
+DATA = "sglight_data"  # the key for what `sglight.strategies.contents` writes about the data
 DAMAGES = (
     OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, RecursionError, MemoryError,
     struct.error, zlib.error, zipfile.BadZipFile, pickle.UnpicklingError,
@@ -29,7 +30,7 @@ DAMAGES = (
 
 
 def seal(path: Path) -> None:
-    """Append a digest of the file to it, as the comment of the ZIP archive that it is."""
+    """Append the seal to a file: a hash of its contents, as the comment of the ZIP archive."""
     with path.open("r+b") as file:
         file.seek(-END_BYTES, io.SEEK_END)
         if not file.read().startswith(END):
@@ -44,10 +45,11 @@ def seal(path: Path) -> None:
 
 
 def check_whole(path: Path, name: str) -> None:
-    """Refuse a file that is no checkpoint, or not as it was written.
+    """Refuse a file that is no checkpoint, or is damaged.
 
     Args:
-        name: what it is called in the message, such as ``ckpt=PATH``.
+        path: of the file.
+        name: of the file in the message, such as ``ckpt=PATH``.
 
     Raises:
         UserError: for any damage.
@@ -60,7 +62,7 @@ def check_whole(path: Path, name: str) -> None:
 
 
 def read_plain(path: Path, name: str) -> dict[str, Any]:
-    """What a checkpoint holds in plain values: tensors and other objects are empty dictionaries in it.
+    """The contents of a checkpoint as far as they are plain values; other objects become empty dictionaries.
 
     Raises:
         UserError: if it cannot be read.
@@ -75,9 +77,9 @@ def read_plain(path: Path, name: str) -> dict[str, Any]:
 
 
 def read_record(path: Path, name: str) -> dict[str, Any]:
-    """What a checkpoint knows of its run, see `sglight.callbacks.record`; empty if it was written without.
+    """What `sglight.callbacks.record` wrote into a checkpoint about its run; empty if it did not.
 
-    What it tells of the data is in ``data``, with the fingerprint.
+    The entry ``data`` has the facts about the data and their fingerprint.
     """
     content = read_plain(path, name)
     record = content.get(RECORD)
@@ -95,7 +97,7 @@ def damaged(name: str) -> UserError:
 
 
 def _is_sealed(path: Path) -> bool:
-    """Whether there is a seal; a ValueError if it is another file's."""
+    """Whether a file has a seal; raises a ValueError if it does not match."""
     length = path.stat().st_size - DIGEST_BYTES
     with path.open("rb") as file:
         file.seek(max(length - len(MARK), 0))
@@ -104,21 +106,21 @@ def _is_sealed(path: Path) -> bool:
         expected = file.read()
         file.seek(0)
         if _digest(file, length) != expected:
-            raise ValueError("the digest is another one")
+            raise ValueError("the digest does not match")
     return True
 
 
 def _check_sums(path: Path) -> None:
-    """Check the sums of the archive, of a checkpoint that nobody has sealed."""
+    """Check the archive's own checksums, for a checkpoint without a seal."""
     with zipfile.ZipFile(path) as archive:
         if (entry := archive.testzip()) is not None:
-            raise ValueError(f"the sum of {entry} is another one")
+            raise ValueError(f"the checksum of {entry} does not match")
     if read_record(path, "").get("sealed"):
-        raise ValueError("the seal is broken")
+        raise ValueError("the seal is missing")
 
 
 def _digest(file: Any, length: int) -> bytes:
-    """Of the next ``length`` bytes, as hexadecimal digits."""
+    """The hash of the next ``length`` bytes of a file, as hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES // 2)
     while length > 0 and (block := file.read(min(BLOCK, length))):
         digest.update(block)
@@ -127,7 +129,7 @@ def _digest(file: Any, length: int) -> bytes:
 
 
 class _Nothing(dict[Any, Any]):
-    """Stands for an object of a class that is not imported here."""
+    """Takes the place of an object whose class is not imported."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The data module and the strategy's module of a run, from its config."""
+"""Builds the data module and the strategy of a run from its config."""
 
 from __future__ import annotations
 
@@ -20,17 +20,25 @@ from sglight.strategies.balance import measured_cuts
 from sglight.strategies.staged import StagedModule
 from sglight.trainer import uses_gpu
 
-# What a run asks of a data module.
+# Attributes that a data module must have.
 NEEDED = ("name", "batch_size", "shape", "classes", "train_size", "val_size", "test_size")
 
 
 def prepare(plain: Mapping[str, Any]) -> None:
-    """Download and convert what ``dataset`` needs, unless that is done."""
+    """Download and convert the data set, unless that is done."""
     _datamodule(plain).prepare_data()
 
 
 def build_datamodule(plain: Mapping[str, Any], inputs: bool = True) -> Any:
-    """The data module of ``dataset``, prepared, so that shape and classes are known; with or without its inputs."""
+    """The data module of ``dataset``, after ``prepare_data`` and ``setup("fit")``.
+
+    Args:
+        plain: the config.
+        inputs: whether samples are needed; a worker without the first stage needs only labels.
+
+    Raises:
+        UserError: if its class cannot be built, or lacks attributes that a run needs.
+    """
     datamodule = _datamodule(plain)
     datamodule.inputs = inputs
     datamodule.prepare_data()
@@ -51,9 +59,9 @@ def _datamodule(plain: Mapping[str, Any]) -> Any:
 
 
 def with_measured_cuts(plain: dict[str, Any]) -> dict[str, Any]:
-    """A config with ``strategy.cuts`` where ``strategy.balance`` is ``measured`` and there are none yet.
+    """With ``strategy.balance=measured``, the config with ``strategy.cuts`` filled in, unless they are given.
 
-    Those of the checkpoint from which a training goes on, otherwise measured ones.
+    A resumed training takes the cuts of its checkpoint; otherwise the stages are measured.
     """
     strategy = dict(plain["strategy"])
     if strategy.get("balance") != "measured" or strategy.get("cuts") is not None or strategy["stages"] == 1:
@@ -74,7 +82,11 @@ def with_measured_cuts(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_module(plain: Mapping[str, Any], datamodule: Any) -> StagedModule:
-    """The strategy's LightningModule for the network of ``model`` on that data."""
+    """The LightningModule of ``strategy``, with the network of ``model`` for this data.
+
+    Raises:
+        UserError: if keys are unknown or missing, or do not go with the data.
+    """
     network = {
         **plain["model"],
         "shape": tuple(datamodule.shape),
@@ -89,13 +101,13 @@ def build_module(plain: Mapping[str, Any], datamodule: Any) -> StagedModule:
         check_filters(network["shape"], plain["model"], settings)
         module = kind(network=network, **settings)
     except ValueError as error:
-        # The network's own checks know the data's shape, which the config's could not.
+        # A check of the network that needs the shape of the data.
         raise UserError(str(error)) from error
     return module
 
 
 def _schema(kind: type[StagedModule]) -> type[StrategyConfig]:
-    """The schema of the strategy that a class is or builds upon."""
+    """The schema of a strategy's class, or of the class from which it derives."""
     for schema in sorted(STRATEGIES.values(), key=lambda each: -len(each.__mro__)):
         if issubclass(kind, load_class(schema._target_, "strategy._target_", StagedModule)):
             return schema
@@ -103,12 +115,12 @@ def _schema(kind: type[StagedModule]) -> type[StrategyConfig]:
 
 
 def strategy_class(plain: Mapping[str, Any]) -> type[StagedModule]:
-    """The class that ``strategy._target_`` names."""
+    """The class given by ``strategy._target_``."""
     return load_class(plain["strategy"]["_target_"], "strategy._target_", StagedModule)
 
 
 def set_threads(plain: Mapping[str, Any], module: StagedModule, samples: int) -> None:
-    """Give this process the threads that the config says, or as many as a batch of ``samples`` keeps busy."""
+    """Set the number of threads of this process: ``trainer.threads``, or as many as a batch of ``samples`` can use."""
     trainer = plain["trainer"]
     torch.set_num_threads(
         trainer["threads"] or useful_threads(module.spec, samples // trainer["replicas"], trainer["devices"])

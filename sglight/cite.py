@@ -1,4 +1,4 @@
-"""The command: `python -m sglight.cite strategy=... model=...` prints BibTeX of the methods used; imports no torch."""
+"""The command `python -m sglight.cite strategy=... model=...` prints BibTeX of the methods used; imports no torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DYNAMICS = {
     "hamiltonian": ["haber2017", "chang2018reversible"],
     "leapfrog": ["haber2017"],
 }
-# By strategy, or by mode of a level.
+# Papers by strategy, or by mode of a level.
 STRATEGIES = {
     "delayed": ["huo2018decoupled", "narayanan2019", "narayanan2021"],
     "dni": ["jaderberg2017"],
@@ -52,10 +52,11 @@ def main(overrides: list[str] | None = None) -> None:
 
 
 def cited(strategy: str, config: Mapping[str, Any]) -> Iterator[str]:
-    """The keys of the papers behind a config, of which some may come twice.
+    """The keys of the papers on which a config is based; a key may come twice.
 
     Args:
-        strategy: the choice of that group. config: ``model`` and ``strategy``, plain.
+        strategy: the choice of that group.
+        config: ``model`` and ``strategy``, plain.
     """
     model, settings = config["model"], config["strategy"]
     yield "sglight"

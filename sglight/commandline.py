@@ -1,4 +1,4 @@
-"""The words of a command before Hydra reads them: flags first, and mistakes that Hydra would answer with its usage."""
+"""Sorts the arguments of a command for Hydra, and explains mistakes for which Hydra would only print its usage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from sglight.config.explanations import did_you_mean
 from sglight.errors import UserError
 
-# Hydra's flags, and whether a value follows.
+# Hydra's flags, and whether each is followed by a value.
 FLAGS = {
     "--help": False, "-h": False, "--hydra-help": False, "--version": False, "--cfg": True, "-c": True,
     "--resolve": False, "--package": True, "-p": True, "--run": False, "-r": False, "--multirun": False, "-m": False,
@@ -25,60 +25,64 @@ SEVERAL = ("callbacks", "logger")  # groups of which a run may have more than on
 INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
-def arranged(words: Sequence[str]) -> list[str]:
-    """The flags with their values, then the overrides, which may come in any order.
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command with all flags, and their values, before the overrides.
 
     Raises:
-        UserError: for a flag that there is not.
+        UserError: for an unknown flag, or several choices of a group that takes one.
+
+    >>> flags_first(["strategy=dni", "-m", "seed=1,2"])
+    ['-m', 'strategy=dni', 'seed=1,2']
     """
     flags, overrides = list[str](), list[str]()
-    rest = iter(words)
-    for word in rest:
-        name = word.partition("=")[0]
-        if not word.startswith("-") or re.fullmatch(r"-?[\d.]+", word):
-            _check_choice(word)
-            overrides.append(word)
+    rest = iter(arguments)
+    for argument in rest:
+        name = argument.partition("=")[0]
+        if not argument.startswith("-") or re.fullmatch(r"-?[\d.]+", argument):
+            _check_choice(argument)
+            overrides.append(argument)
             continue
         if name not in FLAGS:
             raise UserError(f"{name} is unknown; {_meant(name)}")
-        flags.append(word)
-        if FLAGS[name] and "=" not in word:
+        flags.append(argument)
+        if FLAGS[name] and "=" not in argument:
             flags += [value for value in [next(rest, None)] if value is not None]
-        elif name in ("--info", "-i") and "=" not in word and (value := next(rest, None)) is not None:
+        elif name in ("--info", "-i") and "=" not in argument and (value := next(rest, None)) is not None:
             (flags if value in INFOS else overrides).append(value)
     return [*flags, *overrides]
 
 
-def _check_choice(word: str) -> None:
-    """Refuse a list of choices, of which Hydra would take none or all."""
-    group, _, value = word.partition("=")
+def _check_choice(override: str) -> None:
+    """Refuse a list of choices for a group that takes one; Hydra would take all of them, or none."""
+    group, _, value = override.partition("=")
     if group in GROUPS and group not in SEVERAL and value.startswith("["):
         choices = value.strip("[] ").replace(" ", "")
         first, several = choices.partition(",")[0], f", or add -m and write {group}={choices} to run each"
         raise UserError(
-            f"{word} is a list, but there is one {group}; write {group}={first}{several if ',' in choices else ''}"
+            f"{override} is a list, but there is one {group}; write {group}={first}{several if ',' in choices else ''}"
         )
 
 
 def _meant(name: str) -> str:
+    """What an unknown flag may have been meant to be, as text."""
     if (key := name.lstrip("-")) and "." in key:
         return f"keys are written without dashes: {key}=..."
     return did_you_mean(name, [flag for flag in FLAGS if flag.startswith("--")])
 
 
 def python(module: str) -> str:
-    """The command that runs a module by this very Python, as it can be typed here: ``.venv/bin/python -m sglight``."""
+    """The command that runs a module with this Python, as it can be typed here: ``.venv/bin/python -m sglight``."""
     return f"{_typed(Path(sys.executable))} -m {module}"
 
 
 def tensorboard() -> str:
-    """The command that starts TensorBoard beside this very Python."""
+    """The command that starts the TensorBoard installed with this Python."""
     script = Path(sys.executable).with_name("tensorboard")
     return _typed(script) if script.is_file() else python("tensorboard.main")
 
 
 def _typed(program: Path) -> str:
-    """A program by its name alone if the shell finds this one by it, otherwise by its path from here."""
+    """The name of a program if the shell finds it by that, else its path from the current directory."""
     found = shutil.which(program.name)
     if found is not None and os.path.abspath(found) == os.path.abspath(program):
         return program.name

@@ -1,4 +1,4 @@
-"""`mode=predict` and `mode=export`: what a trained network is used for, with nothing but its checkpoint."""
+"""`mode=predict` and `mode=export`: uses a trained network, given its checkpoint alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TABLE = "predictions.csv"
 
 
 def run(plain: Mapping[str, Any], folder: Path) -> float:
-    """Do what ``mode`` says with the network of ``ckpt``; gives the number of predictions, or of files."""
+    """Predict or export with the network of ``ckpt``; returns the number of predictions, or of files written."""
     predictor = load(plain["ckpt"], _device(plain["trainer"]["accelerator"]))
     if plain["mode"] == "predict":
         settings = plain["predict"]
@@ -38,7 +38,15 @@ def run(plain: Mapping[str, Any], folder: Path) -> float:
 def predict(
     predictor: Predictor, source: Path, table: Path, batch_size: int = 256, progress: bool = False
 ) -> int:
-    """Write a line for each sample of ``source``: input (file or row), class, probability; gives their number."""
+    """Write a CSV table with a row for each sample: input (file or row), class, probability. Returns their number.
+
+    Args:
+        predictor: the trained network.
+        source: a file or folder, see `Samples`.
+        table: the path of the table.
+        batch_size: samples in a batch.
+        progress: whether to show a progress bar.
+    """
     samples = Samples(source, predictor.shape)
     counts = Counter[str]()
     batches = samples.batches(batch_size)
@@ -59,7 +67,7 @@ def predict(
 
 
 def _check_range(predictor: Predictor, x: Any, source: Path) -> None:
-    """Refuse numbers in [0, 1] where the network takes bytes: it would see nothing but black."""
+    """Refuse numbers in [0, 1] if the network takes bytes, for which they would all be black."""
     if predictor.pixels and x.dtype.kind == "f" and x.size and 0 < x.max() <= 1:
         raise UserError(
             f"predict.input={source} holds numbers from {x.min():g} to {x.max():g}, but the network takes bytes, 0 to "

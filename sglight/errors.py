@@ -1,30 +1,30 @@
-"""What went wrong, in one sentence; imports neither torch nor Hydra."""
+"""The exceptions of sglight; imports neither torch nor Hydra."""
 
 import signal
 
 
 class UserError(ValueError):
-    """A mistake in the command, a file or a set-up.
+    """A mistake in the command, a file or the installation.
 
-    The message says in one sentence what was given, what is allowed and which key to change.
-
-    `python -m sglight` prints the message without a traceback and ends with status 1.
+    The message says in one sentence what was given, what is allowed and which key to change. `python -m sglight` prints
+    it without a traceback and ends with status 1.
     """
 
 
 class RunFailed(UserError):
-    """It was not the command: the run was under way."""
+    """An error after the run had begun, so that the command itself was not wrong."""
 
 
 class Diverged(RunFailed):
-    """The training has come to numbers that are none; a sweep counts the job as one of the worst value."""
+    """The loss or the weights are not finite any more. The job of a sweep returns NaN then."""
 
 
 class Terminated(BaseException):
     """A signal asks the process to end.
 
     Attributes:
-        signum: its number. elsewhere: whether another worker got it.
+        signum: the number of the signal.
+        elsewhere: whether another worker got it.
     """
 
     def __init__(self, signum: int, elsewhere: bool = False) -> None:
@@ -33,7 +33,7 @@ class Terminated(BaseException):
 
 
 def interruption(error: BaseException | None) -> int | None:
-    """The number of the signal that has brought an exception about, by itself or while it was answered."""
+    """The number of the signal that caused an exception, directly or through others; None if none did."""
     while error is not None:
         if isinstance(error, Terminated):
             return error.signum
@@ -44,4 +44,4 @@ def interruption(error: BaseException | None) -> int | None:
 
 
 class PeerLost(RuntimeError):
-    """The worker at the other end has gone or does not answer: a consequence, its own failure is the cause."""
+    """Another worker has ended or does not answer. This is a consequence; the failure of that worker is the cause."""

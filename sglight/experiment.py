@@ -46,11 +46,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be done, on which all workers agree.
+    """What a run is to do; the same at all workers, except for the rank.
 
     Attributes:
-        plain: the config. folder: of the run. name: see `run_hash`. before: the record of the checkpoint that the run
-            begins from; empty for none. rank: of this worker. brief: whether to print a line at its end only.
+        plain: the config.
+        folder: of the run.
+        name: the hash of the run, see `run_hash`.
+        before: the record of the checkpoint from which the run resumes; empty if it does not.
+        rank: of this worker.
+        brief: whether to print only one line, at the end.
     """
 
     plain: Mapping[str, Any]
@@ -63,7 +67,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is put together from."""
+    """The objects of a run."""
 
     datamodule: Any
     module: StagedModule
@@ -77,10 +81,15 @@ class Parts:
 
 
 def run(plain: dict[str, Any], folder: Path, brief: bool = False) -> float:
-    """The run that a plain config describes, in this process, or this worker's part of it; see `sglight.start.run`.
+    """Carry out the run of a plain config, or this worker's part of it; returns the monitored metric.
 
     Args:
-        brief: print a line at its end only.
+        plain: the config.
+        folder: of the run.
+        brief: whether to print only one line, at the end.
+
+    Raises:
+        UserError: see `sglight.start.run`.
     """
     with explained(folder):
         task = agreed(plain, folder, brief)
@@ -97,7 +106,7 @@ def run(plain: dict[str, Any], folder: Path, brief: bool = False) -> float:
 
 
 def agreed(plain: dict[str, Any], folder: Path, brief: bool) -> Task:
-    """The task as worker 0 sees it."""
+    """The task, with config, folder and checkpoint as worker 0 has them."""
     rank, name = 0 if (place := environment()) is None else place.global_rank(), ""
     before: dict[str, Any] = {}
     if rank == 0:
@@ -109,14 +118,18 @@ def agreed(plain: dict[str, Any], folder: Path, brief: bool) -> Task:
 
 
 def build(task: Task) -> Parts:
-    """Put the parts together; a checkpoint that does not fit is refused here."""
+    """Build data, strategy, callbacks and Trainer.
+
+    Raises:
+        UserError: if one cannot be built, or the checkpoint does not fit.
+    """
     plain, folder = task.plain, task.folder
     set_up(plain, task.rank)
     opens = seats_of(plain["trainer"])[task.rank].group == 0
     datamodule = build_datamodule(plain, inputs=opens or strategy_class(plain).inputs_everywhere)
     data = describe_data(datamodule)
     module = build_module(plain, datamodule)
-    forget_peak()  # the libraries that read the data are there, and the data themselves not yet
+    forget_peak()  # now the libraries that read data are loaded, but not the data
     set_threads(plain, module, datamodule.batch_size)
     start = Origin.of(plain, module, data, task.before)
     if task.rank == 0:
@@ -137,7 +150,7 @@ def build(task: Task) -> Parts:
 
 
 def fit(parts: Parts) -> dict[str, Any]:
-    """Train, unless a checkpoint has its training behind it; gives what is known without a test."""
+    """Train, unless the training of the checkpoint is complete; returns the metrics so far."""
     main = parts.trainer, parts.module, parts.datamodule, parts.best, parts.start
     if parts.start.is_over:
         metrics = results.validate(*main)
@@ -148,7 +161,7 @@ def fit(parts: Parts) -> dict[str, Any]:
 
 
 def test(parts: Parts) -> dict[str, Any]:
-    """Test the best checkpoint, or the last one where there is none; with what callbacks have found out."""
+    """Test the best checkpoint, or the last one if there is none; returns its metrics and those of callbacks."""
     ckpt = parts.best.best_model_path or (parts.start.ckpt if parts.start.is_over else None)
     metrics = results.test(parts.trainer, parts.module, parts.datamodule, ckpt)
     tested = {key: value for key, value in metrics.items() if key.startswith("test/")}
@@ -156,7 +169,7 @@ def test(parts: Parts) -> dict[str, Any]:
 
 
 def write(task: Task, parts: Parts, metrics: Mapping[str, Any], monitored: float) -> None:
-    """Write what came of it, and print it."""
+    """Write the results to ``metrics.json`` and the loggers, and print them."""
     sizes, plain = parts.summary.parameters.items(), task.plain
     found = {
         **metrics,

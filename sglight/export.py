@@ -1,4 +1,4 @@
-"""A trained network in files for other programs: a torch.export program, safetensors, ONNX."""
+"""Writes a trained network to files for other programs: a torch.export program, safetensors or ONNX."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from sglight.inference import Predictor
 
 
 def export(predictor: Predictor, folder: Path, kind: str) -> list[Path]:
-    """Write the network into ``folder``, and `describe` beside it as ``network.json``; gives the files.
+    """Write the network into ``folder``, with its description in ``network.json``; returns the paths of the files.
 
     Args:
+        predictor: the trained network.
+        folder: for the files.
         kind: ``torch`` (``network.pt2``, for ``torch.export.load``), ``safetensors`` or ``onnx``.
     """
     predictor = predictor.eval().cpu()
@@ -33,7 +35,7 @@ def export(predictor: Predictor, folder: Path, kind: str) -> list[Path]:
 
 
 def describe(predictor: Predictor, kind: str) -> dict[str, Any]:
-    """What is not in the tensors, in plain values; ``scale`` and ``shift`` are among the tensors."""
+    """Everything about a network except its tensors, in plain values."""
     spec = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(predictor.network.spec).items()}
     return {
         "format": kind,
@@ -60,7 +62,7 @@ def _torch(predictor: Predictor, path: Path) -> None:
 
 
 def _safetensors(predictor: Predictor, path: Path) -> None:
-    from safetensors.torch import save_file  # an extra
+    from safetensors.torch import save_file  # an optional dependency
 
     tensors = {name: tensor.contiguous() for name, tensor in predictor.state_dict().items()}
     save_file(tensors, path)
@@ -68,7 +70,7 @@ def _safetensors(predictor: Predictor, path: Path) -> None:
 
 def _onnx(predictor: Predictor, path: Path) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter about itself
+        warnings.simplefilter("ignore")  # the exporter warns about its own parts
         program = torch.onnx.export(
             predictor, (_example(predictor),), input_names=["samples"], output_names=["logits"],
             dynamic_shapes=({0: torch.export.Dim("N")},), dynamo=True, verbose=False,

@@ -1,4 +1,4 @@
-"""What goes wrong while a run is under way, said in a sentence."""
+"""Turns errors of Lightning and of a full disk during a run into one sentence."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from sglight.errors import Diverged, RunFailed, UserError
 
-# Errors of a system call that a file has no room.
+# Error numbers that mean that there is no room for a file.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
-    """What Lightning finds wrong with settings while it runs, and a full disk, as a sentence."""
+    """Context that raises a `UserError` for settings that Lightning refuses, for overflows and for a full disk."""
     try:
         yield
     except MisconfigurationException as error:

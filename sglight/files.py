@@ -1,4 +1,4 @@
-"""Files that are whole at any moment; imports nothing of ours."""
+"""Writes files so that they are never incomplete; imports nothing of ours."""
 
 import os
 from collections.abc import Iterator
@@ -12,14 +12,14 @@ def temporary_of(path: Path) -> Path:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what earlier processes have left half-written in a run's folder and those in it."""
+    """Remove incomplete files that earlier processes have left in a run folder and in its folders."""
     for left in (*folder.glob("*.tmp"), *folder.glob("*/*.tmp")):
         left.unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name beside ``path`` to write to: it becomes ``path`` once all is written, and goes if anything fails."""
+    """Context with a temporary path to write to, which then replaces ``path``; if anything fails it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_of(path)
     try:
@@ -30,6 +30,6 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file such that it is either whole or as it was."""
+    """Write a text file; if that fails, a file that was there stays as it was."""
     with replacing(path) as temporary:
         temporary.write_text(text)

@@ -1,4 +1,4 @@
-"""A trained network in plain torch: raw samples in, probabilities and class names out."""
+"""Loads a trained network and uses it without Lightning: raw samples in, probabilities and class names out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,12 @@ BATCH = 1000
 
 
 class Predictions(NamedTuple):
-    """Probabilities ``[N, classes]``, on the CPU, and the most probable class's name of each sample."""
+    """The result of `Predictor.predict`.
+
+    Attributes:
+        probabilities: ``[N, classes]``, on the CPU.
+        names: of the most probable class of each sample.
+    """
 
     probabilities: Tensor
     names: list[str]
@@ -32,14 +37,19 @@ class Predictions(NamedTuple):
 class Predictor(nn.Module):
     """A network with the normalisation of its data and the names of its classes.
 
-    ``forward``: raw samples ``[B, *shape]`` of any number type, as the data set stores them (bytes of pictures,
-    ``[B, C, H, W]``; features), in; logits ``[B, classes]`` out.
+    ``forward`` takes raw samples ``[B, *shape]`` of any number type, as the data set stores them (bytes of pictures
+    ``[B, C, H, W]``, or features), and returns logits ``[B, classes]``.
 
     Attributes:
         network: takes normalised samples.
-        class_names: of the logits, in order.
+        class_names: in the order of the logits.
         shape: of a sample.
         pixels: whether samples are bytes, 0 to 255.
+
+    >>> from sglight.networks import StableNet
+    >>> predictor = Predictor(StableNet(shape=(2,), classes=2, channels=4, seed=0), ["cat", "dog"])
+    >>> predictor.predict([[0.1, 0.2], [0.3, 0.4]]).probabilities.shape
+    torch.Size([2, 2])
     """
 
     scale: Tensor
@@ -69,10 +79,10 @@ class Predictor(nn.Module):
 
     @torch.no_grad()
     def predict(self, samples: Any, batch_size: int = BATCH) -> Predictions:
-        """The classes of raw samples ``[N, *shape]``, or of one, ``shape``: an array, a tensor or a list of them.
+        """The classes of raw samples: an array, tensor or list ``[N, *shape]``, or one sample of that ``shape``.
 
         Raises:
-            UserError: for samples of another shape, or that are no numbers.
+            UserError: for samples of another shape, or that are not numbers.
         """
         x = self.samples(samples)
         was_training, device = self.training, self.scale.device
@@ -85,10 +95,10 @@ class Predictor(nn.Module):
         return Predictions(probabilities, [self.class_names[i] for i in probabilities.argmax(1).tolist()])
 
     def samples(self, given: Any) -> Tensor:
-        """``given`` as a tensor ``[N, *shape]``.
+        """Samples as a tensor ``[N, *shape]``.
 
         Raises:
-            UserError: for samples of another shape, or that are no numbers.
+            UserError: for samples of another shape, or that are not numbers.
         """
         try:
             if isinstance(given, Sequence) and given and isinstance(given[0], Tensor):
@@ -96,29 +106,38 @@ class Predictor(nn.Module):
             x = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"samples must be numbers, [N, {self._words}]: {str(error).splitlines()[0]}"
+                f"samples must be numbers, [N, {self._sizes}]: {str(error).splitlines()[0]}"
             ) from error
         if tuple(x.shape) == self.shape:
             x = x[None]
         if tuple(x.shape[1:]) != self.shape or x.ndim != len(self.shape) + 1:
-            raise UserError(f"the network takes samples [N, {self._words}], not {list(x.shape)}")
+            raise UserError(f"the network takes samples [N, {self._sizes}], not {list(x.shape)}")
         if x.is_complex():
             raise UserError("samples must be real numbers, not complex ones")
         return x
 
     @property
-    def _words(self) -> str:
+    def _sizes(self) -> str:
         return ", ".join(map(str, self.shape))
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Predictor:
-    """The trained network of a run's folder (its best checkpoint) or of a checkpoint, in evaluation mode.
+    """Load a trained network, in evaluation mode.
 
-    Without a data module in the training (a script with loaders of its own) samples are taken as the network takes
-    them, and classes are called by their numbers.
+    If it was trained by a script without a data module, samples are not normalised, and the names of the classes are
+    their numbers.
+
+    Args:
+        path: a run folder, of which the best checkpoint is loaded, or a checkpoint.
+        device: for the network.
 
     Raises:
-        UserError: if there is no checkpoint of sglight that can be used.
+        UserError: if there is no checkpoint of sglight, or it is damaged.
+
+    ::
+
+        predictor = sglight.load("outputs/2026-11-27/10-00-00-digits-hamiltonian-delayed")
+        predictor.predict(samples).names
     """
     file = find_checkpoint(Path(path).expanduser())
     try:
@@ -129,7 +148,11 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Predictor:
 
 
 def from_checkpoint(checkpoint: Any, name: str) -> Predictor:
-    """The network of a checkpoint that has been read; ``name`` is for errors."""
+    """The network of the contents of a checkpoint; ``name`` is that of the file, for messages.
+
+    Raises:
+        UserError: if they are not those of a checkpoint of sglight.
+    """
     if not isinstance(checkpoint, Mapping) or not {"state_dict", "sglight"} <= checkpoint.keys():
         raise UserError(f"{name} is not a checkpoint of sglight; give a run's folder or its best.ckpt")
     if DATA not in checkpoint:
@@ -144,7 +167,11 @@ def from_checkpoint(checkpoint: Any, name: str) -> Predictor:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The best checkpoint of a run's folder, the last if there is none, or the file itself."""
+    """The checkpoint of a path: of a run folder the best one, or the last if there is none; otherwise the file itself.
+
+    Raises:
+        UserError: if there is none.
+    """
     candidates = [path] if not path.is_dir() else [path / "checkpoints" / name for name in (BEST, LAST)]
     found = next((file for file in candidates if file.is_file()), None)
     if found is None:
@@ -155,7 +182,10 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def _network(identity: Mapping[str, Any], state: Mapping[str, Tensor]) -> StableNet:
-    """The whole network, of parameters that are named by stage; its depth is that of the parameters."""
+    """The whole network of a state dict, whose parameters are named by stage.
+
+    The number of steps is that of the parameters, because the network may have been refined.
+    """
     names = {field.name for field in fields(NetworkSpec)}
     given = {key.removeprefix("model."): value for key, value in identity.items()}
     found: dict[str, list[Tensor]] = {}

@@ -1,8 +1,8 @@
-"""What crosses a boundary between stages, and what workers tell each other; here for one process alone.
+"""The interface between stages and between workers, and its implementation for a single process.
 
-A strategy sees a `Placement`: which stages live in its process, and a `Channel` in each direction of each boundary
-that it touches. Its training step is the same whether the other end of a channel is in this process (`LocalChannel`)
-or in another (`sglight.parallel`).
+A strategy gets a `Placement`: which stages are in its process, and for each of their boundaries two `Channel` objects,
+one for each direction. The training step is the same whether the other end of a channel is in this process
+(`LocalChannel`) or in another one (`sglight.parallel`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Waits:
     """Something that may have to wait for another worker.
 
     Attributes:
-        waiting: entered whenever it waits, so that a supervisor can tell waiting from hanging.
-        waited_s: seconds spent so.
+        waiting: makes a context that is entered while it waits, by which a supervisor can tell waiting from hanging.
+        waited_s: seconds spent waiting.
     """
 
     waiting: Waiting = nullcontext
@@ -34,7 +34,7 @@ class Waits:
 
     @contextmanager
     def blocked(self) -> Iterator[None]:
-        """While this worker waits for another one."""
+        """Context in which this worker waits for another one."""
         start = perf_counter()
         try:
             with self.waiting():
@@ -44,13 +44,14 @@ class Waits:
 
 
 class Channel(Waits, ABC):
-    """One direction of a boundary: tensors come out in the order in which they went in.
+    """One direction of a boundary: a queue of tensors.
 
-    A process has the sending end, the receiving end, or both (`LocalChannel`).
+    A process has the sending end (`Sender`), the receiving end (`Receiver`), or both (`LocalChannel`).
 
     Attributes:
-        waited_s: seconds spent waiting for the other end. moved_s: seconds spent copying.
-        lends: whether what `receive` gives is valid until the next call only.
+        waited_s: seconds spent waiting for the other end.
+        moved_s: seconds spent copying.
+        lends: whether the tensor from `receive` is overwritten by the next call.
     """
 
     moved_s = 0.0
@@ -58,40 +59,40 @@ class Channel(Waits, ABC):
 
     @abstractmethod
     def send(self, tensor: Tensor) -> None:
-        """Hand ``tensor`` on, which nobody changes afterwards.
+        """Send a tensor, which must not be changed afterwards.
 
-        Returns before it has arrived, but waits while as many tensors as the channel holds are still on their way.
+        Returns before it has arrived, but waits while the channel is full.
 
         Raises:
-            PeerLost: if the other end has gone.
+            PeerLost: if the worker at the other end has ended.
         """
 
     @abstractmethod
     def receive(self, shape: Sequence[int]) -> Tensor:
-        """The next tensor, of that shape; it is valid until the next call.
+        """The next tensor, which must have that shape. If the channel `lends`, it is valid until the next call.
 
         Raises:
-            PeerLost: if the other end has gone, or sent something of another shape.
+            PeerLost: if the worker at the other end has ended, or sent a tensor of another shape.
         """
 
     def close(self) -> None:
-        """Release what the channel holds; what is on its way is lost."""
+        """Release the resources of the channel; tensors that were not received are lost."""
 
 
 class Sender(Channel):
-    """The end at which tensors go in."""
+    """The sending end of a channel to another process."""
 
     @override
     def receive(self, shape: Sequence[int]) -> Tensor:
-        raise AssertionError("they come out in another process")
+        raise AssertionError("the receiving end is in another process")
 
 
 class Receiver(Channel):
-    """The end at which tensors come out."""
+    """The receiving end of a channel from another process."""
 
     @override
     def send(self, tensor: Tensor) -> None:
-        raise AssertionError("they go in in another process")
+        raise AssertionError("the sending end is in another process")
 
 
 class LocalChannel(Channel):
@@ -112,7 +113,7 @@ class LocalChannel(Channel):
 
 
 class Pending(ABC):
-    """A result that is still on its way."""
+    """A result that may not have arrived yet."""
 
     @abstractmethod
     def ready(self) -> bool:
@@ -120,14 +121,15 @@ class Pending(ABC):
 
     @abstractmethod
     def result(self) -> list[float]:
-        """Wait for it."""
+        """The result; waits until it is there."""
 
 
 class Peers(Waits, ABC):
-    """All workers of a run, this one among them. Every worker makes the same calls in the same order.
+    """All workers of a run, for collective calls. Every worker must make the same calls in the same order.
 
     Attributes:
-        rank: of this worker, from 0. size: W.
+        rank: of this worker, from 0.
+        size: the number of workers.
     """
 
     rank: int
@@ -155,18 +157,19 @@ class Peers(Waits, ABC):
 
     @abstractmethod
     def stops(self, point: int, signum: int | None) -> int | None:
-        """The signal because of which all workers end at this point, if one of them has got one.
+        """Whether all workers end at this point, because one of them got a signal: its number, or None.
 
         Args:
-            point: larger than that of the call before. signum: the signal that has reached this worker.
+            point: a number that grows from call to call, the same at all workers.
+            signum: the signal that this worker got; None for none.
         """
 
     def close(self) -> None:
-        """Leave."""
+        """Leave the group of workers."""
 
 
 class Alone(Peers):
-    """One process that has all stages."""
+    """The only worker of a run, which has all stages."""
 
     rank, size = 0, 1
 
@@ -228,7 +231,7 @@ def _nothing() -> None:
 
 
 class Known(Pending):
-    """A result that is there."""
+    """A result that is there already."""
 
     def __init__(self, values: list[float]) -> None:
         self._values = values
@@ -244,15 +247,16 @@ class Known(Pending):
 
 @dataclass
 class Placement:
-    """Which of M stages live in this process, and what leads to their neighbours.
+    """Which of M stages are in this process, and the channels to their neighbours.
 
     Attributes:
-        own: numbers of the stages here, neighbours in order.
-        states, gradients: for each boundary with an end here (behind stage i: key i) the channel down to stage i + 1,
-            and that up from it.
-        peers: all workers. pipeline: those of them, in the order of their stages, that hold each stage once.
-        replicas: those that hold the same stages as this one. statistics: those over whose samples batch normalisation
-            goes: they, or this one alone.
+        own: the numbers of these stages, which are consecutive.
+        states: for each boundary of these stages the channel of states, from stage i to stage i + 1, under the key i.
+        gradients: the same for gradients, from stage i + 1 to stage i.
+        peers: all workers.
+        pipeline: those of them, in the order of their stages, that hold each stage once.
+        replicas: those of them that hold the same stages as this one.
+        statistics: those over whose samples batch normalisation takes its means: the replicas, or this one alone.
     """
 
     own: range
@@ -270,11 +274,16 @@ class Placement:
 
 
 def alone(stages: int) -> Placement:
-    """All stages in this process."""
+    """The placement with all stages in this process.
+
+    >>> placement = alone(stages=3)
+    >>> placement.own, sorted(placement.states)
+    (range(0, 3), [0, 1])
+    """
     peers = Alone()
     return Placement(range(stages), local_channels(stages), local_channels(stages), peers, peers)
 
 
 def local_channels(stages: int) -> dict[int, Channel]:
-    """One for each boundary between stages of one process."""
+    """A channel for each boundary between stages of one process."""
     return {i: LocalChannel() for i in range(stages - 1)}

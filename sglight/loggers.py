@@ -1,4 +1,4 @@
-"""Loggers, from the nodes of ``logger``; one that writes a table keeps the rows of the training before."""
+"""Builds the loggers of a run, and a CSV logger that keeps earlier rows when a run is resumed."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ def build_loggers(
     """The loggers of a run.
 
     Args:
-        nodes: by name, each with ``_target_``; ``save_dir: null`` stands for the run's folder.
+        nodes: of the config group ``logger``, each with ``_target_``; ``save_dir: null`` means the run folder.
         folder: of the run.
-        batches_before: those of a training that goes on; what is logged of them stays.
+        batches_before: how many batches were trained before the run was resumed; their rows are kept.
+
+    Raises:
+        UserError: if one cannot be built.
     """
     loggers = list[Logger]()
     for name, node in nodes.items():
@@ -36,14 +39,14 @@ def build_loggers(
 
 
 def finish_loggers() -> None:
-    """End what loggers leave open for the whole process: the next run of a sweep would go on with wandb's."""
+    """Close a run of wandb, which the next run of a sweep in this process would continue otherwise."""
     wandb: Any = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
         wandb.finish()
 
 
 class TableLogger(CSVLogger):
-    """Lightning's `CSVLogger`, writing ``metrics.csv`` straight into its folder.
+    """Lightning's `CSVLogger`, which writes ``metrics.csv`` directly into its folder.
 
     Args:
         save_dir: the folder.
@@ -54,17 +57,17 @@ class TableLogger(CSVLogger):
         self._kept = list[dict[str, Any]]()
 
     def keep(self, batches: int) -> None:
-        """Keep the rows of the first ``batches`` that the file has now."""
+        """Keep the rows of the first ``batches`` batches in the present file."""
         self._kept = list(_rows_before(Path(self.save_dir) / "metrics.csv", batches))
 
     @property
     @override
     def experiment(self) -> Any:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that earlier files are deleted
+            warnings.simplefilter("ignore")  # Lightning warns that the earlier file is deleted
             writer = super().experiment
         kept, self._kept = self._kept, []
-        if kept and hasattr(writer, "metrics"):  # not on other workers
+        if kept and hasattr(writer, "metrics"):  # only at worker 0
             writer.metrics[:0] = kept
         return writer
 

@@ -1,4 +1,4 @@
-"""Where a run begins: anew, or from a checkpoint that is whole and fits."""
+"""Where a run begins: at its first epoch, or at a checkpoint, which is checked here."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ class Origin:
     """Where a run begins.
 
     Attributes:
-        epochs, batches: of the training before its checkpoint. is_over: whether only the results are missing.
-        ckpt: the checkpoint. metrics: of its last epoch.
+        epochs, batches: that were trained before the checkpoint.
+        is_over: whether the training is complete and only its results are missing.
+        ckpt: the path of the checkpoint.
+        metrics: of its last epoch.
     """
 
     epochs: int = 0
@@ -43,11 +45,17 @@ class Origin:
         data: Mapping[str, Any],
         before: Any,
     ) -> Origin:
-        """The start of a run, whose checkpoint has the record ``before``.
+        """Where the run of a config begins.
+
+        Args:
+            plain: the config.
+            module: the strategy.
+            data: facts about the data, see `sglight.callbacks.record.describe_data`.
+            before: the record in the checkpoint.
 
         Raises:
-            UserError: if the checkpoint is damaged, of other data, of another network or strategy, or of a training
-                that has come to its end and told its results.
+            UserError: if the checkpoint is damaged, was trained on other data or with another network or strategy, or
+                if its training is complete and its results are written.
         """
         ckpt, testing = plain["ckpt"], plain["mode"] == "test"
         if ckpt is None:
@@ -69,7 +77,7 @@ class Origin:
             or (steps is not None and checkpoint["global_step"] >= steps)
             or _ended(plain, before)
         )
-        if is_over and _has_told(Path(ckpt).parent.parent, epochs):
+        if is_over and _has_results(Path(ckpt).parent.parent, epochs):
             raise UserError(
                 f"ckpt={ckpt} has trained {epochs} epochs already; set trainer.max_epochs above that to go on, or "
                 "mode=test to evaluate it"
@@ -77,8 +85,8 @@ class Origin:
         return cls(epochs, checkpoint["global_step"], is_over, ckpt, before.get("metrics", {}))
 
 
-def _has_told(folder: Path, epochs: int) -> bool:
-    """Whether a run's folder has the results of so many epochs."""
+def _has_results(folder: Path, epochs: int) -> bool:
+    """Whether a run folder has the results of at least so many epochs."""
     try:
         metrics = json.loads((folder / "metrics.json").read_text())
         return bool(metrics["run/epochs"] >= epochs)
@@ -87,7 +95,7 @@ def _has_told(folder: Path, epochs: int) -> bool:
 
 
 def _ended(plain: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
-    """Whether the training has ended before its last epoch, by what the config still asks for."""
+    """Whether the training was stopped early by settings that the present config still has."""
     if not before.get("ended"):
         return False
     earlier = before["config"]

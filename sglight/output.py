@@ -1,4 +1,4 @@
-"""What is printed never ends a run: a terminal may not know the characters, a disk may be full."""
+"""Makes sure that printing never ends a run, if the terminal lacks a character or the disk is full."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing_extensions import override
 
 
 class Tolerant(io.TextIOWrapper):
-    """A stream that goes on to nowhere once it cannot be written any more."""
+    """A stream that discards its output once it cannot be written any more."""
 
     @override
     def write(self, text: str) -> int:
@@ -38,13 +38,13 @@ class Tolerant(io.TextIOWrapper):
 
 
 def tolerate() -> None:
-    """Make the output and error streams of this process tolerant; those that are none of its files stay."""
+    """Make the output and error streams of this process `Tolerant`; streams that were replaced are left alone."""
     for name in ("stdout", "stderr"):
         setattr(sys, name, _tolerant(getattr(sys, name)))
 
 
 def escape_unknown() -> None:
-    """Replace characters that the output's encoding does not have; a stream that cannot be written still fails."""
+    """Replace characters that the encoding of the output does not have; other errors of writing are still raised."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -54,7 +54,7 @@ def _tolerant(stream: Any) -> Any:
     if type(stream) is not io.TextIOWrapper or stream not in (sys.__stdout__, sys.__stderr__):
         return stream
     stream.flush()
-    # Not detached: handlers of logging may hold the stream from before.
+    # Not `detach`: handlers of logging may still use the old stream.
     return Tolerant(
         stream.buffer, stream.encoding, "replace",
         line_buffering=stream.line_buffering, write_through=stream.write_through,

@@ -1,4 +1,4 @@
-"""What a run finds out, as the flat metrics of its ``metrics.json``."""
+"""Trains, validates and tests, and collects the results for ``metrics.json``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HYPERPARAMETERS = (
     "trainer.replicas",
     "seed",
 )  # fmt: skip
-# Of TensorBoard's HParams page.
+# The results on TensorBoard's page of hyperparameters.
 COLUMNS = (
     "val/acc", "val/loss", "test/acc", "test/loss", "time/epoch_s", BACKPROP, "memory/peak_bytes",
 )  # fmt: skip
@@ -39,7 +39,7 @@ COLUMNS = (
 def fit(
     trainer: pl.Trainer, module: StagedModule, datamodule: Any, best: BestCheckpoint, start: Origin
 ) -> dict[str, Any]:
-    """Train; gives the metrics of the validation at the best epoch, and at the last one as ``val/*_last``.
+    """Train; returns the metrics, with ``val/*`` of the best epoch and ``val/*_last`` of the last one.
 
     Raises:
         UserError: if the time was over before the first batch.
@@ -50,7 +50,7 @@ def fit(
             "trainer.max_time was over before the first batch, and nothing was trained; allow more, or null"
         )
     metrics = logged(trainer, module)
-    # Stopped before the first validation, of this network.
+    # The training was stopped before the (refined) network was validated.
     if best.monitor not in metrics or best.validated_level not in (None, module.level):
         trainer.validate(module, datamodule, verbose=False)
         metrics |= logged(trainer, module)
@@ -60,7 +60,7 @@ def fit(
 def validate(
     trainer: pl.Trainer, module: StagedModule, datamodule: Any, best: BestCheckpoint, start: Origin
 ) -> dict[str, Any]:
-    """What `fit` gives, of a training that had ended when its process did."""
+    """The metrics that `fit` returns, for a training that was complete when its process ended."""
     trainer.validate(module, datamodule, ckpt_path=start.ckpt, verbose=False, weights_only=True)
     best.take_over(trainer, start.ckpt)
     before = {"run/epochs": start.epochs, "run/steps": start.batches}
@@ -68,13 +68,13 @@ def validate(
 
 
 def test(trainer: pl.Trainer, module: StagedModule, datamodule: Any, ckpt: str | None) -> dict[str, Any]:
-    """The metrics of a test, of a checkpoint or, without one, of the network as it is."""
+    """The metrics of a test of a checkpoint; without one, of the present network."""
     trainer.test(module, datamodule, ckpt_path=ckpt, verbose=False, weights_only=True)
     return logged(trainer, module)
 
 
 def logged(trainer: pl.Trainer, module: StagedModule) -> dict[str, Any]:
-    """What callbacks see now, and how long and where the training was."""
+    """The logged metrics, with the numbers of stages, workers, epochs and steps."""
     values = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("lr/")}
     return values | {
         "run/stages": len(module.cuts) - 1,
@@ -92,17 +92,21 @@ def monitored(metrics: Mapping[str, Any], best: BestCheckpoint) -> float:
 
 
 def as_json(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics with null for what is not a number, which is no JSON either."""
+    """The metrics with None for numbers that are not finite, which JSON does not have.
+
+    >>> as_json({"test/acc": 0.9, "test/loss": math.nan})
+    {'test/acc': 0.9, 'test/loss': None}
+    """
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
 
 
 def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
-    """Write a file ``metrics.json``."""
+    """Write metrics as JSON."""
     write_atomically(path, json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 def hyperparameters(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The chosen keys of the config, flat."""
+    """The values of the keys in `HYPERPARAMETERS`, as far as a config has them."""
     config = OmegaConf.create(dict(plain))
     values = {key: OmegaConf.select(config, key) for key in HYPERPARAMETERS}
     values["strategy"] = strategy_name(plain)
@@ -119,7 +123,7 @@ def strategy_name(plain: Mapping[str, Any]) -> str:
 
 
 def machine(trainer: pl.Trainer) -> str:
-    """What the run was computed on."""
+    """The name of the GPU or the processor of a run."""
     device = trainer.strategy.root_device
     return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
 

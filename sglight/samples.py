@@ -1,4 +1,4 @@
-"""Samples from files, as `mode=predict` takes them: pictures, HDF5, npy; in batches."""
+"""Reads the input of `mode=predict` in batches: pictures, HDF5 or npy files."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from sglight.errors import UserError
 
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 HDF5 = {".h5", ".hdf5"}
-# Arrays of this name are taken from an HDF5 file, the first that there is.
+# Names of the array in an HDF5 file; the first that exists is used.
 ARRAYS = ("x", "x_test", "test/images")
 Batch = tuple[list[str], np.ndarray[Any, Any]]
 
 
 class Samples:
-    """The samples of a file or folder, for a network that takes ``shape``.
+    """The samples in a file or folder; ``len()`` is their number.
 
-    ``len()`` of it, and ``batches(size)``: names and an array ``[B, *shape]`` each.
+    Args:
+        source: a picture, a folder of pictures, or an HDF5 or npy file.
+        shape: of the samples that the network takes.
 
     Raises:
-        UserError: for what cannot be read, or has another shape.
+        UserError: for files that cannot be read, or samples of another shape.
     """
 
     def __init__(self, source: Path, shape: tuple[int, ...]) -> None:
@@ -50,7 +52,7 @@ class Samples:
         return len(self.files) if self.array is None else len(self.array)
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """All samples in order, ``size`` at a time."""
+        """All samples in order, ``size`` at a time: their names and an array ``[B, *shape]``."""
         if self.array is None:
             for start in range(0, len(self.files), size):
                 files = self.files[start : start + size]
@@ -63,7 +65,7 @@ class Samples:
 
     def _picture(self, file: Path) -> np.ndarray[Any, Any]:
         channels, height, width = self.shape
-        decoder = Decoder("RGB" if channels == 3 else "L", None)  # as training pictures are read
+        decoder = Decoder("RGB" if channels == 3 else "L", None)  # the one that reads training pictures
         try:
             pixels = decoder(file.read_bytes())
         except UserError as error:
@@ -94,7 +96,7 @@ class Samples:
         return array
 
     def _arranged(self, x: np.ndarray[Any, Any], whole: tuple[int, ...] = ()) -> np.ndarray[Any, Any]:
-        """``x`` with the channels first, where they are last or left out."""
+        """``x`` with the channels first, if they are last or left out."""
         if x.shape[1:] == self.shape:
             return x
         if len(self.shape) == 3:
@@ -103,10 +105,10 @@ class Samples:
                 return np.moveaxis(x, -1, 1)
             if channels == 1 and x.shape[1:] == tuple(size):
                 return x[:, None]
-        raise self._error(f"holds an array {list(whole or x.shape)}, the network takes [N, {self._words}]")
+        raise self._error(f"holds an array {list(whole or x.shape)}, the network takes [N, {self._sizes}]")
 
     @property
-    def _words(self) -> str:
+    def _sizes(self) -> str:
         return ", ".join(map(str, self.shape))
 
     def _error(self, reason: str) -> UserError:

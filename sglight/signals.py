@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: it does so by an exception, behind the batch under way if that does not take long."""
+"""Ends a run on SIGTERM or SIGHUP by raising `Terminated`, after the present batch if that does not take long."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any, NoReturn
 from sglight.errors import Terminated
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-PATIENCE_S = 5.0  # for the batch under way and a checkpoint
+PATIENCE_S = 5.0  # for the present batch and a checkpoint
 
-_batches = 0  # within how many blocks of `waiting_for_batches` the process is
-_pending: int | None = None
-_elsewhere = False  # whether another worker got it
-_hurried: Callable[[], bool]
+_batches = 0  # how many contexts of `waiting_for_batches` are open
+_pending: int | None = None  # the signal that was received
+_elsewhere = False  # whether another worker received it
+_hurried: Callable[[], bool]  # whether to end at once
 
 
 def answer(hurried: Callable[[], bool] = lambda: False) -> dict[int, Any]:
-    """Answer the signals by `Terminated`; those that are ignored, as under ``nohup``, stay so.
+    """Install handlers that raise `Terminated`. Signals that are ignored, as under ``nohup``, stay so.
 
     Args:
-        hurried: whether a signal that comes now is not to wait for the batch.
+        hurried: called when a signal comes; if true it does not wait for the end of the batch.
 
     Returns:
-        for `restore`.
+        the earlier handlers, for `restore`.
     """
     global _pending, _elsewhere, _hurried
     _pending, _elsewhere, _hurried = None, False, hurried
@@ -38,13 +38,13 @@ def answer(hurried: Callable[[], bool] = lambda: False) -> dict[int, Any]:
 
 
 def restore(before: dict[int, Any]) -> None:
-    """Answer the signals as before `answer`."""
+    """Install the handlers that `answer` returned."""
     for signum, handler in before.items():
         signal.signal(signum, handler)
 
 
 def ignore() -> None:
-    """Answer the signals no more."""
+    """Ignore further signals."""
     _set_timer(0.0)
     for signum in ENDING:
         signal.signal(signum, signal.SIG_IGN)
@@ -52,7 +52,7 @@ def ignore() -> None:
 
 @contextmanager
 def waiting_for_batches() -> Iterator[None]:
-    """Within the block somebody asks `pending` behind each batch."""
+    """Context in which a signal waits for the end of the batch, because `pending` is checked after each one."""
     global _batches
     _batches += 1
     try:
@@ -62,18 +62,18 @@ def waiting_for_batches() -> Iterator[None]:
 
 
 def pending() -> int | None:
-    """The signal that has come, if the process was to wait for the batch."""
+    """The number of a signal that waits for the end of the batch; None if there is none."""
     return _pending
 
 
 def end_if_pending() -> None:
-    """Raise `Terminated` if a signal has come."""
+    """Raise `Terminated` if a signal waits for the end of the batch."""
     if _pending is not None:
         _raise(_pending)
 
 
 def pass_on(signum: int) -> None:
-    """Treat a signal that another worker got as if it had come here."""
+    """Treat a signal that another worker received as if this process had received it."""
     global _elsewhere
     if _pending is None:
         _elsewhere = True
@@ -81,22 +81,23 @@ def pass_on(signum: int) -> None:
 
 
 def _end(signum: int, _: FrameType | None) -> None:
+    """The handler of signals."""
     if not _batches or _hurried():
         _raise(signum)
-    if (
-        _pending is None
-    ):  # once is enough: a batch system may tell each process of a run, and the run tells its workers
+    # Only the first signal counts: a batch system may send one to each process, and the run passes it on as well.
+    if _pending is None:
         _wait(signum)
 
 
 def _wait(signum: int) -> None:
+    """Remember the signal until the end of the batch, but not longer than `PATIENCE_S`."""
     global _pending
     _pending = signum
     _set_timer(PATIENCE_S)
 
 
 def _set_timer(seconds: float) -> None:
-    """Give up waiting after so long; 0 for never."""
+    """Stop waiting after so many seconds; 0 switches the timer off."""
     if hasattr(signal, "setitimer"):  # not on Windows
         signal.signal(signal.SIGALRM, _give_up)
         signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -110,5 +111,5 @@ def _give_up(*_: Any) -> None:
 def _raise(signum: int) -> NoReturn:
     global _pending
     _pending = signum
-    ignore()  # what follows is to be done in peace
+    ignore()  # so that no second signal interrupts the cleaning up
     raise Terminated(signum, _elsewhere)

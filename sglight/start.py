@@ -1,4 +1,4 @@
-"""Where a run happens: in this process, or in workers; imports no torch, which the workers load while they start."""
+"""Starts a run in this process or in worker processes; imports no torch, which the workers import while they start."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sglight.parallel import launcher
 from sglight.parallel.launcher import WorkerFailed
 from sglight.status import recorded
 
-# What schedulers and launchers leave in the environment: alone, it would tell Lightning of workers that there are not.
+# Variables of schedulers and launchers, from which Lightning would conclude that there are other workers.
 LEFT_OVER = (
     "RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "SLURM_LOCALID",
     "SLURM_NODEID", "SLURM_NTASKS", "JSM_NAMESPACE_RANK",
@@ -31,24 +31,26 @@ LEFT_OVER = (
 
 
 def run(cfg: DictConfig, folder: Path | None = None) -> float:
-    """Train and test (``mode=fit``) or test (``mode=test``) what the config describes; returns the monitored metric.
+    """Carry out the run of a config: train and test, test only, predict or export (``mode``).
 
-    With ``trainer.devices`` above 1 this happens in as many worker processes, which are started here unless torchrun
-    has done so.
+    With ``trainer.devices`` above 1 it starts that many worker processes, unless torchrun has started them.
 
     Args:
         cfg: the composed and checked config.
-        folder: where the run leaves its files; Hydra's run folder by default.
+        folder: for the files of the run; by default Hydra's run folder.
+
+    Returns:
+        the monitored metric.
 
     Raises:
-        UserError: if the config asks for something that does not exist or go together, or if a worker fails.
+        UserError: if the config asks for something that does not exist or is not possible, or if a worker fails.
     """
     folder = Path(HydraConfig.get().runtime.output_dir) if folder is None else folder
     plain = to_plain(cfg)
     if TORCHRUN not in os.environ:
         for name in LEFT_OVER:
             os.environ.pop(name, None)
-    elif int(os.environ["RANK"]) > 0:  # the first has the folder
+    elif int(os.environ["RANK"]) > 0:  # worker 0 writes the status
         return _run(plain, folder)
     brief = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     with recorded(folder, EARLIER.pop(folder.resolve(), None)):
@@ -58,7 +60,7 @@ def run(cfg: DictConfig, folder: Path | None = None) -> float:
             cluster.forget_run()
             return monitored
         except Diverged:
-            _tell_diverged(plain, folder)
+            _write_diverged(plain, folder)
             raise
         except WorkerFailed as error:
             if (signum := interruption(error)) is not None:
@@ -70,8 +72,8 @@ def run(cfg: DictConfig, folder: Path | None = None) -> float:
             raise WorkerFailed(advice, error.rank, error.cause) from error
 
 
-def _tell_diverged(plain: dict[str, Any], folder: Path) -> None:
-    """Write the metrics of a run that has come to none, so that no earlier ones are taken for them."""
+def _write_diverged(plain: dict[str, Any], folder: Path) -> None:
+    """Write the metrics of a run that has diverged, so that those of an earlier run are not taken for its own."""
     metrics = {
         "run/config_hash": config_hash(plain), "run/monitored": None, "run/seed": plain["seed"],
         "run/status": "diverged",
@@ -87,8 +89,8 @@ def _start(plain: dict[str, Any], folder: Path, brief: bool) -> float:
     workers = plain["trainer"]["devices"]
     if workers == 1 or TORCHRUN in os.environ:
         return _run(plain, folder, brief)
-    # By one first, and without a limit: a download may stand still for longer than a worker should, and the others
-    # would stand still with it.
+    # One worker prepares the data first, without a time limit, because a download may take longer than a worker may
+    # stand still.
     launcher.launch(_prepare, plain, workers=1, idle_timeout_s=inf)
     monitored: float = launcher.launch(
         _run, plain, folder, brief, workers=workers, idle_timeout_s=plain["trainer"]["idle_timeout_s"]

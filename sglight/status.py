@@ -1,4 +1,4 @@
-"""What has become of a run, as a file in its folder, which one process at a time writes to; imports no torch."""
+"""Writes and reads the status of a run: `status.json` in its folder, to which one process at a time may write."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ from sglight.errors import Diverged, RunFailed, UserError, interruption
 from sglight.files import remove_temporaries, replacing, write_atomically
 
 FILE = "status.json"
-# What a finished run consists of, and what a command that is refused has changed of it by then.
+# The results of a run.
 RESULTS = ("metrics.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt")
+# Small files that a command writes before it may be refused; they are put back then.
 BESIDE = (FILE, "config.yaml", ".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml")
 Contents = dict[Path, bytes]
 
 
 @contextmanager
 def recorded(folder: Path, before: Contents | None = None) -> Iterator[None]:
-    """Write to ``folder`` that a run goes on here, and in the end what became of it.
+    """Context of a run, which writes its status: ``running``, then ``finished``, ``failed`` or ``interrupted``.
 
-    A command that is refused before it has changed any result leaves the folder of an earlier run as it was.
+    If a command is refused before it has changed any result, the folder of an earlier run is restored.
 
     Args:
-        before: what `beside` gave before anything was written, where something has been.
+        folder: of the run.
+        before: what `beside` returned before the run wrote anything; None to call it now.
 
     Raises:
-        UserError: if another process writes there.
+        UserError: if another process writes to the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
@@ -54,10 +56,10 @@ def recorded(folder: Path, before: Contents | None = None) -> Iterator[None]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Be the only process that writes to a folder; the system lifts the lock of a process that has gone.
+    """Context in which this is the only process that writes to a folder. The lock of a process ends with it.
 
     Raises:
-        UserError: if another one is.
+        UserError: if another process writes to it.
     """
     if os.name == "nt":
         yield
@@ -69,8 +71,8 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            told = read(folder)
-            who = f"process {told['pid']} on {told.get('host')}" if "pid" in told else "another process"
+            status = read(folder)
+            who = f"process {status['pid']} on {status.get('host')}" if "pid" in status else "another process"
             raise UserError(
                 f"a run of {who} writes to {folder}; wait for its end, or give another hydra.run.dir"
             ) from error
@@ -82,19 +84,19 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def beside(folder: Path) -> Contents:
-    """The small files of an earlier run, which a new one in its folder overwrites as it begins."""
+    """The contents of the small files of an earlier run, which a new run in its folder overwrites first."""
     return {path: path.read_bytes() for name in BESIDE if (path := folder / name).is_file()}
 
 
 def restore(contents: Contents) -> None:
-    """Put back what `beside` gave."""
+    """Write the files back that `beside` returned."""
     for path, content in contents.items():
         with replacing(path) as temporary:
             temporary.write_bytes(content)
 
 
 def fail(folder: Path, error: BaseException, **process: Any) -> None:
-    """Write to ``folder`` that a run failed, or diverged, and why."""
+    """Write the status of a run that failed or diverged, with the reason."""
     reason = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
     _write(
         folder,
@@ -103,12 +105,12 @@ def fail(folder: Path, error: BaseException, **process: Any) -> None:
 
 
 def skip(folder: Path, reason: str) -> None:
-    """Write to ``folder`` that no run was needed here."""
+    """Write the status of a job that was skipped, with the reason."""
     _write(folder, {"status": "skipped", "reason": reason})
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """What `recorded` has written; a run whose process has gone without a word is ``stopped``; empty if unknown."""
+    """The status of a run; ``stopped`` if its process has ended without writing one; empty if it is not known."""
     path = folder / FILE
     try:
         status = json.loads(path.read_text()) if path.is_file() else {}
@@ -126,7 +128,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def started(pid: int) -> int | None:
-    """When a process began, in ticks since the machine did: two processes of one number differ in it."""
+    """The start time of a process, which tells it from a later process with the same id; None if it is not known."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except (OSError, ValueError, IndexError):
@@ -134,6 +136,7 @@ def started(pid: int) -> int | None:
 
 
 def _alive(pid: Any, since: Any) -> bool:
+    """Whether the process with this id and start time still runs."""
     if not isinstance(pid, int) or pid <= 0:
         return False
     try:
@@ -146,7 +149,7 @@ def _alive(pid: Any, since: Any) -> bool:
 
 
 def _signature(folder: Path) -> list[Any]:
-    """Which files the results of a run are; empty if it has none."""
+    """A value that changes with the result files of a run; empty if there are none."""
     paths = [folder / name for name in RESULTS]
     stats = {path.name: path.stat() for path in paths if path.is_file()}
     return [(name, s.st_ino, s.st_mtime_ns, s.st_size) for name, s in stats.items()] if len(stats) else []
@@ -157,7 +160,7 @@ def _write(folder: Path, status: dict[str, Any]) -> None:
     try:
         write_atomically(path, text)
     except OSError:
-        # On a full disk there is still the room that the file has.
+        # On a full disk the present file can still be overwritten.
         with suppress(OSError), path.open("r+") as file:
             file.write(text)
             file.truncate()

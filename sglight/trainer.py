@@ -1,4 +1,4 @@
-"""Lightning's Trainer, its callbacks and its loggers, from a run's config."""
+"""Builds Lightning's Trainer and its callbacks from the config of a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sglight.errors import UserError
 from sglight.loggers import build_loggers
 from sglight.parallel.strategy import StageStrategy
 
-# Keys of trainer.* that are ours, or that need translation, before the rest goes to Lightning's Trainer.
+# Keys of `trainer` that are not passed to Lightning's Trainer.
 OWN_TRAINER_KEYS = (
     "threads",
     "idle_timeout_s",
@@ -45,9 +45,17 @@ PROFILERS: dict[str, Any] = {
 def build_callbacks(
     config: Mapping[str, Any], folder: Path, max_time: str | None = None
 ) -> tuple[BestCheckpoint, list[Callback]]:
-    """The checkpoint of the best epoch, and all callbacks that the config asks for.
+    """The callback of the best checkpoint, and all callbacks.
 
-    A node of ``callbacks`` with a ``_target_`` becomes an instance of it, unless ``enabled`` is false.
+    A node of ``callbacks`` with a ``_target_`` becomes an instance of that class, unless its ``enabled`` is false.
+
+    Args:
+        config: the config group ``callbacks``.
+        folder: of the run.
+        max_time: of ``trainer``.
+
+    Raises:
+        UserError: if one cannot be built.
     """
     checkpoint = config["checkpoint"]
     best = BestCheckpoint(folder / "checkpoints", checkpoint["monitor"], checkpoint["mode"])
@@ -63,7 +71,7 @@ def build_callbacks(
 
 
 def results_of(callbacks: Iterable[Callback]) -> dict[str, Any]:
-    """What callbacks that have a method ``metrics()`` add to a run's ``metrics.json``."""
+    """The results for ``metrics.json`` of all callbacks that have a method ``metrics()``."""
     found: dict[str, Any] = {}
     for callback in callbacks:
         metrics = getattr(callback, "metrics", None)
@@ -79,11 +87,17 @@ def build_trainer(
     batches_before: int = 0,
     batches: int | None = None,
 ) -> pl.Trainer:
-    """Lightning's Trainer for ``trainer``, ``logger`` and these callbacks.
+    """Lightning's Trainer for the config groups ``trainer`` and ``logger``, and these callbacks.
 
     Args:
-        batches_before: those of a training that goes on; what is logged of them stays.
-        batches: in an epoch, if that is known: in each of them something is logged.
+        plain: the config.
+        folder: of the run.
+        callbacks: for the Trainer.
+        batches_before: how many batches were trained before the run was resumed; their logs are kept.
+        batches: in an epoch, if known, so that each epoch logs something.
+
+    Raises:
+        UserError: if Lightning refuses the settings.
     """
     config = {k: v for k, v in plain["trainer"].items() if v is not None and k not in OWN_TRAINER_KEYS}
     bar = any(isinstance(callback, RichProgressBar) for callback in callbacks)
@@ -101,7 +115,7 @@ def build_trainer(
     if not plain["logger"]:
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     if config.get("fast_dev_run"):
-        # A dev run writes nothing.
+        # A dev run writes no checkpoints.
         callbacks = [
             c for c in callbacks if not isinstance(c, BestCheckpoint | LastCheckpoint | LearningRateMonitor)
         ]
@@ -130,7 +144,7 @@ def build_trainer(
 
 
 def _workers(trainer: Mapping[str, Any]) -> dict[str, Any]:
-    """Lightning's Strategy and devices for several workers.
+    """The arguments ``strategy`` and ``devices`` of the Trainer for several workers.
 
     Raises:
         UserError: if there are more workers than GPUs.
@@ -156,5 +170,5 @@ def _workers(trainer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def uses_gpu(accelerator: str) -> bool:
-    """Whether an accelerator, by its name in ``trainer``, is a GPU on this machine."""
+    """Whether ``trainer.accelerator`` means a GPU on this machine."""
     return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())

@@ -1,4 +1,4 @@
-"""How fast a run was beside backpropagation: measured against the finished runs around it."""
+"""The measured speed-up of a run over backpropagation, from finished runs of backpropagation on this machine."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from sglight.report.measures import RATE, Yardstick, is_yardstick, over_backprop
 from sglight.report.reading import number, read_json
 from sglight.report.runs import Run, read_config
 
-MOST = 300  # runs that are looked at, the newest first
+MOST = 300  # so many runs are searched, the newest first
 
 
 def measured_speedup(folder: Path, metrics: Mapping[str, Any], outputs: Path) -> float | None:
-    """Samples a second over those of backpropagation on one worker with the same data, network and machine.
+    """The speed of a run relative to backpropagation on one worker with the same data, network and machine.
 
     Args:
-        folder: of the run, with its config. metrics: its own.
-        outputs: where to look for such runs, besides the folder's neighbours.
+        folder: of the run, with its config.
+        metrics: of the run.
+        outputs: a folder with earlier runs; those in neighbouring folders are searched as well.
 
     Returns:
-        None if there is none.
+        the ratio of samples a second; None if there is no such run of backpropagation.
     """
     run = _run(folder, metrics)
     if run is None or RATE not in run.metrics:
@@ -39,7 +40,7 @@ def measured_speedup(folder: Path, metrics: Mapping[str, Any], outputs: Path) ->
 
 
 def versions() -> str:
-    """What the results came from: ``sglight 1.0, torch 2.9, ...``."""
+    """The versions of the software: ``sglight 1.0, torch 2.9, ...``."""
     packages = ("sglight", "torch", "pytorch-lightning")
     return ", ".join([*(f"{name} {_version(name)}" for name in packages), f"Python {python_version()}"])
 
@@ -52,12 +53,12 @@ def _version(name: str) -> str:
 
 
 def _backprop(path: Path) -> Run | None:
-    """The run that has left this `metrics.json`, if it may be one of backpropagation."""
+    """The run of a `metrics.json`, if it is finished and may be one of backpropagation."""
     metrics = read_json(path) or {}
     if metrics.get("run/status") != "finished":
         return None
     try:
-        if "backprop" not in (path.parent / "config.yaml").read_text():  # much faster than to parse it
+        if "backprop" not in (path.parent / "config.yaml").read_text():  # much faster than parsing it
             return None
     except (OSError, UnicodeDecodeError):
         return None

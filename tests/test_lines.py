@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sglight.commandline import arranged
+from sglight.commandline import flags_first
 from sglight.config.composing import CONF, check
 from sglight.config.datasets import SCHEMAS as DATASETS
 from sglight.config.effects import check_effects
@@ -143,7 +143,7 @@ def test_an_estimators_key_without_effect_is_refused(compose_config) -> None:
 
 def test_flags_may_come_behind_overrides() -> None:
     words = ["seed=1,2", "-m", "model=resnet", "--config-dir", "mine", "trainer.max_epochs=3"]
-    assert arranged(words) == [
+    assert flags_first(words) == [
         "-m",
         "--config-dir",
         "mine",
@@ -152,8 +152,8 @@ def test_flags_may_come_behind_overrides() -> None:
         "trainer.max_epochs=3",
     ]
     with pytest.raises(UserError, match=r"write model=resnet, or add -m and write model=resnet,leapfrog to"):
-        arranged(["model=[resnet, leapfrog]"])
+        flags_first(["model=[resnet, leapfrog]"])
     with pytest.raises(UserError, match=r"--multirn is unknown; did you mean --multirun\?"):
-        arranged(["--multirn", "seed=1,2"])
+        flags_first(["--multirn", "seed=1,2"])
     with pytest.raises(UserError, match=r"without dashes: trainer\.max_epochs="):
-        arranged(["--trainer.max_epochs=3"])
+        flags_first(["--trainer.max_epochs=3"])
