@@ -1,4 +1,4 @@
-"""The earlier name of `sglight.gradients`: code that imports estimators from here goes on working."""
+"""The earlier name of `sglight.gradients`, kept so that code that imports estimators from here still works."""
 
 from sglight.gradients import (
     Estimator,

@@ -1,4 +1,4 @@
-"""Where a stage's gradient comes from, and the estimators that predict it."""
+"""Gradient sources: where the gradient at the end of a stage comes from; and the estimators that predict it."""
 
 from sglight.gradients.base import Boundary, GradientSource, Passage
 from sglight.gradients.blend import Blended, Ramp

@@ -1,4 +1,4 @@
-"""Where the gradient at a stage's end comes from: the interface that all sources share."""
+"""The interface of gradient sources: where the gradient at the end of a stage comes from."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ COMPARED = ("cosine", "relative_error", "norm_ratio", "sign_agreement")
 
 @dataclass(eq=False)
 class Passage:
-    """A piece of a batch in one stage, from its forward pass until nothing of it is needed any more.
+    """A microbatch on its way through one stage: everything that is kept of it from forward pass to last use.
 
     Attributes:
-        piece: its number since the pipeline was last empty. batch: since the beginning of the training.
+        piece: the number of the microbatch since the pipeline was last empty.
+        batch: the number of the batch since the beginning of the training.
         labels: ``[B]``.
-        entered: what the stage began with, samples or the state from the stage before; holds the gradient with respect
-            to that state after the backward pass.
+        entered: the input of the stage: samples, or the state from the stage before. After the backward pass its
+            ``grad`` is the gradient with respect to that state.
         output: of the stage, with autograd's graph, until the backward pass.
         state: the output without a graph, as the next stage gets it.
-        normaliser: what the summed loss of its batch is divided by for the mean.
-        weights: copies of the stage's parameters, by name, on which it went forward where an update comes before its
+        normaliser: the summed loss of its batch is divided by this for the mean.
+        weights: copies of the parameters with which the forward pass was computed, if an update comes before the
             backward pass; None for the parameters themselves.
         target: the true gradient of the summed loss with respect to the state, once it has been received.
-        lesson: the loss by which the source has learnt from it, if it has in giving a gradient.
-        ends: the outputs of the stage's segments, where its states are rebuilt from them.
+        lesson: the loss from which the estimator has learnt, if it learnt while it gave the gradient.
+        ends: the outputs of the segments of the stage, if its states are rebuilt from them.
     """
 
     piece: int
@@ -52,11 +53,12 @@ class Passage:
 
 @dataclass(frozen=True)
 class Boundary:
-    """The cut behind a stage.
+    """The boundary after a stage.
 
     Attributes:
-        stage: its number. time: network time there, in [0, 1].
-        estimator: what `GradientSource.make_estimator` has made for it, if anything.
+        stage: the number of the stage.
+        time: network time at the boundary, in [0, 1].
+        estimator: what `GradientSource.make_estimator` returned for it.
     """
 
     stage: int
@@ -65,16 +67,16 @@ class Boundary:
 
 
 class GradientSource(ABC):
-    """Where the gradient at a stage's end comes from, for all stages but the last, which has the loss.
+    """Gives each stage except the last, which has the loss, the gradient dL/dh at its end.
 
-    Gradients are per sample: those of the loss summed over the samples. A source is a description without a state of
-    its own: what learns is an estimator, which the strategy keeps.
+    L is the loss summed over the samples, so that gradients are those of each sample. A source has no state: what
+    learns is an estimator at each boundary, which the strategy keeps.
 
     Attributes:
-        lesson_every: estimators learn from every so manieth batch; 0 if there are none.
-        predicts: whether `gradient` is computed here, which takes time, rather than received.
+        lesson_every: n, if estimators learn from every n-th batch; 0 if there are none.
+        predicts: whether `gradient` is computed by the stage itself, not received from the next stage.
         stashes: whether a backward pass needs the weights of its forward pass.
-        rebuilds: whether it rebuilds states from the stage's output.
+        rebuilds: whether a backward pass rebuilds states from the output of the stage.
         learns_together: whether the estimators of replicas learn the same, each from its part of a batch.
     """
 
@@ -86,76 +88,85 @@ class GradientSource(ABC):
 
     @abstractmethod
     def gradient(self, boundary: Boundary, passage: Passage, true: Tensor | None) -> Tensor:
-        """The gradient with respect to ``passage.state``.
+        """The gradient with respect to ``passage.state``, with the shape of that.
 
         Args:
-            true: what the stage after the boundary has sent, where the schedule waits for it.
+            boundary: after the stage.
+            passage: the microbatch.
+            true: the gradient that the next stage has sent; None if the schedule does not wait for it.
         """
 
     @abstractmethod
     def wants(self, batch: int) -> bool:
-        """Whether the stage after a boundary has to send the true gradient of that batch."""
+        """Whether the stage after a boundary must send the true gradient of that batch."""
 
     def forward(self, stage: Stage, passage: Passage) -> Tensor:
-        """The stage's output for ``passage.entered``, which the next one gets."""
+        """The forward pass: the output of the stage for ``passage.entered``."""
         return stage(passage.entered)
 
     def output(self, stage: Stage, passage: Passage) -> Tensor:
-        """What the backward pass goes through: the output with its graph, of the forward pass or computed again."""
-        if passage.output is None:  # of a piece that was in flight when the training was interrupted
+        """The output through which the backward pass goes: that of the forward pass, or computed again."""
+        if passage.output is None:  # the microbatch was in flight when the training was interrupted
             return run(stage, passage, statistics=False)
         return passage.output
 
     def learn(self, boundary: Boundary, passage: Passage) -> Tensor:
-        """Teach the estimator ``passage.target``; returns its loss before that."""
+        """Let the estimator learn from ``passage.target``; returns its loss before that."""
         raise AssertionError("this source has no estimators")
 
     def estimate(self, boundary: Boundary, passage: Passage) -> Tensor:
-        """What the estimator says of a passage, whether or not it is used."""
+        """The gradient that the estimator predicts, whether or not it is used."""
         raise AssertionError("this source has no estimators")
 
     def make_estimator(self, spec: NetworkSpec, cuts: Sequence[int], stage: int) -> nn.Module | None:
-        """What learns at the boundary behind a stage; None for nothing."""
+        """The estimator for the boundary after a stage; None for a source without estimators."""
         return None
 
     def estimator_optimizer(self) -> dict[str, Any]:
-        """The optimiser of the estimators."""
+        """The settings of the optimiser of the estimators."""
         raise AssertionError("this source has no estimators")
 
     def cost(self, spec: NetworkSpec) -> ExtraCost:
-        """What the source costs a stage for a batch, in units of its forward and backward passes together."""
+        """The cost of the source for each stage, added to the cost of its time steps (see `NetworkSpec.cuts`)."""
         return 0.0
 
     def passes(self) -> tuple[float, float]:
-        """How the parts of `cost`, for gradients and for lessons, are to each other: passes through an estimator."""
+        """How `cost` divides into predicting and learning: passes through an estimator for each."""
         return 0.0, 0.0
 
     def part(self, batch: int) -> float:
-        """Of the true gradient, where it arrives later."""
+        """The weight of the true gradient when it arrives later than the prediction."""
         return 0.0
 
     @property
     def has_estimators(self) -> bool:
-        """Whether something at the boundaries estimates gradients, used or not."""
+        """Whether there are estimators at the boundaries, used or not."""
         return self.predicts or self.lesson_every > 0
 
     def describe(self) -> str:
-        """In a few words, for the summary of a run; empty if there is nothing to say."""
+        """A short description for the summary of a run; may be empty."""
         return ""
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree on for the estimators' parameters to fit, by the keys that set it."""
+        """The config keys, with their values, that a checkpoint must share so that its estimators fit."""
         return {}
 
     def training_identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree on besides for a training to go on from it, by the keys that set it."""
+        """Further config keys that a checkpoint must share so that a training can resume from it."""
         return {}
 
 
 def compare(estimate: Tensor, true: Tensor) -> dict[str, Tensor]:
-    """How two gradients ``[B, ...]`` agree.
+    """How well a gradient ``[B, ...]`` agrees with the true one.
 
-    Mean cosine over the batch, relative error of the whole, ratio of the norms, share of entries with the same sign.
+    Returns:
+        ``cosine``, the mean over the samples; ``relative_error`` ||estimate - true|| / ||true||; ``norm_ratio``
+        ||estimate|| / ||true||; ``sign_agreement``, the part of entries with equal signs.
+
+    >>> import torch
+    >>> found = compare(torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
+    >>> {name: float(value) for name, value in found.items()}
+    {'cosine': 1.0, 'relative_error': 1.0, 'norm_ratio': 2.0, 'sign_agreement': 1.0}
     """
     e, t = estimate.flatten(1), true.flatten(1)
     cosine = F.cosine_similarity(e, t, dim=1).mean()
@@ -165,10 +176,12 @@ def compare(estimate: Tensor, true: Tensor) -> dict[str, Tensor]:
 
 
 def run(stage: Stage, passage: Passage, statistics: bool = True) -> Tensor:
-    """A stage's output for what a passage entered with, by the passage's weights.
+    """The output of a stage for ``passage.entered``, with ``passage.weights`` if it has some.
 
     Args:
-        statistics: whether running statistics change.
+        stage: to be run.
+        passage: the microbatch.
+        statistics: whether to update running statistics of normalisation.
     """
     with own_statistics(stage, statistics):
         if passage.weights is None:
@@ -178,9 +191,11 @@ def run(stage: Stage, passage: Passage, statistics: bool = True) -> Tensor:
 
 @contextmanager
 def own_statistics(module: nn.Module, keep: bool = False) -> Iterator[None]:
-    """Run forward passes in training mode on copies of the running statistics, which become theirs only if kept.
+    """Context in which forward passes update copies of the running statistics, so that earlier graphs stay valid.
 
-    So a graph stays good when later passes change them.
+    Args:
+        module: has the statistics.
+        keep: whether to copy the updated values back at the end.
     """
     owners = [(m, name, buffer) for m in module.modules() for name, buffer in m.named_buffers(recurse=False)]
     for owner, name, buffer in owners:

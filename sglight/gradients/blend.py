@@ -1,10 +1,10 @@
-"""Blends: a part of the true gradient, and for the rest what an estimator or a head says at once.
+"""Blends of the true gradient with that of an estimator or a local head.
 
-With b the weight, d what the estimator or head says, and t the gradient that the stage after the boundary sends, which
-has been blended at the boundaries behind:
+With b the weight, d the gradient of the estimator or head, and t the gradient that the next stage sends:
 
-    waiting     b t + (1 - b) d                  (as in TD(lambda); compare Pemberton & Costa 2024, BP(lambda))
-    arriving    (1 - b) d at once, b t of an earlier batch with it   (t then comes down unblended)
+    waiting     b t + (1 - b) d, where t has been blended at later boundaries
+                (as in TD(lambda); compare Pemberton & Costa 2024, BP(lambda))
+    arriving    (1 - b) d at once, and b t of an earlier batch when it arrives; t is not blended
 """
 
 from __future__ import annotations
@@ -22,14 +22,18 @@ from sglight.networks import Stage
 
 @dataclass(frozen=True)
 class Ramp:
-    """A weight that moves on a straight line from ``first`` to ``last`` over so many ``batches``, and stays there."""
+    """A weight that changes linearly from ``first`` to ``last`` over ``batches`` batches and then stays there.
+
+    >>> Ramp(1.0, 0.0, batches=10).at(4)
+    0.6
+    """
 
     first: float
     last: float
     batches: float = 1.0
 
     def at(self, batch: int) -> float:
-        """The weight in a batch of the training, counted from 0."""
+        """The weight in a batch of the training; the first one is 0."""
         return self.first + (self.last - self.first) * min(batch / self.batches, 1.0)
 
     def __str__(self) -> str:
@@ -38,10 +42,12 @@ class Ramp:
 
 @dataclass(frozen=True)
 class Blended(Taught):
-    """True gradients blended with those of another source, whose estimators learn as they would alone.
+    """True gradients blended with those of another source, whose estimators learn as they would by themselves.
 
     Args:
-        weight: of the true gradient. arrives: whether it comes later, or is waited for.
+        source: the other source.
+        weight: of the true gradient.
+        arrives: whether the true gradient is used when it arrives; otherwise it is waited for.
     """
 
     weight: Ramp
@@ -49,10 +55,12 @@ class Blended(Taught):
     predicts: ClassVar[bool] = True
 
     @property
+    @override
     def stashes(self) -> bool:  # type: ignore[override]
         return self.arrives
 
     @property
+    @override
     def lesson_every(self) -> int:  # type: ignore[override]
         return self.source.lesson_every
 

@@ -1,10 +1,10 @@
-"""True gradients that come late: what a backward pass goes through when weights have changed since its forward pass.
+"""True gradients that arrive late: three kinds of backward passes after weights have changed since the forward pass.
 
-Each has its own memory of a piece between the two passes, and its own price:
+They differ in what is kept of a microbatch between the two passes:
 
-    stashed    the graph of the forward pass, with a copy of the weights of then   (Narayanan et al. 2019, PipeDream)
-    replayed   the input; forward again with the present weights                   (Huo et al. 2018, features replay)
-    rebuilt    the output; states by the inverse, with the present weights         (Rivaud et al. 2025, PETRA)
+    stashed    the graph of the forward pass with a copy of its weights             (Narayanan et al. 2019, PipeDream)
+    replayed   the input; a second forward pass uses the present weights            (Huo et al. 2018, features replay)
+    rebuilt    the output; states are rebuilt with the present weights              (Rivaud et al. 2025, PETRA)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sglight.networks.segment import Segment
 
 
 class Stashed(TrueGradient):
-    """Backward through the graph of the forward pass, with the weights as they were then."""
+    """The backward pass goes through the graph of the forward pass, with the weights of that time."""
 
     stashes: ClassVar[bool] = True
 
@@ -32,7 +32,7 @@ class Stashed(TrueGradient):
 
 
 class Replayed(TrueGradient):
-    """The input is kept; the stage goes forward again with its present weights, and then backward."""
+    """The input is kept; before the backward pass the stage goes forward again with its present weights."""
 
     @override
     def forward(self, stage: Stage, passage: Passage) -> Tensor:
@@ -45,9 +45,9 @@ class Replayed(TrueGradient):
 
 
 class Rebuilt(TrueGradient):
-    """The outputs of the stage's segments are kept; their states are rebuilt with the present weights.
+    """The outputs of the segments are kept; the backward pass rebuilds their states with the present weights.
 
-    Opening, connectors and classifier, which have no inverse, go forward again from what they got.
+    Opening, connectors and classifier have no inverse; they go forward again from their inputs.
     """
 
     rebuilds: ClassVar[bool] = True
@@ -64,7 +64,7 @@ class Rebuilt(TrueGradient):
                     ends.append(state)
             passage.ends = ends
             if not stage.is_first:
-                # Its gradient is wanted, its values are not.
+                # Only its gradient is needed, so its values are freed.
                 passage.entered = entered.new_empty(()).expand(entered.shape)
             return state if stage.classifier is None else stage.classifier(state)
 
@@ -92,7 +92,7 @@ def check_backward(backward: str, spec: NetworkSpec) -> None:
 
 
 def check_rebuilt(spec: NetworkSpec) -> None:
-    """Refuse what cannot be rebuilt.
+    """Refuse a network whose states cannot be rebuilt.
 
     Raises:
         ValueError: for a dynamics without an inverse, or normalisation that hides it.

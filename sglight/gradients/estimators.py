@@ -1,8 +1,8 @@
 """Synthetic gradients: models that predict dL/dh at a boundary from the state h and the label.
 
-Jaderberg et al. 2017, "Decoupled neural interfaces using synthetic gradients". Predictions and targets are
-gradients per sample (of the summed loss), so that learning rates do not depend on the batch size. The last layer
-starts at zero: before it has learnt anything an estimator leaves the stage below it alone.
+Jaderberg et al. 2017, "Decoupled neural interfaces using synthetic gradients". L is the loss summed over the samples,
+so that learning rates do not depend on the batch size. The last layer starts at zero, so that an estimator that has
+learnt nothing yet does not disturb its stage.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ READY_MADE = ("linear", "mlp", "conv")
 
 
 class Estimator(nn.Module, ABC):
-    """What stands at a boundary and gives the stage below a gradient without waiting.
+    """Gives the stage before a boundary a gradient at once, without waiting for later stages.
 
-    This pair of methods is all that a strategy knows of an estimator:
+    A strategy uses two methods:
 
-    * ``estimate(state, labels, time)``: the gradient per sample, shaped like the state;
-    * ``learn(state, labels, target, time)``: a step towards the true one; returns the loss before it.
+    * ``estimate(state, labels, time)`` returns the gradient of each sample, with the shape of the state;
+    * ``learn(state, labels, target, time)`` learns from the true gradient and returns the loss before that.
 
     ``state`` is ``[B, *shape]``, ``labels`` ``[B]``, ``time`` the network time of the boundary in [0, 1].
 
-    One from outside the package (``strategy.estimator.name=package.module.Class``) is made with the keywords
-    ``shape, classes, hidden, conditional, kernel_size, seed``, while torch's generator is seeded with ``seed``.
+    Subclass it for your own (``strategy.estimator.name=package.module.Class``). It is built with the keywords ``shape,
+    classes, hidden, conditional, kernel_size, seed``, while torch's generator is seeded with ``seed``.
     """
 
     @classmethod
     def cost(cls, shape: Shape, hidden: Sequence[int], kernel_size: int) -> float:
-        """Multiplications per sample of one estimate by a class from outside; free unless it says otherwise."""
+        """Multiplications per sample of one estimate; override it if they are not negligible."""
         return 0.0
 
     @abstractmethod
@@ -51,15 +51,15 @@ class Estimator(nn.Module, ABC):
 
     @abstractmethod
     def learn(self, state: Tensor, labels: Tensor, target: Tensor, time: float) -> Tensor:
-        """Learn from the true gradient; returns the loss before the step."""
+        """Learn from the true gradient; returns the loss before that."""
 
 
 class TrainedEstimator(Estimator):
-    """An estimator that an optimiser of its own trains.
+    """An estimator trained by its own optimiser.
 
     Attributes:
-        optimizer: descends on the parameters; set by whoever owns the optimisers, before `learn`.
-        optimizer_key: of its settings, for errors.
+        optimizer: of its parameters; the strategy sets it before `learn` is called.
+        optimizer_key: the config key of its settings, for messages.
         replicas: the workers that have the same estimator, each with its part of a batch.
     """
 
@@ -85,15 +85,15 @@ class TrainedEstimator(Estimator):
         return mean[0]
 
     def step(self) -> None:
-        """Step the optimiser with the gradients that the parameters have."""
+        """Update the parameters with their present gradients."""
         assert self.optimizer is not None
         self.optimizer.step()
-        # Autocast keeps lower-precision copies of weights until its context ends; these are of the old ones.
+        # Autocast keeps copies of the weights in lower precision until its context ends; these are outdated now.
         torch.clear_autocast_cache()
 
 
 class SyntheticGradient(TrainedEstimator):
-    """A regression model of the gradient, trained on the squared error."""
+    """A model that predicts the gradient, trained on the squared error; subclasses implement ``forward``."""
 
     @override
     def estimate(self, state: Tensor, labels: Tensor, time: float) -> Tensor:
@@ -101,8 +101,9 @@ class SyntheticGradient(TrainedEstimator):
             prediction: Tensor = self(state, labels)
             return prediction.to(state.dtype)
 
+    @override
     def learn(self, state: Tensor, labels: Tensor, target: Tensor, time: float) -> Tensor:
-        """One step on 1/B sum_b ||SG(h_b, y_b) - target_b||^2 (Jaderberg et al. 2017, section 2.1)."""
+        """One optimiser step on 1/B sum_b ||SG(h_b, y_b) - target_b||^2 (Jaderberg et al. 2017, section 2.1)."""
         assert self.optimizer is not None
         loss = (self(state, labels) - target).square().sum() / max(len(labels), 1)
         self.optimizer.zero_grad()
@@ -113,9 +114,9 @@ class SyntheticGradient(TrainedEstimator):
 
 
 class ClassTerm(nn.Module):
-    """A learned term per class, added to features: label conditioning without wide constant inputs (cDNI).
+    """Adds a learnt vector for each class to features, which is how an estimator sees the label (cDNI).
 
-    For ``shape`` (C, H, W) the weight is ``[classes, H, W, C]``: the layout in memory of the features.
+    For ``shape`` (C, H, W) the weight is ``[classes, H, W, C]``, in the memory order of the features.
     """
 
     def __init__(self, classes: int, shape: Shape) -> None:
@@ -129,9 +130,9 @@ class ClassTerm(nn.Module):
 
 
 class DenseSyntheticGradient(SyntheticGradient):
-    """Linear layers with ReLU between them on the flat state; no hidden layer makes it ``linear``.
+    """Linear layers with ReLU between them, on the flattened state (``mlp``; without hidden layers ``linear``).
 
-    Each layer's output gets a term per class if ``conditional``.
+    If ``conditional``, a `ClassTerm` is added to each output.
     """
 
     def __init__(
@@ -158,9 +159,9 @@ class DenseSyntheticGradient(SyntheticGradient):
 
 
 class ConvSyntheticGradient(SyntheticGradient):
-    """Convolutions at the state's resolution with ReLU between them; the last one is linear.
+    """Convolutions with ReLU between them, at the resolution of the state; the last one is linear (``conv``).
 
-    Hidden layers get a term per class and channel, the output one per class, channel and pixel.
+    If ``conditional``, hidden layers get a term for each class and channel, the output one for each pixel as well.
     """
 
     def __init__(
@@ -188,6 +189,7 @@ class ConvSyntheticGradient(SyntheticGradient):
 
 
 def _layers(x: Tensor, labels: Tensor, layers: nn.ModuleList, terms: nn.ModuleList) -> Tensor:
+    """Applies the layers with ReLU between them, and the class terms if there are any."""
     for i, layer in enumerate(layers):
         x = layer(x)
         if terms:
@@ -207,10 +209,23 @@ def synthetic_gradient(
     seed: int,
     *place: str | int,
 ) -> Estimator:
-    """The estimator ``linear``, ``mlp``, ``conv`` or ``package.module.Class`` for states of the given shape.
+    """Builds an estimator.
+
+    Args:
+        name: ``linear``, ``mlp``, ``conv`` or ``package.module.Class``.
+        shape: of a state, without the batch.
+        classes: how many.
+        hidden: the widths of hidden layers.
+        conditional: whether the estimator uses the labels.
+        kernel_size: of convolutions.
+        seed, place: of the random stream of the initial values.
 
     Raises:
-        ValueError: for a name that does not exist, or ``conv`` on states that are not images.
+        ValueError: for a name that does not exist, or ``conv`` for states that are not images.
+
+    >>> estimator = synthetic_gradient("mlp", (8,), 3, [16], True, 3, 0)
+    >>> estimator.estimate(torch.zeros(10, 8), torch.zeros(10, dtype=torch.long), time=0.5).shape
+    torch.Size([10, 8])
     """
     match name:
         case "linear":
@@ -249,7 +264,11 @@ def _outside(name: str) -> type[Estimator]:
 
 
 def prediction_cost(name: str, shape: Shape, hidden: Sequence[int], kernel_size: int) -> float:
-    """Multiplications per sample of one prediction by the `synthetic_gradient` of these arguments."""
+    """Multiplications per sample of one prediction; arguments as in `synthetic_gradient`.
+
+    >>> prediction_cost("mlp", (8,), [16], 3)  # 8 * 16 + 16 * 8
+    256.0
+    """
     if name not in READY_MADE:
         return _outside(name).cost(shape, hidden, kernel_size)
     taps = kernel_size**2 * math.prod(shape[1:]) if name == "conv" else 1
@@ -257,9 +276,9 @@ def prediction_cost(name: str, shape: Shape, hidden: Sequence[int], kernel_size:
 
 
 def prediction_values(name: str, shape: Shape, hidden: Sequence[int]) -> int:
-    """Values per sample that one prediction goes over: the outputs of all layers."""
+    """Elementwise operations per sample of one prediction: one for each output of a layer."""
     if name not in READY_MADE:
-        return 0  # part of its cost
+        return 0  # included in its cost
     pixels = math.prod(shape[1:]) if name == "conv" else 1
     return pixels * sum(_widths(name, shape, hidden)[1:])
 

@@ -1,4 +1,4 @@
-"""Heads: small classifiers at a boundary, whose loss gives the stage before it a gradient that waits for nobody.
+"""Local heads: small classifiers at a boundary, whose own loss gives the stage before it a gradient at once.
 
 Belilovsky et al. 2020, "Decoupled greedy learning of CNNs" (heads of reduced resolution); Nøkland & Eidnes 2019,
 "Training neural networks with local error signals" (similarity matching). The last layer starts at zero.
@@ -16,29 +16,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from sglight.compat.torch import scale_
 from sglight.gradients.estimators import TrainedEstimator
 from sglight.networks.parts import Conv, Linear, Shape
 
-# Side of the image that the layers behind the convolutions of a ``conv`` head see.
-REDUCED = 2
-# Added to a variance, whose root has no gradient at zero.
-TINY = 1e-8
-# The key of the heads' optimiser.
-OPTIMIZER = "strategy.head.optimizer"
+REDUCED = 2  # the image size after the convolutions of a ``conv`` head
+TINY = 1e-8  # added to a variance, because the square root has no gradient at zero
+OPTIMIZER = "strategy.head.optimizer"  # the config key of the heads' optimiser
 
 
 class Criterion(Protocol):
-    """What is minimised at the network's end, and by heads that classify."""
+    """The loss of the network, which local heads minimise as well."""
 
     def total(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The sum over the samples."""
+        """The loss summed over the samples."""
 
     def normaliser(self, labels: Tensor) -> float:
-        """What the sum is divided by for the mean."""
+        """The number by which the sum is divided for the mean."""
 
 
 class Reduced(nn.Module):
-    """Averages an image to one of at most ``side`` x ``side``; anything else, and smaller ones, stay as they are."""
+    """Averages images down to at most ``side`` x ``side``; other states and smaller images are not changed."""
 
     def __init__(self, shape: Shape, side: int) -> None:
         super().__init__()
@@ -51,19 +49,23 @@ class Reduced(nn.Module):
 
 
 class Head(TrainedEstimator):
-    """A classifier of states, trained on a loss of its own, whose gradient the stage before it uses.
+    """A classifier of the states h at a boundary. The gradient of its own loss trains the stage before it.
 
         l(h) = (1 - s) criterion(logits(h), y) + s B mean((S(q(h)) - S(one-hot y))^2)
 
-    summed over the batch, s = 0 without similarity matching, q a linear layer or convolution, S the cosines between the
-    samples of a batch, each less its mean (Nøkland & Eidnes 2019, equations 1 to 3, "predsim").
-
-    It sees what the network's classifier would, the field y of the state.
+    is the loss summed over the batch. s is 0 without similarity matching, q is a linear layer or a convolution, and S
+    are the `similarities` of the samples of a batch (Nøkland & Eidnes 2019, equations 1 to 3, "predsim"). Like the
+    classifier of the network, a head sees the field y of the state only.
 
     Args:
         kind: ``linear``, ``mlp`` or ``conv`` (1x1 convolutions, then an average to 2x2 pixels, then a hidden layer).
-        shape: of y. hidden: widths of the hidden layers, or of the convolutions.
-        pool: side to which images are averaged before all else. similarity: s.
+        shape: of y.
+        classes: how many.
+        hidden: the widths of hidden layers, or of the convolutions.
+        pool: images are first averaged down to this size.
+        similarity: s.
+        criterion: the loss of the network.
+        seed, place: of the random stream of the initial values.
     """
 
     optimizer_key: ClassVar[str] = OPTIMIZER
@@ -98,7 +100,7 @@ class Head(TrainedEstimator):
         return logits
 
     def loss(self, state: Tensor, labels: Tensor) -> Tensor:
-        """The sum over the samples."""
+        """The own loss, summed over the samples."""
         loss = self.criterion.total(self(state), labels)
         if self.matched is None:
             return loss
@@ -115,11 +117,11 @@ class Head(TrainedEstimator):
 
     @override
     def learn(self, state: Tensor, labels: Tensor, target: Tensor | None, time: float) -> Tensor:
-        """A step on the mean of the own loss; returns that before it. There is no target."""
+        """One optimiser step on the mean of the own loss; returns the loss before it. There is no target."""
         return self.descend(state, labels)[1]
 
     def descend(self, state: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradient that `estimate` gives and the mean loss that `learn` gives, for one pass."""
+        """`estimate` and `learn` in one pass: the gradient, and the mean loss before the optimiser step."""
         assert self.optimizer is not None
         self.optimizer.zero_grad()
         found = self.gradients(state, labels)
@@ -127,19 +129,19 @@ class Head(TrainedEstimator):
         return found
 
     def gradients(self, state: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """What `descend` gives; the parameters' gradients, of the mean loss, are left for a step."""
+        """`descend` without the optimiser step: leaves the gradients of the mean loss in the parameters."""
         state = state.detach().requires_grad_()
         loss, normaliser = self.loss(state, labels), self.criterion.normaliser(labels)
         loss.backward()
         mean, scale = loss.detach() / (normaliser or 1.0), 1 / (normaliser or 1.0)
-        torch._foreach_mul_([p.grad for p in self.parameters() if p.grad is not None], scale)
+        scale_([p.grad for p in self.parameters() if p.grad is not None], scale)
         mean = self.average(mean, normaliser)
         assert state.grad is not None
         return state.grad, mean
 
 
 def similarities(features: Tensor) -> Tensor:
-    """Cosines ``[B, B]`` between samples, each less its mean; of images the standard deviations of channels count."""
+    """Cosines ``[B, B]`` between the centred features of samples; of images, the standard deviation of each channel."""
     if features.ndim == 4:
         features = (features.flatten(2).var(2, correction=0) + TINY).sqrt()
     rows = F.normalize(features - features.mean(1, keepdim=True), dim=1, eps=TINY)
@@ -149,6 +151,7 @@ def similarities(features: Tensor) -> Tensor:
 def _layers(
     kind: str, shape: Shape, classes: int, hidden: Sequence[int], pool: int, seed: int, *place: str | int
 ) -> nn.Sequential:
+    """The layers of a head, from y to logits; the last one starts at zero."""
     first = Reduced(shape, pool)
     if kind == "conv":
         widths = [shape[0], *hidden]
@@ -171,7 +174,7 @@ def _activated(layers: Sequence[nn.Module]) -> list[nn.Module]:
 def head_multiplications(
     kind: str, shape: Shape, classes: int, hidden: Sequence[int], pool: int, similarity: float
 ) -> float:
-    """Multiplications per sample of one forward pass; those between samples are left out."""
+    """Multiplications per sample of one forward pass of a `Head`, without those between samples."""
     first = Reduced(shape, pool).shape
     start, widths = 0.0, [math.prod(first), *(() if kind == "linear" else hidden), classes]
     if kind == "conv":

@@ -1,11 +1,12 @@
-"""Local losses as a source: a head at each boundary classifies the states there, and its loss trains the stage.
+"""Local losses as a gradient source: a head at each boundary classifies the states, and its loss trains the stage.
 
-Belilovsky et al. 2020, Nøkland & Eidnes 2019. For a batch, with h the state behind a stage and y the labels:
+Belilovsky et al. 2020, Nøkland & Eidnes 2019. With h the state after a stage, y the labels, l the loss of the head and
+phi its parameters:
 
-    d = dl(h, y)/dh                      used by the stage instead of dL/dh
-    the head's optimiser steps on dl(h, y)/dphi, phi its parameters
+    d = dl(h, y)/dh                      the stage uses it instead of dL/dh
+    dl(h, y)/dphi                        the optimiser of the head uses it
 
-Nothing comes back from the stage after the boundary.
+The next stage sends nothing back.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ from sglight.networks.parts import Shape
 
 @dataclass(frozen=True)
 class LocalLoss(GradientSource):
-    """Gradients of heads' own losses.
+    """Gradients of the losses of local heads.
 
     Args:
-        criterion: the network's loss, which heads that classify share.
-        name, hidden, pool: see `Head`. loss: ``classify`` or ``predsim``. similarity: the share of similarity matching
-            in predsim. optimizer: see `sglight.strategies.optim`.
+        criterion: the loss of the network.
+        name, hidden, pool: see `Head`.
+        loss: ``classify`` or ``predsim`` (with similarity matching).
+        similarity: the weight of similarity matching in ``predsim``.
+        optimizer: of the heads, see `sglight.strategies.optim`.
     """
 
     criterion: Criterion
@@ -47,10 +50,10 @@ class LocalLoss(GradientSource):
 
     @classmethod
     def of(cls, config: Mapping[str, Any] | None, criterion: Criterion) -> LocalLoss:
-        """From the keys ``strategy.head.*``; those left out have their defaults.
+        """The source for the config section ``strategy.head``, completed by its defaults.
 
         Raises:
-            ValueError: for a key or a choice that does not exist, or widths that are missing.
+            ValueError: for a key or a choice that does not exist, or missing widths.
         """
         found = settings(HeadConfig, config, "strategy.head")
         found["optimizer"] = settings(OptimizerConfig, (config or {}).get("optimizer"), OPTIMIZER)
@@ -87,7 +90,7 @@ class LocalLoss(GradientSource):
         )  # fmt: skip
 
     def _seen(self, spec: NetworkSpec, shape: Shape) -> Shape:
-        """Shape of the field y of states of a shape."""
+        """The shape of the field y, from that of a state."""
         if self.name == "conv" and len(shape) != 3:
             raise ValueError(
                 "strategy.head.name=conv needs a convolutional network (model.kernel=conv); use mlp or linear"

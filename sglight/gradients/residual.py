@@ -1,6 +1,6 @@
-"""Estimators that know of a classifier: its gradient, and a model of what that lacks.
+"""Residual estimators: the gradient of a local head plus a prediction of what it lacks.
 
-With l the loss of a head (see `Head`), trained beside it, and SG a synthetic gradient:
+With l the loss of the head (see `Head`) and SG a synthetic gradient, both trained:
 
     d = dl(h, y)/dh + SG(h, y),    SG learns from (h, y, dL/dh - dl/dh)
 """
@@ -15,7 +15,7 @@ from sglight.gradients.heads import Head
 
 
 class ResidualGradient(TrainedEstimator):
-    """The gradient of a head's loss, and on top of it what a model predicts; one optimiser trains both."""
+    """The gradient of a head's loss plus the prediction of a model; one optimiser trains both."""
 
     def __init__(self, head: Head, model: SyntheticGradient) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class ResidualGradient(TrainedEstimator):
 
     @override
     def learn(self, state: Tensor, labels: Tensor, target: Tensor, time: float) -> Tensor:
-        """A step of the head on its mean loss, and of the model on the squared error of what the head lacks."""
+        """One step of the head on its mean loss, and of the model on the squared error of the sum."""
         assert self.optimizer is not None
         self.optimizer.zero_grad()
         local, _ = self.head.gradients(state, labels)

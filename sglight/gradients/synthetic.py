@@ -1,9 +1,9 @@
-"""Synthetic gradients as a source: an estimator at each boundary predicts, and learns from the true gradient later.
+"""Synthetic gradients as a gradient source: an estimator at each boundary predicts the gradient, and learns later.
 
-Jaderberg et al. 2017. For a batch, with h the state behind a stage, y the labels and SG the estimator there:
+Jaderberg et al. 2017. With h the state after a stage, y the labels and SG the estimator at the boundary:
 
-    d = SG(h, y)                         used by the stage instead of dL/dh
-    SG learns from (h, y, dL/dh)         once dL/dh has come back
+    d = SG(h, y)                         the stage uses it instead of dL/dh
+    SG learns from (h, y, dL/dh)         when the next stage has sent dL/dh
 """
 
 from __future__ import annotations
@@ -35,41 +35,41 @@ from sglight.networks.dynamics import Dynamics
 from sglight.networks.network import ELEMENTWISE, ExtraCost
 from sglight.networks.parts import Shape
 
-# The key of the estimators' optimiser.
-OPTIMIZER = "strategy.estimator.optimizer"
-# Side of the image that a classifier beside an estimator sees.
-POOL = 4
+OPTIMIZER = "strategy.estimator.optimizer"  # the config key of the estimators' optimiser
+POOL = 4  # the size to which images are averaged for the head of a residual estimator
 
 
 @dataclass(frozen=True)
 class Restepped:
-    """To estimators a state looks as at the coarsest level of a multilevel training, where they have begun.
+    """Converts states and gradients to the step size of the coarsest level, at which estimators have begun to learn.
 
-    Leapfrog's state holds a velocity as a difference over h, which another step size changes.
+    In a multilevel training the step size h changes. The state of leapfrog contains y_prev, that is a velocity times
+    h, which would look different to an estimator.
 
     Args:
-        rule: the dynamics. ratio: the coarsest level's step size over the current one's.
+        rule: the dynamics.
+        ratio: the step size of the coarsest level, divided by the present one.
     """
 
     rule: Dynamics
     ratio: float
 
     def state(self, state: Tensor) -> Tensor:
-        """As an estimator sees a state."""
+        """A state as the estimator gets it."""
         return self._changed(self.rule.restepped, state, self.ratio)
 
     def target(self, gradient: Tensor) -> Tensor:
-        """As an estimator sees a true gradient."""
+        """A true gradient as the estimator gets it."""
         return self._changed(self.rule.restepped_gradient, gradient, self.ratio)
 
     def gradient(self, estimate: Tensor) -> Tensor:
-        """The gradient that an estimate means."""
+        """An estimated gradient converted back to the present step size."""
         return self._changed(self.rule.restepped_gradient, estimate, 1 / self.ratio)
 
     def _changed(
         self, change: Callable[[tuple[Tensor, ...], float], tuple[Tensor, ...]], state: Tensor, ratio: float
     ) -> Tensor:
-        """``change`` for a state whose fields are joined along the channels."""
+        """Applies ``change`` to a state whose fields are joined along the channels."""
         parts = state.chunk(self.rule.fields, 1)
         changed = change(parts, ratio)
         return state if changed is parts or ratio == 1 else torch.cat(changed, 1)
@@ -77,15 +77,18 @@ class Restepped:
 
 @dataclass(frozen=True)
 class Synthetic(GradientSource):
-    """Gradients that an estimator at each boundary predicts.
+    """Gradients predicted by an estimator at each boundary.
 
     Args:
-        name: ``linear``, ``mlp``, ``conv`` or ``package.module.Class``. hidden: widths of its hidden layers.
-        conditional: whether it sees the labels. kernel_size: of its filters.
-        every_n_batches: it learns from every n-th batch. optimizer: see `sglight.strategies.optim`.
-        residual: whether it predicts only what the gradient of a classifier lacks that is trained beside it, see
-            `ResidualGradient`. criterion: of that classifier.
-        restepped: how it sees states, in a multilevel training.
+        name: ``linear``, ``mlp``, ``conv`` or ``package.module.Class``.
+        hidden: the widths of its hidden layers.
+        conditional: whether it uses the labels.
+        kernel_size: of its convolutions.
+        every_n_batches: it learns from every n-th batch.
+        residual: whether it is a `ResidualGradient`.
+        criterion: the loss of the head of a residual estimator.
+        optimizer: of the estimators, see `sglight.strategies.optim`.
+        restepped: converts states in a multilevel training; None for no conversion.
     """
 
     name: str = "mlp"
@@ -103,7 +106,7 @@ class Synthetic(GradientSource):
     def of(
         cls, config: Mapping[str, Any] | None, kernel: str = "dense", criterion: Criterion | None = None
     ) -> Synthetic:
-        """From the keys ``strategy.estimator.*`` and ``model.kernel``; those left out have their defaults.
+        """The source for the config section ``strategy.estimator``, completed by its defaults.
 
         Raises:
             ValueError: for a key or an optimiser that does not exist.
@@ -187,12 +190,13 @@ class Synthetic(GradientSource):
 
     @override
     def passes(self) -> tuple[float, float]:
-        # One prediction a batch, one lesson, forward and backward, in every n; a classifier goes backward in both.
+        # A prediction is one pass; a lesson is a forward and a backward pass (3) for every n-th batch. The head of a
+        # residual estimator goes backward in both.
         return 2.0 if self.residual else 1.0, 3 / self.every_n_batches
 
     @override
     def cost(self, spec: NetworkSpec) -> ExtraCost:
-        # In units of a stage's forward and backward, three passes.
+        # In units of three passes: forward and backward of a stage.
         lessons = 3 / self.every_n_batches
         passes, with_classifier = (1 + lessons) / 3, (3 + lessons) / 3
 
@@ -216,7 +220,7 @@ class Synthetic(GradientSource):
     def identity(self) -> dict[str, Any]:
         shaping: dict[str, Any] = {"name": self.name, "hidden": list(self.hidden)}
         shaping |= {"conditional": self.conditional, "kernel_size": self.kernel_size}
-        shaping |= {"residual": True} if self.residual else {}  # which earlier checkpoints do not know
+        shaping |= {"residual": True} if self.residual else {}  # earlier checkpoints do not have this key
         return {f"strategy.estimator.{key}": value for key, value in shaping.items()}
 
     @override

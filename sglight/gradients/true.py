@@ -1,4 +1,4 @@
-"""True gradients, as the stage after a boundary sends them."""
+"""True gradients, which the next stage sends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sglight.networks.network import ExtraCost
 
 
 class TrueGradient(GradientSource):
-    """The gradient that comes back from the stage after the boundary."""
+    """The true gradient dL/dh, which the stage after the boundary sends back."""
 
     @override
     def gradient(self, boundary: Boundary, passage: Passage, true: Tensor | None) -> Tensor:
@@ -29,10 +29,10 @@ class TrueGradient(GradientSource):
 
 @dataclass(frozen=True)
 class Taught(TrueGradient):
-    """True gradients, from which the estimators of another source already learn.
+    """True gradients, from which the estimators of another source already learn, although they are not used yet.
 
     Args:
-        source: whose estimators they are.
+        source: has the estimators.
     """
 
     source: GradientSource
@@ -40,7 +40,8 @@ class Taught(TrueGradient):
     @property
     @override
     def lesson_every(self) -> int:  # type: ignore[override]
-        return self.source.lesson_every or 1  # 0 if it learns in giving gradients, which nobody asks for here
+        # A source whose estimators learn while they give a gradient has 0, but here they give none.
+        return self.source.lesson_every or 1
 
     @property
     def learns_together(self) -> bool:  # type: ignore[override]

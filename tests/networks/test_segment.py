@@ -306,7 +306,7 @@ def test_without_a_seed_torchs_generator_decides() -> None:
         ({"kernel": "conv", "kernel_size": 4}, r"model\.kernel_size=4 must be odd"),
         ({"gamma": -0.1}, r"model\.gamma=-0.1 must not be negative"),
         ({"normalisation": "group", "groups": 3}, r"model\.groups=3 must divide the width 4"),
-        ({"reversible": True}, r"model\.reversible=true needs.*hamiltonian or leapfrog, not euler"),
+        ({"reversible": True}, r"model\.reversible=true needs.*hamiltonian or leapfrog\), not euler"),
         (
             {"dynamics": "hamiltonian", "reversible": True, "normalisation": "batch"},
             r"model\.reversible=true does not go with model\.normalisation=batch",
