@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from functools import wraps
+from typing import Any
 
+from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -34,6 +36,23 @@ def hide_schemas(prefix: str) -> None:
         return [name for name in list_all(self, path) if not name.startswith(prefix)]
 
     ConfigStore.list = list_choices  # type: ignore[method-assign]
+
+
+def skip_unused_group_lists() -> None:
+    """Make ``--help`` faster: Hydra would list the groups for its template even if that does not show them.
+
+    For each group Hydra copies its whole store of configs, which takes two thirds of the time of ``--help``.
+    """
+    full_help = getattr(Hydra.get_help, "__wrapped__", Hydra.get_help)
+
+    @wraps(full_help)
+    def get_help(self: Any, help_cfg: DictConfig, *args: Any, **kwargs: Any) -> str:
+        if "CONFIG_GROUPS" not in help_cfg.template:
+            self.format_config_groups = lambda *_, **__: ""
+        text: str = full_help(self, help_cfg, *args, **kwargs)
+        return text
+
+    Hydra.get_help = get_help  # type: ignore[method-assign]
 
 
 def set_hydra_config(cfg: DictConfig) -> None:

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
 
 from sglight.archive import check_whole, read_record
-from sglight.compat.hydra import config_groups, hide_schemas, set_hydra_config
+from sglight.compat.hydra import config_groups, hide_schemas, set_hydra_config, skip_unused_group_lists
 from sglight.config import checks
 from sglight.config.datasets import SCHEMAS as DATASETS
 from sglight.config.effects import check_effects, check_monitors, check_switches
@@ -55,6 +55,7 @@ def register() -> None:
         store(group="strategy", name=name, node=strategy)
     store(group="callbacks", name="base_callbacks", node={key: node() for key, node in CALLBACKS.items()})
     hide_schemas("base_")
+    skip_unused_group_lists()
     OmegaConf.register_new_resolver("sglight_groups", _list_groups, replace=True)
     OmegaConf.register_new_resolver(
         "sglight_estimator", lambda kernel: str(default_estimator(kernel)), replace=True
