@@ -1,10 +1,11 @@
-"""Which strategy to prefer for a network on so many cores, by the cost model and the staleness of gradients."""
+"""Advice on which strategy to use for a network and a number of cores, by the cost model and the staleness."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sglight import units
 from sglight.gradients import Synthetic
 from sglight.networks import NetworkSpec
 from sglight.strategies.pieces import settled
@@ -12,19 +13,19 @@ from sglight.strategies.plan import Plan
 from sglight.strategies.schedule import Decoupled, Pipelined, Schedule
 from sglight.strategies.simulation import period
 
-MOST_WORKERS = 8  # a simulation of more would take longer than it is worth
-FULL_SWING = 8  # batches behind which a pipeline is full
-WORTH = 1.2  # less than so much faster than one worker, several are not worth it
-NEAR = 1.1  # exact gradients are preferred to late ones that are less than so much faster
+MOST_WORKERS = 8  # more are not simulated, which would take too long
+FULL_AFTER = 8  # batches after which a pipeline is full
+LEAST_GAIN = 1.2  # several workers are advised only if they are so many times faster than one
+LATE_GAIN = 1.1  # late gradients are advised only if they are so many times faster than exact ones
 
 
 @dataclass(frozen=True)
 class Option:
-    """One strategy on as many workers as it has stages.
+    """A strategy with one worker for each stage.
 
     Attributes:
-        gain: how many times faster than backpropagation on one worker, ideally.
-        staleness: by how many updates its gradients are late at most.
+        gain: its ideal speed, relative to backpropagation on one worker.
+        staleness: the largest number of updates by which its gradients are late.
     """
 
     gain: float
@@ -32,10 +33,12 @@ class Option:
 
 
 def advise(spec: NetworkSpec, samples: int, cores: int) -> str:
-    """Two sentences: what to prefer, and what the others would give.
+    """Two sentences: the strategy to prefer, and what the others would give.
 
     Args:
-        samples: in a batch. cores: of this machine, or how many GPUs.
+        spec: of the network.
+        samples: in a batch.
+        cores: of this machine, or the number of GPUs.
     """
     workers = min(cores, spec.total_steps, MOST_WORKERS)
     if workers < 2:
@@ -47,27 +50,27 @@ def advise(spec: NetworkSpec, samples: int, cores: int) -> str:
     found = options(spec, samples, workers)
     exact, late, predicted = found["backprop"], found["delayed"], found["dni"]
     command = f"strategy.stages={workers} trainer.devices={workers}"
-    delay = f"true gradients, late by at most {late.staleness} update{'s' * (late.staleness != 1)},"
-    said = {
+    delay = f"true gradients, late by at most {units.plural(late.staleness, 'update')},"
+    offers = {
         "backprop": f"exact gradients in a pipeline, ideally {exact.gain:.2f} times",
         "delayed": f"{delay} ideally {late.gain:.2f} times",
         "dni": f"synthetic ones, which are inexact, {predicted.gain:.2f} times",
     }
     best = max(exact.gain, late.gain)
-    if best < WORTH:
+    if best < LEAST_GAIN:
         return (
             f"Prefer strategy=backprop on one worker: {workers} workers would ideally be {best:.2f} times as fast, "
             f"as the stages cannot be cut evenly. Synthetic gradients would give {predicted.gain:.2f} times."
         )
-    name, other = ("backprop", "delayed") if exact.gain * NEAR >= late.gain else ("delayed", "backprop")
+    name, other = ("backprop", "delayed") if exact.gain * LATE_GAIN >= late.gain else ("delayed", "backprop")
     return (
-        f"Prefer strategy={name} {command}: {said[name]} as fast as backprop on one worker by the cost model. "
-        f"It gives {said[other]}, and {said['dni']}; messages are not counted, so measure."
+        f"Prefer strategy={name} {command}: {offers[name]} as fast as backprop on one worker by the cost model. "
+        f"It gives {offers[other]}, and {offers['dni']}; messages are not counted, so measure."
     )
 
 
 def options(spec: NetworkSpec, samples: int, workers: int) -> Mapping[str, Option]:
-    """Pipelined and late true gradients, and synthetic ones, with a stage for each worker."""
+    """The options with a stage for each worker: pipelined true gradients, late true gradients, synthetic gradients."""
     last = workers - 1
     kinds: dict[str, tuple[Schedule, Synthetic | None]] = {
         "backprop": (settled(Pipelined(flushes=True), None, samples, last), None),
@@ -86,6 +89,6 @@ def _option(spec: NetworkSpec, workers: int, schedule: Schedule, source: Synthet
     late = (
         0
         if schedule.flushes or not schedule.waits
-        else schedule.staleness(0, FULL_SWING * schedule.pieces, workers - 1)
+        else schedule.staleness(0, FULL_AFTER * schedule.pieces, workers - 1)
     )
     return Option(alone / time, late)

@@ -1,4 +1,4 @@
-"""What must hold for a training in stages wherever these live: one set of optimisers, and the same batches for all."""
+"""Checks that a training in stages is possible: the right Trainer, and the same batches at all workers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from sglight.link import Peers
 
 
 def check_trainer(trainer: pl.Trainer) -> None:
-    """Refuse a Trainer that would go wrong in silence, since stages step optimisers of their own by hand.
+    """Refuse a Trainer that would train wrongly without an error, because each stage steps its own optimiser.
 
-    Only Lightning's `SingleDeviceStrategy` and strategies whose workers are `Peers` can train stages.
+    Only Lightning's `SingleDeviceStrategy` and strategies with `Peers` can train stages.
 
     Raises:
         UserError: for another strategy, or a precision that scales the loss.
@@ -39,10 +39,13 @@ def check_trainer(trainer: pl.Trainer) -> None:
 
 
 def check_batches(peers: Peers, labels: Tensor, batches: float, when: str) -> None:
-    """Compare what all workers see in a batch by its labels, which each of them has; every worker waits for the others.
+    """Compare the labels of a batch, and the number of batches, between all workers; each waits for the others.
 
     Args:
-        batches: how many there are. when: of which this one is.
+        peers: all workers.
+        labels: of the batch.
+        batches: how many there are.
+        when: what they are part of, for the message.
 
     Raises:
         UserError: if they differ.
@@ -65,5 +68,5 @@ def check_batches(peers: Peers, labels: Tensor, batches: float, when: str) -> No
 
 
 def checksum(labels: Tensor) -> int:
-    """Of the values, bit for bit."""
+    """A checksum of the bytes of labels."""
     return crc32(labels.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

@@ -15,17 +15,24 @@ from sglight.strategies.staged import InStages, StagedModule
 
 
 class Backprop(StagedModule):
-    """The true gradient of each batch; several workers share it as a pipeline that empties with each batch.
+    """Backpropagation: the true gradient of each batch.
 
-    One forward, one backward (1F1B): Narayanan et al. 2021, PipeDream-Flush. Arguments as in `StagedModule`, and
+    Several workers form a pipeline that is emptied after each batch (1F1B; Narayanan et al. 2021, PipeDream-Flush).
 
     Args:
-        stages: M, from 1 to the number of steps; a worker holds at least one.
-        microbatches: m, into how many pieces a batch is cut, whose gradients add up. None for one if there is one
-            stage, otherwise four for each stage but the last (the smallest divisor of the batch size from there on).
+        network, optimizer, shared: see `StagedModule`.
+        stages: M, from 1 to the number of steps; each worker has at least one.
+        microbatches: m, into how many pieces a batch is split; their gradients are added up. None for 1 with one
+            stage, otherwise at least 4 (M - 1), such that it divides the batch size.
+        diagnose_every_n_batches: see `Diagnosis`.
 
     Raises:
         ValueError: for values that are not allowed; the text names the key.
+
+    >>> network = {"shape": (2,), "classes": 3, "channels": 4, "steps": 8}
+    >>> module = Backprop(network, {"name": "adam", "lr": 0.01}, stages=2)
+    >>> module.cuts
+    (0, 4, 8)
     """
 
     def __init__(

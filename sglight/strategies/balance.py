@@ -1,4 +1,4 @@
-"""Cuts into stages of equal cost as it is measured, where the cost model is not trusted."""
+"""Finds cuts for which all stages take the same measured time, for ``strategy.balance=measured``."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from sglight.networks import Stage
 from sglight.networks.network import balanced
 from sglight.strategies.plan import Plan
 
-# How often cuts are moved at most, and how often each stage is then timed; of its times the shortest counts.
-MOVES, ROUNDS = 5, 5
+MOVES = 5  # cuts are moved at most so many times
+ROUNDS = 5  # each stage is timed so many times, and the shortest time counts
 
 
 def measured_cuts(plan: Plan, samples: int, device: str | torch.device = "cpu") -> tuple[int, ...]:
-    """Where to cut so that the slowest stage is as fast as can be, all M + 1 positions.
+    """The M + 1 positions of the cuts for which the slowest stage is as fast as possible.
 
-    The stages that a plan's cuts make are timed, forward and backward on one piece of a batch of noise; the work of
-    each time step is scaled by what its stage took, and that is balanced anew, until nothing moves. Of all cuts tried,
-    those with the fastest slowest stage. The result depends on the machine and on its load.
+    The stages are timed, forward and backward on a microbatch of noise. The cost of each time step is scaled by the
+    time of its stage, and the cuts are balanced anew, until they do not move any more. Of all cuts that were tried,
+    those with the fastest slowest stage are returned. The result depends on the machine and its load.
 
     Args:
+        plan: has the network and the first cuts.
         samples: in a batch.
+        device: on which to measure.
     """
     spec, cuts, stages = plan.spec, plan.cuts, plan.last + 1
     work, tried = spec.step_work(), dict[tuple[int, ...], float]()
@@ -42,7 +44,7 @@ def measured_cuts(plan: Plan, samples: int, device: str | torch.device = "cpu") 
 
 
 def stage_seconds(plan: Plan, cuts: Sequence[int], samples: int, device: torch.device) -> list[float]:
-    """The shortest time that a forward and a backward pass of each stage take, all stages in turn."""
+    """The shortest time of a forward and backward pass of each stage; all stages are timed in turn."""
     spec, source = plan.spec, plan.source
     stages = [Stage(spec, a, b).to(device) for a, b in pairwise(cuts)]
     shapes = [(samples, *spec.shape), *((samples, *spec.state_shape(a)) for a in cuts[1:-1])]

@@ -1,4 +1,4 @@
-"""Blends of true gradients with those of heads or estimators: see `sglight.gradients.blend` for the formulas."""
+"""Blends of true gradients with those of local heads or estimators; `sglight.gradients.blend` has the formulas."""
 
 from __future__ import annotations
 
@@ -19,18 +19,22 @@ ARRIVALS = ("wait", "late")
 
 
 class Blend(StagedModule):
-    """M stages, each with a part of the true gradient; arguments as in `StagedModule`, and
+    """M stages, trained with a weighted mean of the true gradient and that of another source.
 
     Args:
+        network, optimizer, shared: see `StagedModule`.
         stages: M, from 1 to the number of steps.
-        source: ``local`` or ``synthetic``: what gives the rest.
-        blend: weight of the true gradient, from 0 (none) to 1 (backpropagation, where it is waited for).
-        blend_last, blend_epochs: the weight to which it moves on a straight line, and in how many epochs; None for a
-            constant weight, and for all epochs.
-        arrival: ``wait`` for the true gradient, or go on and use it when it comes, ``late``: stages then do not
-            wait for each other, true gradients come down through all of them unblended, and teach estimators.
+        source: the other source, ``local`` or ``synthetic``.
+        blend: the weight of the true gradient, from 0 (none) to 1 (backpropagation, if it is waited for).
+        blend_last, blend_epochs: the weight to which it changes linearly, and in how many epochs; None for a constant
+            weight, and for all epochs.
+        arrival: ``wait`` for the true gradient, or use it when it arrives (``late``). Then stages do not wait for each
+            other; true gradients pass through all of them without being blended, and estimators learn from them.
         estimator, head: the settings of `Synthetic` and `LocalLoss`.
         diagnose_every_n_batches: see `Diagnosis`.
+
+    Raises:
+        ValueError: for values that are not allowed; the text names the key.
     """
 
     def __init__(
@@ -82,7 +86,7 @@ class Blend(StagedModule):
             self.follow(replace(self.plan, source=replace(source, weight=weight)))
 
     def _batches_of_the_ramp(self) -> float:
-        """In how many batches the weight gets to its end."""
+        """The number of batches after which the weight is constant."""
         epochs = self.trainer.max_epochs if self.blend_epochs is None else self.blend_epochs
         batches = self.trainer.num_training_batches
         if epochs in (None, -1) or math.isinf(batches):

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, so that its network can be made and used with nothing else."""
+"""What a checkpoint contains about its network and data, so that it can be used by itself."""
 
 from __future__ import annotations
 
@@ -7,23 +7,19 @@ from enum import Enum
 from inspect import Parameter, signature
 from typing import Any
 
-# The key of `arguments` in a checkpoint, Lightning's: `load_from_checkpoint` calls the class with them.
+# Lightning's key in a checkpoint for `arguments`, with which `load_from_checkpoint` calls the class.
 ARGUMENTS = "hyper_parameters"
-# What a data module may tell of its data: its name, a sample's shape, the classes, the training set's statistics, and
-# whether samples are bytes, whose statistics are those of numbers in [0, 1].
-TOLD = ("name", "shape", "classes", "class_names", "mean", "std", "pixels")
+# Attributes of a data module that are facts about its data: see `sglight.data.module.DataModule`.
+FACTS = ("name", "shape", "classes", "class_names", "mean", "std", "pixels")
 
 
 def of_data(datamodule: Any) -> dict[str, Any]:
-    """What a data module tells, of `TOLD`, for `archive.DATA` in a checkpoint.
-
-    Nothing without one: samples then come as the network takes them.
-    """
-    return {name: plain(getattr(datamodule, name)) for name in TOLD if hasattr(datamodule, name)}
+    """The `FACTS` that a data module has, for the entry `archive.DATA` of a checkpoint; empty without a data module."""
+    return {name: plain(getattr(datamodule, name)) for name in FACTS if hasattr(datamodule, name)}
 
 
 def arguments(kind: type, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call of ``kind`` by name, as given."""
+    """The arguments of a call of the class ``kind``, by name."""
     call = signature(kind.__init__)  # type: ignore[misc]
     given = call.bind_partial(None, *args, **kwargs).arguments
     _, *named = call.parameters.values()
@@ -36,10 +32,10 @@ def arguments(kind: type, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dic
 
 
 def plain(value: Any) -> Any:
-    """Containers, numbers and texts as a checkpoint may hold them; arrays and tensors as lists.
+    """A value as plain containers, numbers and texts, which a checkpoint may contain; arrays become lists.
 
     Raises:
-        TypeError: for anything else.
+        TypeError: for values of other types.
     """
     if isinstance(value, Enum):
         return plain(value.value)
@@ -57,7 +53,7 @@ def plain(value: Any) -> Any:
 
 
 def plain_or_nothing(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`plain` values; nothing if one of them is something else."""
+    """The values made `plain`; an empty dictionary if one of them cannot be."""
     try:
         return {name: plain(value) for name, value in values.items()}
     except TypeError:

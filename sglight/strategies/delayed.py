@@ -1,7 +1,7 @@
-"""True gradients that come late: all stages stay busy, and nobody waits for the pipeline to empty.
+"""True gradients that arrive late: a pipeline that is never emptied, so that all stages stay busy.
 
-In round n (one a microbatch) stage i of M goes forward on piece n and then backward on piece n - d_i with
-d_i = (1 + slack) (M - 1 - i), and updates behind the last piece of a batch. Huo et al. 2018 (DDG, features replay);
+There is a round for each microbatch. In round n stage i of M goes forward on microbatch n and backward on n - d_i,
+d_i = (1 + slack) (M - 1 - i), and updates after the last microbatch of a batch. Huo et al. 2018 (DDG, features replay);
 Narayanan et al. 2019, 2021 (PipeDream, 2BW); Rivaud et al. 2025 (PETRA).
 """
 
@@ -13,9 +13,9 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Unpack
 
-from rich.filesize import decimal
 from typing_extensions import override
 
+from sglight import units
 from sglight.compat.lightning import batch_size
 from sglight.gradients.delayed import BACKWARDS, check_backward
 from sglight.networks import NetworkSpec
@@ -27,23 +27,29 @@ from sglight.strategies.staged import Batch, InStages, StagedModule
 
 
 class Delayed(StagedModule):
-    """M stages, each with true gradients of pieces that it saw d_i rounds ago; arguments as in `StagedModule`, and
+    """M stages, each trained with true gradients of microbatches that it saw d_i rounds ago.
 
     Args:
+        network, optimizer, shared: see `StagedModule`.
         stages: M, from 1 to the number of steps.
-        microbatches: m, into how many pieces a batch is cut: with m >= d_0 gradients are late by one update at most.
+        microbatches: m, into how many pieces a batch is split. With m >= d_0 gradients are late by at most one update.
             None for the smallest divisor of the batch size that is at least d_0 (or d_0 itself, if that divisor is
             more than twice as large).
-        slack: 0, or 1: a round more between two stages, so that one that is late holds nobody up.
+        slack: 1 adds a round between two stages, so that a stage that takes longer once does not hold up others; or 0.
         backward: ``stashed``, ``replayed`` or ``rebuilt``, see `sglight.gradients.delayed`.
-        exact_epochs: for so many epochs at the beginning, or parts of one, the pipeline empties at each batch: a
-            network that has begun with exact gradients minds late ones less.
-        moments: those of the optimisers when late gradients begin: ``reset``, or ``keep``, with which the second
-            moments of small exact gradients make the first late steps too long.
+        exact_epochs: for so many epochs at the beginning (perhaps a fraction) the pipeline is emptied after each batch.
+            Late gradients do less harm to a network that has begun with exact ones.
+        moments: whether the optimisers ``reset`` or ``keep`` their moments when late gradients begin. The second
+            moments of small exact gradients would make the first late steps too long.
         diagnose_every_n_batches: see `Diagnosis`.
 
     Raises:
-        ValueError: for values that do not exist or go together; the text names the key.
+        ValueError: for values that do not exist or do not go together; the text names the key.
+
+    >>> network = {"shape": (2,), "classes": 3, "channels": 4, "steps": 8}
+    >>> module = Delayed(network, {"name": "adam", "lr": 0.01}, stages=4, microbatches=1)
+    >>> [module.plan.schedule.staleness(i, 8, last=3) for i in range(4)]  # in updates
+    [3, 2, 1, 0]
     """
 
     def __init__(
@@ -77,7 +83,7 @@ class Delayed(StagedModule):
         self._begin(late=exact_epochs == 0)
 
     def _begin(self, late: bool) -> None:
-        """Train with late gradients from now on, or with exact ones."""
+        """Switch to late gradients, or to exact ones."""
         if late != self.is_late:
             self.is_late = late
             self.follow(replace(self.plan, schedule=replace(self._schedule, flushes=not late)))
@@ -110,7 +116,7 @@ class Delayed(StagedModule):
 
     def _exact_is_over(self) -> bool:
         batches = self.trainer.num_training_batches
-        if math.isinf(batches):  # data that do not know their length: by whole epochs
+        if math.isinf(batches):  # the length of an epoch is not known: only whole epochs are counted
             return self.current_epoch >= self.exact_epochs
         return self.runtime.batch >= self.exact_epochs * batches
 
@@ -126,19 +132,19 @@ class Delayed(StagedModule):
     @override
     def facts(self) -> list[str]:
         last, schedule = self.plan.last, replace(self._schedule, flushes=False)
-        # In full swing, the first piece of a batch is the one that waits longest.
+        # In a full pipeline; the first piece of a batch waits longest.
         piece = schedule.pieces * (schedule.latency(last) + 1)
         late = ", ".join(str(schedule.staleness(i, piece, last)) for i in range(last + 1))
         name, stages, *rest = super().facts()
-        source = f"{self.passes} backward passes, {decimal(self.bytes_in_flight())} in flight"
+        source = f"{self.passes} backward passes, {units.size(self.bytes_in_flight())} in flight"
         exact = f"exact for the first {self.exact_epochs:g} epochs, then " if self.exact_epochs else ""
         fresh = f", moments {self.moments}" if self.exact_epochs else ""
         return [name, stages, f"{exact}gradients late by {late} updates, by stage{fresh}", source, *rest]
 
     def bytes_in_flight(self) -> int:
-        """About how much all stages keep of the pieces that are between their forward and their backward pass.
+        """About how many bytes all stages keep of microbatches between their forward and backward passes.
 
-        By the batch size of the data if that is known, otherwise for one sample a piece.
+        If the batch size of the data is not known, a microbatch is taken to be one sample.
         """
         spec, schedule, last = self.spec, self._schedule, self.plan.last
         samples = -(-(batch_size(self.trainer) or schedule.pieces) // schedule.pieces)
@@ -155,7 +161,7 @@ class Delayed(StagedModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit" and self.microbatches is None:
-            # The same pieces in exact epochs.
+            # Exact epochs have the same number of pieces.
             late = replace(self._schedule, flushes=False)
             pieces = settled(late, None, batch_size(self.trainer), self.plan.last).pieces
             self.follow(replace(self.plan, schedule=replace(self._schedule, pieces=pieces)))

@@ -1,10 +1,10 @@
 """Decoupled neural interfaces: stages learn from synthetic gradients and do not wait for each other.
 
-Jaderberg et al. 2017. For batch t, stage i with parameters theta_i and the estimator SG_i at its end:
+Jaderberg et al. 2017. For batch t, with theta_i the parameters of stage i and SG_i the estimator at its end:
 
-    h_i = stage_i(h_{i-1})                     handed on, detached
-    d_i = SG_i(h_i, y)                         the last stage has the loss's own gradient instead
-    theta_i <- optimiser(theta_i, J_i^T d_i)   and dL/dh_{i-1} goes back to stage i - 1
+    h_i = stage_i(h_{i-1})                     sent to stage i + 1, detached
+    d_i = SG_i(h_i, y)                         at the last stage, the gradient of the loss
+    theta_i <- optimiser(theta_i, J_i^T d_i)   and dL/dh_{i-1} is sent to stage i - 1
     SG_i learns from (h_i, y, dL/dh_i) of batch t - lag
 """
 
@@ -20,14 +20,18 @@ from sglight.strategies.staged import InStages, StagedModule
 
 
 class DNI(StagedModule):
-    """M stages, estimators at the M - 1 boundaries; arguments as in `StagedModule`, and
+    """M stages with an estimator at each of the M - 1 boundaries.
 
     Args:
+        network, optimizer, shared: see `StagedModule`.
         stages: M, from 1 to the number of steps.
         lag: how many batches old the true gradient is from which an estimator learns.
         estimator: the arguments of `Synthetic`.
-        diagnose_every_n_batches: least number of batches between two comparisons of synthetic and true gradients,
-            each at the cost of one locked pass; 0 for never.
+        diagnose_every_n_batches: see `Diagnosis`.
+
+    >>> network = {"shape": (2,), "classes": 3, "channels": 4, "steps": 8}
+    >>> print(DNI(network, {"name": "adam", "lr": 0.01}, stages=2).describe())
+    dni, adam, rate 0.01; 2 stages, lag 1; mlp estimators that see the label
     """
 
     def __init__(

@@ -1,10 +1,11 @@
 """Local losses: each stage learns from a classifier at its end, and no gradient crosses a boundary.
 
-Belilovsky et al. 2020, Nøkland & Eidnes 2019. For batch t, stage i with parameters theta_i, head phi_i at its end:
+Belilovsky et al. 2020, Nøkland & Eidnes 2019. With theta_i the parameters of stage i, phi_i those of the head at its
+end and l_i(h_i, y) the head's loss (at the last stage, that of the network):
 
-    h_i = stage_i(h_{i-1})                          handed on, detached
-    theta_i <- optimiser(theta_i, dl_i/dtheta_i)    l_i(h_i, y) the head's loss; the last stage has the network's
-    phi_i <- optimiser(phi_i, dl_i/dphi_i)          in the same batch
+    h_i = stage_i(h_{i-1})                          sent to stage i + 1, detached
+    theta_i <- optimiser(theta_i, dl_i/dtheta_i)
+    phi_i <- optimiser(phi_i, dl_i/dphi_i)          on the same batch
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from sglight.strategies.staged import Batch, InStages, StagedModule
 
 
 class Local(StagedModule):
-    """M stages, heads at the M - 1 boundaries; arguments as in `StagedModule`, and
+    """M stages with a local head at each of the M - 1 boundaries.
 
     Args:
+        network, optimizer, shared: see `StagedModule`.
         stages: M, from 1 to the number of steps.
         head: the settings of `LocalLoss`.
-        ensemble: whether evaluations also log loss and accuracy of the mean of the heads' and the network's logits, as
-            ``val/ensemble_acc`` and so on.
-        diagnose_every_n_batches: least number of batches between two comparisons of the gradients that stages use with
-            true ones, each at the cost of one locked pass; 0 for never.
+        ensemble: whether evaluations also log the loss and accuracy of the mean of all logits, those of the heads and
+            of the network, as ``val/ensemble_acc`` and so on.
+        diagnose_every_n_batches: see `Diagnosis`.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Local(StagedModule):
             return
         head = self.estimator(i) if i < self.plan.last else None
         logits = output if head is None else head(output)
-        if i > 0:  # the sum of those before, behind the state
+        if i > 0:  # the sum of the logits of earlier stages, which follows the state
             logits = logits + self.placement.states[i - 1].receive(logits.shape)
         if head is not None:
             self.runtime.hand_down(i, logits)

@@ -1,4 +1,4 @@
-"""What is minimised: a sum over samples, and what that sum is divided by for the mean."""
+"""The loss that is minimised: a sum over samples, and the number by which it is divided for the mean."""
 
 from __future__ import annotations
 
@@ -13,20 +13,24 @@ from sglight.config.extension import load_class
 
 
 class Loss:
-    """The loss of logits ``[B, classes]`` and labels ``[B]``: `total` over `normaliser` is its mean.
+    """The loss of logits ``[B, classes]`` and labels ``[B]``. Its mean is `total` / `normaliser`.
 
-    Gradients travel through the network as those of the sum, whatever pieces a batch is cut into, and are divided by
-    the normaliser of the whole batch where they meet the parameters.
+    What flows through the network is the gradient of the sum, into however many pieces a batch is split. The gradients
+    of parameters are divided by the normaliser of the whole batch.
 
     Args:
         name: ``cross_entropy``; ``mse``, the squared error of the logits against one-hot labels; or
             ``package.module.Class``, a torch loss that takes ``reduction="sum"`` and is called with logits and labels.
         label_smoothing: of the cross-entropy, from 0 to less than 1 (Szegedy et al. 2016, section 7).
-        class_weights: of the cross-entropy, one a class; the mean is then weighted, as torch's.
-        kwargs: of a class from outside.
+        class_weights: of the cross-entropy, one for each class; the mean is weighted then, as in torch.
+        kwargs: arguments of a class that is given by its path.
 
     Raises:
-        ValueError: for a loss that does not exist, or settings that are not its own; the text names the key.
+        ValueError: for a loss that does not exist, or settings that it does not have; the text names the key.
+
+    >>> loss = Loss("mse")
+    >>> loss.total(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]))
+    tensor(4.)
     """
 
     def __init__(
@@ -59,7 +63,11 @@ class Loss:
                 raise ValueError(f"strategy.loss.name={name} cannot be made: {error}") from error
 
     def check(self, classes: int) -> None:
-        """Refuse weights for another number of classes."""
+        """Refuse class weights for another number of classes.
+
+        Raises:
+            ValueError: that names the key.
+        """
         if self._weights is not None and len(self._weights) != classes:
             raise ValueError(
                 f"strategy.loss.class_weights has {len(self._weights)} entries, but there are {classes} classes; "
@@ -67,7 +75,7 @@ class Loss:
             )
 
     def total(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The sum over the samples."""
+        """The loss summed over the samples."""
         if self._module is not None:
             return self._module(logits, labels)
         if self.name == "mse":
@@ -76,13 +84,13 @@ class Loss:
         return F.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=self.label_smoothing)
 
     def normaliser(self, labels: Tensor) -> float:
-        """What `total` is divided by for the mean: the number of samples, or the sum of their classes' weights."""
+        """The number by which `total` is divided for the mean: of samples, or the sum of their class weights."""
         if self._weights is None:
             return len(labels)
         return float(self._weights[labels.cpu()].sum())
 
     def describe(self) -> str:
-        """In a few words; empty for the plain cross-entropy."""
+        """A short description; empty for the plain cross-entropy."""
         extras = [f"label smoothing {self.label_smoothing:g}"] if self.label_smoothing else []
         extras += ["class weights"] if self._weights is not None else []
         return (

@@ -1,4 +1,4 @@
-"""What the mode of a level in a multilevel training stands for: a schedule and a gradient source."""
+"""The schedule and gradient source of each mode of a level in a multilevel training."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ class Modes:
     """The settings of all modes.
 
     Attributes:
-        stages: M. lag: of levels with synthetic gradients. estimated: the source of those that estimate gradients, by
-            estimators or heads; None without such levels.
-        microbatches, slack, backward: of levels with late gradients; microbatches also of exact ones.
+        stages: M.
+        lag: of levels with synthetic gradients.
+        estimated: the source of levels with estimators or heads; None if there are no such levels.
+        microbatches: of levels with late or exact gradients.
+        slack, backward: of levels with late gradients.
     """
 
     stages: int
@@ -31,10 +33,12 @@ class Modes:
     backward: str
 
     def of(self, level: Level, rule: Dynamics, finer: int) -> tuple[Schedule, GradientSource]:
-        """Schedule and source of a level; numbers of pieces that are left open may change with the batch size.
+        """The schedule and source of a level.
 
         Args:
-            rule: of the network. finer: by how much the level's steps are smaller than the coarsest's.
+            level: its settings.
+            rule: the dynamics of the network.
+            finer: the step size of the coarsest level, divided by that of this one.
         """
         pieces = self.pieces(level)
         if level.mode == "delayed":
@@ -55,5 +59,5 @@ class Modes:
                 return Decoupled(self.lag), source
 
     def pieces(self, level: Level) -> int | None:
-        """Into how many pieces the batches of a level are cut; None if that is left open."""
+        """Into how many pieces batches are split at a level; None if it depends on the batch size."""
         return self.microbatches if level.microbatches is None else level.microbatches

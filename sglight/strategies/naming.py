@@ -1,4 +1,4 @@
-"""What a checkpoint calls its parts: by stage and estimator, so that every placement can read it."""
+"""Names the parts of a checkpoint by stage, so that every placement can read it, and checks that it fits."""
 
 from __future__ import annotations
 
@@ -8,30 +8,28 @@ from typing import Any
 from sglight.errors import UserError
 from sglight.strategies.plan import Plan
 
-# Lists in Lightning's checkpoints with an entry for each optimiser.
+# Lists in Lightning's checkpoints with one entry for each optimiser.
 BY_OPTIMIZER = {"optimizer_states", "lr_schedulers"}
-
-# What a module writes into its checkpoints besides Lightning's parts.
+# Entries that a `StagedModule` adds to Lightning's checkpoints.
 KEYS = {"sglight", "sglight_training", "progress"}
-
-# Fields of a network that may change between a checkpoint and its resumption: they shape no parameter and no state.
+# Fields of a network that may differ when a checkpoint is loaded: no parameter depends on them.
 FREE = ("seed", "reversible", "init", "init_scale")
 
 
 def by_name(checkpoint: dict[str, Any], names: Sequence[str]) -> None:
-    """Name the states of optimisers, which Lightning numbers: who goes on may have other stages in its process."""
+    """Replace the lists of a checkpoint by dictionaries with names, because another process may have other stages."""
     for key in BY_OPTIMIZER & checkpoint.keys():
         checkpoint[key] = dict(zip(names, checkpoint[key], strict=True))
 
 
 def by_number(checkpoint: dict[str, Any], names: Sequence[str]) -> None:
-    """Undo `by_name` for the optimisers here."""
+    """Undo `by_name` for the optimisers of this process."""
     for key in BY_OPTIMIZER & checkpoint.keys():
         checkpoint[key] = [checkpoint[key][name] for name in names]
 
 
 def identity(strategy: str, plan: Plan) -> dict[str, Any]:
-    """What a checkpoint must agree on with the module that loads it, by the keys that set it."""
+    """The config keys, with their values, that a checkpoint must share with the module that loads it."""
     network = {f"model.{name}": plain(v) for name, v in vars(plan.spec).items() if name not in FREE}
     return {
         "strategy": strategy, "strategy.stages": plan.last + 1, "strategy.cuts": list(plan.cuts[1:-1]), **network,
@@ -40,7 +38,7 @@ def identity(strategy: str, plan: Plan) -> dict[str, Any]:
 
 
 def training_identity(plan: Plan) -> dict[str, Any]:
-    """What a checkpoint must agree on besides for a training to go on from it: whose states it has."""
+    """Further config keys that a checkpoint must share so that a training can resume from it."""
     return {
         "strategy.optimizer.name": plan.optimizer["name"],
         "strategy.scheduler.name": plan.scheduler["name"],
@@ -52,7 +50,9 @@ def check(checkpoint: Any, ours: Mapping[str, Any], training: Mapping[str, Any] 
     """Refuse a checkpoint of another network, strategy or program.
 
     Args:
-        ours: the module's `identity`. training: its `training_identity`, for a training to go on; None for none.
+        checkpoint: its contents.
+        ours: the `identity` of the module.
+        training: its `training_identity` if a training resumes, else None.
         name: of the checkpoint, for the message.
 
     Raises:
@@ -75,5 +75,5 @@ def check(checkpoint: Any, ours: Mapping[str, Any], training: Mapping[str, Any] 
 
 
 def plain(value: Any) -> Any:
-    """Tuples as lists, as they come back from a file."""
+    """A value as it is in a file: tuples become lists."""
     return list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules from plain config; what it leaves out has the schema's defaults."""
+"""Builds optimisers and learning-rate schedules from plain settings, completed by the defaults of their schemas."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from sglight.errors import UserError
 
 
 def optimizer_settings(config: Mapping[str, Any], key: str = "strategy.optimizer") -> dict[str, Any]:
-    """All keys of `OptimizerConfig`; a ValueError for others."""
+    """The settings of an optimiser, completed by the defaults of `OptimizerConfig`; a ValueError for other keys."""
     return settings(OptimizerConfig, config, key)
 
 
 def scheduler_settings(config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """All keys of `SchedulerConfig`; a ValueError for others."""
+    """The settings of a schedule, completed by the defaults of `SchedulerConfig`; a ValueError for other keys."""
     return settings(SchedulerConfig, config, "strategy.scheduler")
 
 
@@ -36,21 +36,30 @@ def make_optimizer(
     key: str = "strategy.optimizer",
     lateness: float = 0.0,
 ) -> Optimizer:
-    """``adam``, ``adamw``, ``nadam`` or ``sgd`` with the config's ``lr, weight_decay, momentum, nesterov, betas``.
+    """Builds an optimiser: ``adam``, ``adamw``, ``nadam``, ``sgd`` or ``package.module.Class``.
 
-    Or ``package.module.Class`` with ``lr``, ``weight_decay`` if it takes one, and ``kwargs``. Each stage has an
-    optimiser of its own: one that looks at all parameters at once makes another training of a network that is cut.
+    A class given by its path gets ``lr``, ``weight_decay`` if it takes one, and ``kwargs``. As each stage has its own
+    optimiser, one that uses all parameters at once trains a network in stages differently from the whole.
 
     Args:
-        lateness: of the gradients, from 0 to 1 for the latest ones, for which nadam has another momentum: see `betas`.
+        config: keys of `OptimizerConfig`.
+        parameters: to be trained.
+        key: the config key of the settings, for messages.
+        lateness: of the gradients, from 0 to 1 for the latest ones; nadam has another momentum for late gradients, see
+            `betas`.
 
-    The kernels are the multi-tensor ones on the CPU as well: fused CPU kernels round the last elements of a tensor
-    differently, so that a network cut into stages would not learn bit for bit as the whole does.
+    Raises:
+        ValueError: for unknown keys or names, or settings that do not go together.
+
+    >>> type(make_optimizer({"name": "sgd", "lr": 0.1}, [nn.Parameter(torch.zeros(2))])).__name__
+    'SGD'
     """
     config, parameters = optimizer_settings(config, key), list(parameters)
     if is_path(config["name"]):
         return _optimizer_from_outside(config, parameters, key)
     on_cuda = any(p.is_cuda for p in parameters)
+    # Not the fused kernels of the CPU: they round the last elements of a tensor differently, so that a network in
+    # stages would not be trained bit for bit like the whole.
     shared = {"lr": config["lr"], "weight_decay": config["weight_decay"]}
     shared |= {"fused": True} if on_cuda else {"foreach": True}
     match config["name"]:
@@ -69,10 +78,10 @@ def make_optimizer(
 
 
 def _optimizer_from_outside(config: Mapping[str, Any], parameters: list[nn.Parameter], key: str) -> Optimizer:
-    """An instance of the user's class.
+    """An optimiser of a class given by its path.
 
     Raises:
-        UserError: if there is none, if it does not take the arguments, or needs a closure.
+        UserError: if there is no such class, or it does not take the arguments, or needs a closure.
     """
     kind: Any = load_class(config["name"], f"{key}.name", Optimizer)
     closure = signature(kind.step).parameters.get("closure")
@@ -89,9 +98,17 @@ def _optimizer_from_outside(config: Mapping[str, Any], parameters: list[nn.Param
 
 
 def betas(config: Mapping[str, Any], lateness: float) -> tuple[float, float]:
-    """Decay of an optimiser's moments: nadam's first one grows to ``delay_momentum`` for the latest gradients.
+    """The decay rates of an optimiser's moments.
 
+    For nadam the first one is larger for late gradients, up to ``delay_momentum`` for the latest ones: it is
     beta_1 + (delay_momentum - beta_1) d_i / d_0 (after Ajanthan et al. 2025).
+
+    Args:
+        config: keys of `OptimizerConfig`.
+        lateness: d_i / d_0, from 0 to 1.
+
+    >>> betas({"name": "nadam", "lr": 0.001}, lateness=1.0)
+    (0.99, 0.999)
     """
     config = optimizer_settings(config)
     first, second = config["betas"]
@@ -101,11 +118,11 @@ def betas(config: Mapping[str, Any], lateness: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Length:
-    """How long a training is, as far as that is known.
+    """How long a training is, as far as it is known.
 
     Attributes:
-        epochs, updates: it ends after so many, whichever comes first; None for no such limit.
-        batches: in an epoch, each with an update; None if nobody knows before it is over.
+        epochs, updates: it ends after so many epochs or updates, whichever comes first; None for no limit.
+        batches: in an epoch, each with one update; None if it is not known before the epoch is over.
     """
 
     epochs: int | None
@@ -114,13 +131,14 @@ class Length:
 
 
 class EpochLR(LambdaLR):
-    """Rates that depend on updates and on epochs: `step` follows an update, `end_epoch` the last one of an epoch.
+    """A learning rate that depends on updates and epochs: call `step` after each update and `end_epoch` after an epoch.
 
     Args:
-        factor: of the base rate, from the number of updates, and what that was at the end of each epoch so far.
+        optimizer: whose learning rate is set.
+        factor: (number of updates, `ends`) -> the factor of the base rate.
 
     Attributes:
-        ends: number of updates at the end of each epoch.
+        ends: the number of updates at the end of each epoch so far.
     """
 
     def __init__(self, optimizer: Optimizer, factor: Callable[[int, Sequence[int]], float]) -> None:
@@ -128,29 +146,31 @@ class EpochLR(LambdaLR):
         super().__init__(optimizer, lambda updates: factor(updates, self.ends))
 
     def end_epoch(self) -> None:
-        """Take the next epoch's rate."""
+        """Sets the learning rate of the next epoch."""
         self.ends = [*self.ends, self.last_epoch]
-        self.last_epoch -= 1  # which `step` counts again
+        self.last_epoch -= 1  # because `step` counts it again
         self.step()
 
 
 def make_scheduler(config: Mapping[str, Any], optimizer: Optimizer, length: Length) -> LRScheduler:
-    """The schedule of an optimiser's rate; ``plateau`` is stepped once a validation.
+    """Builds the learning-rate schedule of an optimiser.
 
-    ``package.module.Class`` is made with ``kwargs`` and stepped once an update.
-
-    With r the base rate, w the epochs of warm-up, B the batches in an epoch, and after t updates and e = t / B epochs:
+    ``plateau`` is stepped after each validation, a class given by its path (with ``kwargs``) after each update. For the
+    others, with r the base rate, w the epochs of warm-up, B the batches in an epoch, after t updates and e = t / B
+    epochs the rate is
 
         warm-up       r (t + 1) / (w B)    while e < w
-        cosine        r (low + (1 - low) (1 + cos(pi p)) / 2)    p: part of the training behind the warm-up that is over
+        cosine        r (low + (1 - low) (1 + cos(pi p)) / 2)    p: the part of the training after warm-up that is over
         step          r gamma^floor(floor(e) / step_epochs)
         exponential   r gamma^floor(e)
 
-    Where B is not known, e counts the epochs that have ended and the warm-up is (e + 1) / w; p changes with each update
-    if the training ends by a number of them.
+    If B is not known, e counts complete epochs and the warm-up is (e + 1) / w; p changes with each update if the
+    training ends after a number of updates.
 
     Args:
-        config: keys of `SchedulerConfig`. length: of the training.
+        config: keys of `SchedulerConfig`.
+        optimizer: whose learning rate is set.
+        length: of the training.
 
     Raises:
         ValueError: for an unknown key or name, and for a cosine in a training without an end.
@@ -202,12 +222,12 @@ def make_scheduler(config: Mapping[str, Any], optimizer: Optimizer, length: Leng
 
 
 def _part(now: float, first: int, end: int | None) -> float:
-    """The part of the way from ``first`` to ``end`` that is done now; 0 if there is no end."""
+    """Which part of the way from ``first`` to ``end`` is done; 0 if there is no end."""
     return 0.0 if end is None else min((now - first) / max(end - first, 1), 1.0)
 
 
 def forget_moments(optimizer: Optimizer) -> None:
-    """Set the first moments of an optimiser to zero; clear its whole state if a value in it is not finite."""
+    """Sets the first moments of an optimiser to zero, or clears its whole state if a value in it is not finite."""
     for state in optimizer.state.values():
         for moment in (state.get("exp_avg"), state.get("momentum_buffer")):
             if moment is not None:
@@ -218,7 +238,7 @@ def forget_moments(optimizer: Optimizer) -> None:
 
 
 def carry_over(scheduler: LRScheduler, earlier: LRScheduler) -> None:
-    """Let a new schedule, of another optimiser and perhaps another base rate, go on where an earlier one is."""
+    """Lets the schedule of a new optimiser, perhaps with another base rate, continue where an earlier one is."""
     of_rates: dict[str, Any] = {
         k: v for k, v in scheduler.state_dict().items() if k in ("base_lrs", "min_lrs")
     }

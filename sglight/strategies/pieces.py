@@ -1,4 +1,4 @@
-"""The schedules of true gradients, with the number of pieces that a batch is cut into where nobody says it."""
+"""The schedules of true gradients, with a default for the number of pieces into which a batch is split."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sglight.strategies.schedule import Locked, Pipelined, Schedule
 
 
 def exact_schedule(microbatches: int | None, stages: int) -> Schedule:
-    """True gradients: of the whole batch, or of its pieces in a pipeline that empties with each batch."""
+    """The schedule of backpropagation: on whole batches, or in a pipeline that is emptied after each batch."""
     check_microbatches(microbatches)
     if microbatches == 1 or (microbatches is None and stages == 1):
         return Locked()
@@ -17,19 +17,23 @@ def exact_schedule(microbatches: int | None, stages: int) -> Schedule:
 
 
 def late_schedule(microbatches: int | None, slack: int, stages: int) -> Schedule:
-    """True gradients that come late, from a pipeline that never empties within an epoch."""
+    """The schedule of late gradients: a pipeline that is not emptied within an epoch."""
     check_microbatches(microbatches)
     return settled(Pipelined(microbatches or 1, slack), microbatches, None, stages - 1)
 
 
 def settled(schedule: Schedule, microbatches: int | None, samples: int | None, last: int) -> Schedule:
-    """A schedule with its number of pieces, if that is left open (``microbatches`` is None).
+    """A schedule with its default number of pieces, if ``microbatches`` is None.
 
-    As many as the longest delay, with which gradients are late by one update at most; `FLUSHED` for each stage but the
-    last where the pipeline empties.
+    For late gradients it is the longest delay, so that they are late by at most one update; for a pipeline that is
+    emptied after each batch it is `FLUSHED` times the number of stages but one. It is rounded up to a divisor of
+    ``samples``.
 
     Args:
-        samples: in a batch, if that is known. last: the number of the last stage.
+        schedule: to be completed.
+        microbatches: of the config.
+        samples: in a batch, if known.
+        last: the number of the last stage.
     """
     if microbatches is not None or not isinstance(schedule, Pipelined):
         return schedule

@@ -1,4 +1,4 @@
-"""Learning rates of all stages on every worker, where Lightning's callback knows those of its own worker."""
+"""Collects the learning rates of all stages at every worker; Lightning's callback has only those of its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sglight.strategies.curves import Curves
 
 
 class Rates:
-    """Brings what each worker's `LearningRateMonitor` logs to all workers, by `Curves`: nobody waits."""
+    """Sends what each worker's `LearningRateMonitor` logs to all workers, through `Curves`, so that no worker waits."""
 
     def __init__(self) -> None:
         self._monitors: list[LearningRateMonitor] = []
@@ -20,7 +20,7 @@ class Rates:
         self._seen = 0
 
     def begin(self, trainer: pl.Trainer, peers: Peers) -> None:
-        """Begin a training, behind the callbacks; every worker waits for the others."""
+        """Starts a training, after its callbacks have started; every worker waits for the others."""
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         self._monitors = [each for each in callbacks if isinstance(each, LearningRateMonitor)]
         if peers.size == 1 or not self._monitors:
@@ -31,7 +31,7 @@ class Rates:
         self._seen = 0
 
     def report(self, trainer: pl.Trainer, peers: Peers, curves: Curves, step: int) -> None:
-        """Tell the others if the callback has just logged something, which it does on all workers or on none."""
+        """Reports what the callback has logged since the last call; it logs at all workers or at none."""
         seen = sum(len(rates) for each in self._monitors for rates in each.lrs.values())
         if seen > self._seen:
             self._seen, known = seen, dict[str, float]()
@@ -41,7 +41,7 @@ class Rates:
 
 
 def _latest(monitor: LearningRateMonitor) -> dict[str, Any]:
-    """What a monitor has logged last here; None for what it has not logged yet."""
+    """The last values that a monitor has logged; None for those that it has not logged yet."""
     values: dict[str, Any] = {name: rates[-1] if rates else None for name, rates in monitor.lrs.items()}
     values |= monitor.last_momentum_values if monitor.log_momentum else {}
     return values | (monitor.last_weight_decay_values if monitor.log_weight_decay else {})

@@ -1,4 +1,4 @@
-"""In which order stages act. A schedule's actions are carried out by the runtime, simulated, printed and drawn."""
+"""Schedules: in which order stages act. The runtime carries out their actions; they are also simulated and drawn."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from typing import ClassVar, Literal, NamedTuple
 
 from typing_extensions import override
 
+from sglight.units import plural
+
 Kind = Literal["forward", "backward", "arrive", "learn", "update"]
 
 
 class Action(NamedTuple):
-    """What a stage does with a piece of a batch; pieces are counted from when the pipeline was last empty.
+    """What a stage does with a piece of a batch (a microbatch).
 
-    ``forward`` and ``backward`` passes; ``arrive``: a second backward pass, with the true gradient; ``learn``: a lesson
-    for the estimator behind the stage, from the true gradient; ``update``: the optimiser's step with the gradients of
-    all pieces of that batch.
+    Attributes:
+        kind: ``forward``, ``backward``; ``arrive``: a second backward pass, with the true gradient; ``learn``: the
+            estimator after the stage learns from the true gradient; ``update``: the optimiser steps with the gradients
+            of all pieces of the batch.
+        stage: the number of the stage.
+        piece: the number of the piece, counted since the pipeline was last empty.
     """
 
     kind: Kind
@@ -26,15 +31,18 @@ class Action(NamedTuple):
 
 
 class Schedule(ABC):
-    """In which order the stages act; it alone decides what is learnt, never the clock.
+    """The order in which stages act. The result of a training depends on it alone, never on timing.
 
-    There is a round for each piece of a batch. In round n the stages of a worker carry out `actions`, whose passes are
-    of piece n and of earlier ones. What a stage does must not depend on which other stages are on its worker.
+    There is a round for each piece of a batch. In round n the stages of a worker carry out `actions`, on piece n and on
+    earlier ones. The actions of a stage must not depend on which other stages its worker has.
 
     Attributes:
-        pieces: m, into how many pieces a batch is cut.
-        receives: what it is that waits for the gradient of the stage after it.
-        flushes: whether all stages update with the gradients of one and the same batch, before the next one begins.
+        pieces: m, into how many pieces a batch is split.
+        receives: the kind of action that waits for the gradient of the next stage.
+        flushes: whether all stages update with the gradients of the same batch before the next batch begins.
+
+    >>> [(action.kind, action.piece) for action in Decoupled(lag=1).actions(n=5, own=range(0, 1), last=1)]
+    [('forward', 5), ('backward', 5), ('update', 5), ('learn', 4)]
     """
 
     pieces: int = 1
@@ -43,32 +51,38 @@ class Schedule(ABC):
 
     @abstractmethod
     def actions(self, n: int, own: range, last: int) -> Iterator[Action]:
-        """What the stages ``own`` of a worker do in round n, in order; ``last`` is the number of the last stage."""
+        """The actions of a worker in round n, in order.
+
+        Args:
+            n: the round.
+            own: the stages of the worker.
+            last: the number of the last stage of the network.
+        """
 
     def sends(self, i: int, last: int) -> Kind:
-        """What it is behind which stage i sends a gradient to the one before it."""
+        """The kind of action after which stage i sends a gradient to the stage before it."""
         return "backward"
 
     @property
     def waits(self) -> bool:
-        """Whether a backward pass waits for the gradient of the stage after it."""
+        """Whether a backward pass waits for the gradient of the next stage."""
         return self.receives == "backward"
 
     def latency(self, last: int) -> int:
-        """After how many further rounds nothing of a piece is left to do."""
+        """The number of rounds after which all actions on a piece are done."""
         return 0
 
     def rest(self, n: int, own: range, last: int) -> Iterator[list[Action]]:
-        """What is left to do, round by round, if no piece comes in round n or later."""
+        """The remaining actions, round by round, if there are no pieces from n on."""
         for k in range(n, n + self.latency(last)):
             yield [action for action in self.actions(k, own, last) if action.piece < n]
 
     def overlaps(self, i: int, last: int) -> bool:
-        """Whether stage i goes forward on a further piece before it is done with one."""
+        """Whether stage i goes forward on another piece before it is done with one."""
         return self.latency(last) > 0
 
     def staleness(self, i: int, piece: int, last: int) -> int:
-        """How many updates stage i has had between its forward and its backward pass of a piece."""
+        """The number of updates of stage i between its forward and its backward pass of a piece."""
         updates, forward = 0, False
         for n in range(piece, piece + self.latency(last) + self.pieces):
             for action in self.actions(n, range(i, i + 1), last):
@@ -79,24 +93,25 @@ class Schedule(ABC):
         raise AssertionError("a piece has no backward pass")
 
     def lateness(self, i: int, last: int) -> float:
-        """How late the gradients of stage i are, as a part of the latest; 0 if none are."""
+        """The delay of the gradients of stage i, as a part of the longest one; 0 if none are late."""
         return 0.0
 
     @abstractmethod
     def describe(self) -> str:
-        """In a few words."""
+        """A short description."""
 
     def explain(self) -> str:
-        """A sentence beneath its picture; empty if the picture says all."""
+        """A sentence below the printed schedule; may be empty."""
         return ""
 
 
 @dataclass(frozen=True)
 class Locked(Schedule):
-    """All stages forward, then all backward with true gradients, then all updates: backpropagation.
+    """Backpropagation: all stages go forward, then all backward with true gradients, then all update.
 
     Args:
-        lessons: whether estimators learn, a batch later: so lessons fill the time in which a stage waits.
+        lessons: whether there are estimators that learn, one batch later, while their stage would wait.
+        flushes: see `Schedule`.
     """
 
     lessons: bool = False
@@ -121,9 +136,12 @@ class Locked(Schedule):
 
 @dataclass(frozen=True)
 class Decoupled(Schedule):
-    """Each stage forward, backward at once with a predicted gradient, and updated; lessons ``lag`` batches later.
+    """Each stage goes forward, backward at once with a predicted gradient, and updates; its estimator learns later.
 
-    Jaderberg et al. 2017, figure 2. With lag 0 a stage waits for the true gradient of the batch.
+    Jaderberg et al. 2017, figure 2.
+
+    Args:
+        lag: the number of batches after which an estimator learns; with 0 it waits for the true gradient of the batch.
     """
 
     lag: int = 1
@@ -153,12 +171,12 @@ class Decoupled(Schedule):
             return (
                 "lag 0: an estimator waits for the true gradient of its batch, and learns before the next one"
             )
-        return f"lag {self.lag}: an estimator learns from batch t behind batch t + {self.lag}, and waits for nobody"
+        return f"lag {self.lag}: an estimator learns from batch t after batch t + {self.lag}, and waits for nobody"
 
 
 @dataclass(frozen=True)
 class Unanswered(Schedule):
-    """Each stage forward, backward at once with a gradient of its own, and updated; nothing comes back to it."""
+    """Each stage goes forward, backward at once with a gradient of its own, and updates; no stage sends gradients."""
 
     receives: ClassVar[Kind] = "learn"
 
@@ -172,23 +190,25 @@ class Unanswered(Schedule):
 
     @override
     def explain(self) -> str:
-        return "a stage waits for states only: no gradient comes back"
+        return "a stage waits for states only: no gradients are sent"
 
 
 @dataclass(frozen=True)
 class Arriving(Schedule):
-    """Each stage forward, backward at once with a gradient of its own, and again when the true one arrives.
+    """Each stage goes forward, backward at once with a gradient of its own, and backward again with the true one.
 
-    In round n stage i goes backward on piece n, and again on piece n - d_i, d_i = M - 1 - i: nobody waits. An update
-    has the first gradients of one batch and the second ones of an earlier batch. So true gradients come down
-    through all stages, a batch later with each. What arrives behind the last batch of an epoch only teaches.
+    In round n stage i goes backward on piece n, and again on piece n - d_i, d_i = M - 1 - i, so that no stage waits. An
+    update uses the first gradients of one batch and the second ones of an earlier batch. True gradients pass through
+    all stages, one batch later with each. Those that arrive after the last batch of an epoch are only used to learn.
     """
 
     receives: ClassVar[Kind] = "arrive"
 
+    @override
     def sends(self, i: int, last: int) -> Kind:
         return "backward" if i == last else "arrive"
 
+    @override
     def actions(self, n: int, own: range, last: int) -> Iterator[Action]:
         for i in own:
             arrived = n - (last - i)
@@ -200,31 +220,40 @@ class Arriving(Schedule):
             if i < last and arrived >= 0:
                 yield Action("learn", i, arrived)
 
+    @override
     def latency(self, last: int) -> int:
         return last
 
+    @override
     def staleness(self, i: int, piece: int, last: int) -> int:
         return last - i
 
+    @override
     def describe(self) -> str:
         return "gradients of their own at once, true ones when they arrive"
 
+    @override
     def explain(self) -> str:
-        return "A: a second backward pass, with a true gradient, a batch later than that of the stage behind"
+        return "A: a second backward pass, with a true gradient, a batch later than that of the next stage"
 
 
 @dataclass(frozen=True)
 class Pipelined(Schedule):
-    """In each round every stage goes forward on one piece and backward on an earlier one, which keeps all of them busy.
+    """A pipeline: in each round every stage goes forward on one piece and backward on an earlier one.
 
-    Stage i goes backward on piece n - d_i in round n, d_i = (1 + slack) (M - 1 - i), and updates behind the last piece
-    of a batch. Without a flush its gradients come late: with m pieces a batch, for piece j of one the weights have had
-    ceil(max(0, d_i - j) / m) updates since the forward pass (Narayanan et al. 2019, PipeDream; Huo et al. 2018, DDG).
+    In round n stage i goes backward on piece n - d_i, d_i = (1 + slack) (M - 1 - i), and it updates after the last
+    piece of a batch. If the pipeline is not emptied, gradients are late: with m pieces in a batch, the weights have had
+    ceil(max(0, d_i - j) / m) updates since the forward pass of piece j (Narayanan et al. 2019, PipeDream; Huo et al.
+    2018, DDG).
 
     Args:
         pieces: m.
-        slack: 0, or 1: a round more between two stages, in which they may be out of step.
-        flushes: whether the pipeline empties at the end of each batch: true gradients (1F1B, Narayanan et al. 2021).
+        slack: 0, or 1 for an additional round between two stages, so that they need not keep step exactly.
+        flushes: whether the pipeline is emptied after each batch (1F1B, Narayanan et al. 2021).
+
+    >>> pipeline = Pipelined(pieces=1)
+    >>> [pipeline.staleness(i, piece=8, last=2) for i in range(3)]
+    [2, 1, 0]
     """
 
     pieces: int = 1
@@ -232,7 +261,7 @@ class Pipelined(Schedule):
     flushes: bool = False
 
     def delay(self, i: int, last: int) -> int:
-        """d_i: how many rounds behind its forward pass a piece goes backward through stage i."""
+        """d_i: the number of rounds between the forward and the backward pass of a piece through stage i."""
         return (1 + self.slack) * (last - i)
 
     @override
@@ -242,7 +271,7 @@ class Pipelined(Schedule):
     @override
     def actions(self, n: int, own: range, last: int) -> Iterator[Action]:
         yield from (Action("forward", i, n) for i in own)
-        first = n - n % self.pieces if self.flushes else 0  # earlier pieces are done with
+        first = n - n % self.pieces if self.flushes else 0  # earlier pieces are done
         yield from self._backward(n, own, last, first)
         if self.flushes and n == first + self.pieces - 1:
             for k in range(n + 1, n + 1 + self.delay(0, last)):
@@ -250,7 +279,7 @@ class Pipelined(Schedule):
             yield from (Action("update", i, n) for i in own)
 
     def _backward(self, n: int, own: range, last: int, first: int) -> Iterator[Action]:
-        # The gradient at a worker's first boundary leaves first.
+        # The first stage of a worker first, because its gradient is sent to another worker.
         for i in own:
             piece = n - self.delay(i, last)
             if piece >= first:
@@ -268,7 +297,7 @@ class Pipelined(Schedule):
 
     @override
     def describe(self) -> str:
-        pieces = f"{self.pieces} microbatch{'es' if self.pieces > 1 else ''} a batch"
+        pieces = f"{plural(self.pieces, 'microbatch', 'microbatches')} a batch"
         if self.flushes:
             return f"true gradients, {pieces}, flushed"
         return f"delayed gradients, {pieces}, slack {self.slack}"
@@ -282,7 +311,7 @@ class Pipelined(Schedule):
 
 
 def _at_once(n: int, own: range) -> Iterator[Action]:
-    """Each stage in turn forward, backward and updated, waiting for nothing that comes up."""
+    """For each stage in turn: forward, backward and update, without waiting for gradients."""
     for i in own:
         yield Action("forward", i, n)
         yield Action("backward", i, n)
@@ -290,5 +319,9 @@ def _at_once(n: int, own: range) -> Iterator[Action]:
 
 
 def stage_names(stages: Sequence[int], part: str = "stage") -> str:
-    """Neighbouring stages by number: ``stage 0`` or ``stages 0-1``; ``part``: what they are called."""
+    """The names of consecutive stages; ``part`` is what a stage is called.
+
+    >>> stage_names([0]), stage_names([0, 1, 2])
+    ('stage 0', 'stages 0-2')
+    """
     return f"{part} {stages[0]}" if len(stages) == 1 else f"{part}s {stages[0]}-{stages[-1]}"

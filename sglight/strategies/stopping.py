@@ -1,4 +1,4 @@
-"""Early stopping of a training that has several levels: it is a level that stops."""
+"""Early stopping of a training with several levels: it ends the present level, not the training."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from typing_extensions import override
 
-# A finer network may do better where a coarse one no longer learns or is good enough, not where it diverges.
+# For these reasons only the level ends. A finer network may still do better, unless the training diverges.
 DONE = {EarlyStoppingReason.PATIENCE_EXHAUSTED, EarlyStoppingReason.STOPPING_THRESHOLD}
 DIVERGED = {EarlyStoppingReason.NON_FINITE_METRIC, EarlyStoppingReason.DIVERGENCE_THRESHOLD}
 
 
 class NextLevel(EarlyStopping):
-    """Goes on with the next level of a `Multilevel` where Lightning's `EarlyStopping` would end the training.
+    """Continues a `Multilevel` training with the next level when Lightning's `EarlyStopping` would end it.
 
-    It monitors nothing itself, and is an `EarlyStopping` in order to be asked behind all others; `attach` it before
-    callbacks that write checkpoints.
+    It monitors nothing itself. It is an `EarlyStopping` because Lightning calls these callbacks after all others.
     """
 
     def __init__(self) -> None:
@@ -27,7 +26,7 @@ class NextLevel(EarlyStopping):
 
     @classmethod
     def attach(cls, trainer: pl.Trainer) -> None:
-        """Give it to a Trainer, once."""
+        """Adds it to a Trainer, once, before the callbacks that write checkpoints."""
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         if not any(isinstance(each, cls) for each in callbacks):
             savers = (k for k, each in enumerate(callbacks) if isinstance(each, Checkpoint))
@@ -42,13 +41,14 @@ class NextLevel(EarlyStopping):
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._go_on(trainer, pl_module)
+        self._end_level_instead(trainer, pl_module)
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._go_on(trainer, pl_module)
+        self._end_level_instead(trainer, pl_module)
 
-    def _go_on(self, trainer: pl.Trainer, module: Any) -> None:
+    def _end_level_instead(self, trainer: pl.Trainer, module: Any) -> None:
+        """If early stopping has ended the training at a coarse level, ends that level instead."""
         if not trainer.should_stop or module.is_finest or module.told_to_stop:
             return
         reasons = {each.stopping_reason for each in trainer.early_stopping_callbacks}
@@ -58,7 +58,7 @@ class NextLevel(EarlyStopping):
 
 
 def begin_anew(stopping: EarlyStopping) -> None:
-    """Forget what was monitored: it is of another network."""
+    """Resets early stopping, because the values that it monitored are those of a coarser network."""
     stopping.wait_count = stopping.stopped_epoch = 0
     stopping.best_score = torch.tensor(torch.inf if stopping.mode == "min" else -torch.inf)
     stopping.stopping_reason = EarlyStoppingReason.NOT_STOPPED

@@ -20,7 +20,7 @@ def test_the_grid_of_a_stage_a_worker() -> None:
         "worker 0  F0-- B0------- F1-- B1------- L0-- F2-- B2------- L1--",
         "worker 1  .....F0-- B0------- F1-- B1------- .....F2-- B2-------",
         "[stage] F forward, E estimate, B backward, L learn [batch]; | one of these, short; . waits",
-        "lag 1: an estimator learns from batch t behind batch t + 1, and waits for nobody",
+        "lag 1: an estimator learns from batch t after batch t + 1, and waits for nobody",
         "a batch every 4, with one worker every 7: 1.75 times as fast",
     ]
 
