@@ -1,4 +1,4 @@
-"""Where this process stands among the workers of a run, which were started here or by torchrun."""
+"""The rank of this process and the number of workers, whether they were started here or by torchrun."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sglight.parallel.wiring import meet
 
 
 class WorkerEnvironment(ClusterEnvironment):
-    """A worker that `launcher.launch` has started."""
+    """Lightning's environment for a worker that `launcher.launch` has started."""
 
     def __init__(self, worker: Worker) -> None:
         self._rank, self._size = worker.rank, worker.size
 
     creates_processes_externally = True
-    main_address, main_port = "127.0.0.1", 0  # nobody listens there
+    main_address, main_port = "127.0.0.1", 0  # not used
 
     @staticmethod
     @override
@@ -50,14 +50,14 @@ class WorkerEnvironment(ClusterEnvironment):
 
 
 def environment() -> ClusterEnvironment | None:
-    """This process's rank and the number of workers, as Lightning asks for them; None if it is alone."""
+    """Lightning's environment for this process; None if it is the only worker."""
     if (worker := current()) is not None:
         return WorkerEnvironment(worker)
     return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else None
 
 
 def agree(value: Any) -> Any:
-    """Worker 0's value, for workers that torchrun has started: each has composed a config of its own."""
+    """The value of worker 0, for workers started by torchrun, each of which has composed the config by itself."""
     if current() is not None or (meeting := meet("agree")) is None:
         return value
     peers = meeting.peers()

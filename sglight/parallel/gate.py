@@ -1,4 +1,4 @@
-"""How workers of one machine, which are batches apart, end behind the same one when a signal asks one of them to."""
+"""Lets all workers of a machine end after the same batch when one of them gets a signal."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ ENTRY_BYTES = 8
 
 
 class Gate:
-    """A page of memory that all workers see. As long as nobody asks, passing a point costs no waiting.
+    """A page of memory shared by all workers, which may be batches apart, to agree on a point at which to end.
 
-    Behind a point no worker needs anything of those that have reached it, so that they may wait there for the others.
-    Each notes 2 p when it stands at point p, and 2 p + 1 once it has passed it. All end at the first point at which all
-    stand.
+    As long as no worker asks for it, passing a point costs no waiting. At a point (the end of a batch) a worker may
+    wait, because no other worker needs anything from it before its next point. In the page each worker writes 2 p when
+    it waits at point p, and 2 p + 1 when it has passed it. All end at the first point at which all wait.
 
     Args:
-        path: of a file that all workers give, made by whoever comes first; it may be removed once all are here.
-        rank: of this worker. size: how many there are.
+        path: of a file, the same for all workers; it may be removed when all have opened it.
+        rank: of this worker.
+        size: the number of workers.
     """
 
     def __init__(self, path: Path, rank: int, size: int) -> None:
@@ -46,17 +47,18 @@ class Gate:
         signum: int | None,
         waiting: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> int | None:
-        """The signal because of which all workers end at this point, if they do.
+        """Whether all workers end at this point because of a signal: its number, or None.
 
         Args:
-            point: larger than that of the call before; all workers come to the same ones.
-            signum: the signal that has reached this worker. waiting: entered while it waits for the others.
+            point: a number that grows from call to call, the same at all workers.
+            signum: the signal that this worker got; None for none.
+            waiting: makes a context that is entered while it waits for the others.
         """
         if signum is not None:
             self._asked[0] = signum
         asked = self._asked[0]
         if asked:
-            signals.pass_on(asked)  # from now on this worker has not for ever either
+            signals.pass_on(asked)  # so that this worker does not wait for ever
             self._places[self._rank] = 2 * point
             with waiting():
                 while max(self._places) <= 2 * point:

@@ -1,4 +1,4 @@
-"""One tensor from those of all workers, by the operations that Lightning asks for."""
+"""The reductions over all workers that Lightning uses."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ Reduction = Callable[[Tensor], Tensor]  # [W, ...] -> [...]
 
 
 def reduction(reduce_op: Any) -> Reduction:
-    """The operation that makes the tensors of W workers, ``[W, ...]``, one: ``[...]``, of the same type.
+    """A function that reduces the tensors of W workers, ``[W, ...]``, to one of the same type, ``[...]``.
 
-    As in Lightning's own strategies a mean of integers is rounded towards zero, and a sum of booleans says whether
-    one is true. Sums are in float64, or exact for integers.
+    As in Lightning's own strategies, a mean of integers is rounded towards zero, and a sum of booleans is true if one
+    of them is. Sums are computed in float64, or exactly for integers.
 
     Args:
         reduce_op: ``mean`` or ``avg``, ``sum``, ``max``, ``min``, in any case, or such a `torch.distributed.ReduceOp`.
 
     Raises:
         ValueError: for any other operation.
+
+    >>> reduction("mean")(torch.tensor([1.0, 2.0]))
+    tensor(1.5000)
     """
     kind = getattr(reduce_op, "op", reduce_op)  # `ReduceOp(ReduceOp.SUM)` wraps what `ReduceOp.SUM` is
     name = str(getattr(kind, "name", kind))

@@ -1,4 +1,4 @@
-"""The server from which workers are forked: it imports what they need once, so that later workers start at once."""
+"""The server from which workers are forked; it imports their libraries once, so that later workers start quickly."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from sglight.signals import ENDING
 PRELOAD = ["torch", "pytorch_lightning", "sglight.experiment"]
 TIED = "sglight.parallel.tied"  # imported first
 
-DEAF = {signal.SIGINT, *ENDING}
+BLOCKED = {signal.SIGINT, *ENDING}  # signals that the server does not receive
 
 Context = Any  # of multiprocessing
 
 
 def start_context() -> Context:
-    """How to start workers: forked from the server, which runs then; or afresh where there is none."""
+    """The context to start workers in: forked from the server, which is started here; or spawned without one."""
     methods = multiprocessing.get_all_start_methods()
     if multiprocessing.get_start_method() not in methods:
-        # In a process of joblib's, whose own method the workers would not know.
+        # In a process of joblib, whose start method workers would not know.
         multiprocessing.set_start_method("spawn", force=True)
     if "forkserver" not in methods:
         return multiprocessing.get_context("spawn")
@@ -37,15 +37,15 @@ def start_context() -> Context:
 
 
 def _start_server() -> None:
-    """Start the server unless it runs: without threads of OpenBLAS, and deaf to signals that a whole group gets.
+    """Start the server, unless it runs, without threads of OpenBLAS and with signals to the process group blocked.
 
-    What it forks is deaf as well, until it answers them.
+    Signals are blocked in the workers as well, until they install their own handlers.
     """
-    from multiprocessing import forkserver  # not everywhere
+    from multiprocessing import forkserver  # not on every system
 
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, DEAF)
-    resource_tracker.ensure_running()  # otherwise started with the server, when it would lift the mask
-    signal.pthread_sigmask(signal.SIG_BLOCK, DEAF)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
+    resource_tracker.ensure_running()  # or it would be started with the server and unblock the signals
+    signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
     given = "OPENBLAS_NUM_THREADS" in os.environ
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
@@ -57,6 +57,6 @@ def _start_server() -> None:
 
 
 def stop_server() -> None:
-    """End the server: while it imports things it would not notice that nobody needs it."""
+    """Kill the server: while it is importing it would not notice that it is not needed any more."""
     if pid := forkserver_pid():
         os.kill(pid, signal.SIGKILL)

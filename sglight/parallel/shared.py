@@ -1,7 +1,8 @@
-"""Channels between two processes on one Linux machine: tensors lie in memory that both have, a socket says where.
+"""Channels between two processes on one Linux machine: tensors are in shared memory, a socket carries their headers.
 
-The sender copies a tensor into a free slot and sends a header; the receiver uses the tensor where it lies and returns
-the slot, one byte, when it asks for the next. Slots are memfds: no limit of /dev/shm, no name, gone with the processes.
+The sender copies a tensor into a free slot and sends a header. The receiver uses the tensor in the slot, and returns
+the slot (one byte) when it asks for the next tensor. Slots are memfds: they need no room in /dev/shm, have no name, and
+disappear with the processes.
 """
 
 from __future__ import annotations
@@ -25,19 +26,21 @@ from sglight.errors import PeerLost
 from sglight.link import Channel, Receiver, Sender, Waiting
 from sglight.parallel.layout import FORMAT, Layout
 
-SLICE_MS = 50  # a signal may hit another thread; Python's handler runs once the main thread stops waiting for a moment
-MAX_SLOTS = 64  # tensors that a channel may hold: the headers of so many fit into a socket
+# Waiting is done in slices, because a signal may reach another thread, and Python runs its handler only when the main
+# thread stops waiting.
+SLICE_MS = 50
+MAX_SLOTS = 64  # the largest number of slots: so many headers fit into a socket
 PREFIX = struct.Struct("<BQ")
 HEADER_SIZE = PREFIX.size + FORMAT.size
 
 
 class Header(NamedTuple):
-    """What the socket carries for a tensor.
+    """The message about a tensor.
 
     Attributes:
-        slot: where it lies.
-        capacity: bytes of the slot's new memory, whose descriptor comes along; 0 while it keeps the old one.
-        layout: how it lies there.
+        slot: the number of its slot.
+        capacity: the bytes of new memory of the slot, whose descriptor comes with the message; 0 if it has not changed.
+        layout: of the tensor.
     """
 
     slot: int
@@ -45,16 +48,18 @@ class Header(NamedTuple):
     layout: Layout
 
     def packed(self) -> bytes:
+        """The header as bytes, always of the same length."""
         return PREFIX.pack(self.slot, self.capacity) + self.layout.packed()
 
     @classmethod
     def unpacked(cls, message: bytes) -> Header:
+        """The header that `packed` wrote."""
         slot, capacity = PREFIX.unpack_from(message)
         return cls(slot, capacity, Layout.unpacked(message[PREFIX.size :]))
 
 
 def mapped(descriptor: int, capacity: int) -> UntypedStorage:
-    """Memory behind a descriptor, mapped as long as the storage or a tensor in it lives."""
+    """The memory of a descriptor as a storage; it stays mapped as long as the storage or a tensor in it exists."""
     return torch.frombuffer(mmap.mmap(descriptor, capacity), dtype=torch.uint8).untyped_storage()
 
 
@@ -62,9 +67,9 @@ class End(Channel):
     """One end of a channel.
 
     Args:
-        sock: a connected unix stream socket, which belongs to this end from now on.
-        peer: what errors call the other worker.
-        waiting: entered while this end waits for the other.
+        sock: a connected unix stream socket, which this end will close.
+        peer: the name of the other worker in messages.
+        waiting: makes a context that is entered while this end waits for the other.
     """
 
     def __init__(
@@ -83,14 +88,15 @@ class End(Channel):
         return bool(self._poll.poll(timeout_ms))
 
     def _wait(self) -> None:
-        """Until there is something to read, or the other end has gone."""
+        """Wait until there is something to read, or the other end has closed."""
         if not self._arrived():
             with self.blocked():
                 while not self._arrived(SLICE_MS):
                     pass
 
     @contextmanager
-    def _talking(self) -> Iterator[None]:
+    def _connected(self) -> Iterator[None]:
+        """Context that raises `PeerLost` if the other end has closed."""
         try:
             yield
         except (ConnectionError, EOFError) as error:
@@ -98,11 +104,11 @@ class End(Channel):
 
 
 class SharedSender(End, Sender):
-    """The end that copies tensors into slots, which it makes and enlarges as needed.
+    """The sending end, which copies tensors into slots; it makes and enlarges slots as needed.
 
     Args:
-        slots: how many tensors may be on their way or in the receiver's hands, up to `MAX_SLOTS`.
         sock, peer, waiting: see `End`.
+        slots: the largest number of tensors on their way or in use by the receiver, up to `MAX_SLOTS`.
     """
 
     def __init__(
@@ -134,7 +140,7 @@ class SharedSender(End, Sender):
         self._slots.clear()
 
     def _take(self, size: int) -> int:
-        """A free slot: the smallest with room for so many bytes, or else the largest."""
+        """Take a free slot: the smallest with enough room, or else the largest."""
         if self._arrived():
             self._collect()
         if not self._free and len(self._slots) < self._limit:
@@ -149,15 +155,15 @@ class SharedSender(End, Sender):
         return slot
 
     def _collect(self) -> None:
-        """Take the slots that came back."""
-        with self._talking():
+        """Add the slots that were returned to the free ones."""
+        with self._connected():
             returned = self._sock.recv(MAX_SLOTS)
             if not returned:
                 raise EOFError
         self._free.extend(returned)
 
     def _grow(self, slot: int, size: int) -> list[int]:
-        """Give a slot that is too small new memory, whose descriptor is returned in a list of one."""
+        """Give a slot new memory if it is too small; returns the descriptor of that in a list, else an empty list."""
         if self._slots[slot].nbytes() >= max(size, 1):
             return []
         capacity = -(-max(size, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -168,7 +174,7 @@ class SharedSender(End, Sender):
 
     def _post(self, header: Header, descriptors: list[int]) -> None:
         try:
-            with self._talking():
+            with self._connected():
                 socket.send_fds(self._sock, [header.packed()], descriptors)
         finally:
             for descriptor in descriptors:
@@ -176,14 +182,14 @@ class SharedSender(End, Sender):
 
 
 class SharedReceiver(End, Receiver):
-    """The end whose tensors lie in the sender's slots; arguments: see `End`."""
+    """The receiving end, whose tensors are in the slots of the sender; arguments: see `End`."""
 
     def __init__(
         self, sock: socket.socket, peer: str = "the other worker", waiting: Waiting = nullcontext
     ) -> None:
         super().__init__(sock, peer, waiting)
         self._slots: dict[int, UntypedStorage] = {}
-        self._held = b""
+        self._in_use = b""  # the slot of the last tensor
 
     @override
     def receive(self, shape: Sequence[int]) -> Tensor:
@@ -193,7 +199,7 @@ class SharedReceiver(End, Receiver):
         for descriptor in descriptors:
             self._slots[header.slot] = mapped(descriptor, header.capacity)
             os.close(descriptor)
-        self._held = bytes([header.slot])
+        self._in_use = bytes([header.slot])
         header.layout.check(shape, self._peer)
         return header.layout.on(self._slots[header.slot])
 
@@ -203,14 +209,14 @@ class SharedReceiver(End, Receiver):
         self._slots.clear()
 
     def _give_back(self) -> None:
-        """The tensor of the last call; a sender that has gone may have left others."""
+        """Return the slot of the last tensor. If the sender has closed, its other tensors can still be received."""
         with suppress(ConnectionError):
-            self._sock.send(self._held)
-        self._held = b""
+            self._sock.send(self._in_use)
+        self._in_use = b""
 
     def _header(self) -> tuple[Header, list[int]]:
-        with self._talking():
-            # A header goes into the socket whole, and is the only thing there: it comes out whole.
+        with self._connected():
+            # Headers are written in one piece, and nothing else is, so they are read in one piece.
             message, descriptors, _, _ = socket.recv_fds(self._sock, HEADER_SIZE, 1, socket.MSG_CMSG_CLOEXEC)
             if not message:
                 raise EOFError
@@ -218,18 +224,21 @@ class SharedReceiver(End, Receiver):
 
 
 def connect(folder: Path, name: str, listen: bool, timeout_s: float = 60.0) -> socket.socket:
-    """This process's end of a connection to another that calls this with the same name and the other ``listen``.
+    """Connect to another process, which calls this with the same name and the opposite ``listen``.
 
     Args:
-        folder: private to the two; the socket's path in it is gone once they have met.
+        folder: private to the two processes; the path of the socket in it is removed when they are connected.
+        name: of the connection.
+        listen: whether this process is the one that listens.
+        timeout_s: how long to wait.
 
     Raises:
-        PeerLost: if nobody comes in time.
+        PeerLost: if the other process does not connect in time.
     """
     deadline = monotonic() + timeout_s
     descriptor = os.open(folder, os.O_DIRECTORY)
     try:
-        path = f"/proc/self/fd/{descriptor}/{name}"  # a socket's path has 107 bytes at most
+        path = f"/proc/self/fd/{descriptor}/{name}"  # short: the path of a socket may have 107 bytes at most
         return _accept(path, deadline) if listen else _reach(path, deadline)
     except TimeoutError as error:
         raise PeerLost(f"nobody came to {folder / name} within {timeout_s:g} s") from error

@@ -1,7 +1,7 @@
-"""Channels over a line that is slow and blocks: at either end a thread of its own works it, out of host memory.
+"""Channels over a slow line whose calls block: at each end a thread sends from, or receives into, buffers.
 
-The sender copies a tensor into a buffer and goes on computing while the thread sends it. At the other end the thread
-receives ahead, as far as there are buffers.
+The sender copies a tensor into a buffer and goes on computing while its thread sends it. At the other end the thread
+receives ahead, as far as there are free buffers.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from sglight.errors import PeerLost
 from sglight.link import Channel, Receiver, Sender, Waiting
 from sglight.parallel.layout import FORMAT, Layout
 
-SLICE_S = 0.05  # a signal may hit another thread; Python's handler runs once the main thread stops waiting for a moment
-CLOSE_S = 2.0  # for the other end to close as well
-STOP = b"\xff" * FORMAT.size
+SLICE_S = 0.05  # waiting is done in slices, see `shared.SLICE_MS`
+CLOSE_S = 2.0  # how long to wait for the other end to close as well
+STOP = b"\xff" * FORMAT.size  # the last message of a sender
 
 T = TypeVar("T")
 
@@ -34,26 +34,26 @@ class Line(ABC):
 
     @abstractmethod
     def put(self, data: Tensor) -> None:
-        """Send bytes; returns when they may be overwritten. Raises `PeerLost`."""
+        """Send bytes; returns when they may be overwritten. Raises `PeerLost` if the other end has closed."""
 
     @abstractmethod
     def get(self, data: Tensor) -> None:
-        """Receive as many bytes as there is room for. Raises `PeerLost`."""
+        """Receive bytes until ``data`` is full. Raises `PeerLost` if the other end has closed."""
 
     @abstractmethod
     def hang_up(self) -> None:
-        """Make whatever is under way fail."""
+        """Make the present `put` or `get` fail."""
 
 
 class Buffer:
-    """Host memory for one tensor after the other; a GPU copies from it and to it while the CPU goes on."""
+    """Host memory that is used for one tensor after another; a GPU can copy from and to it without blocking the CPU."""
 
     def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8)
         self._copied: torch.cuda.Event | None = None
 
     def room(self, size: int, pinned: bool = False) -> Tensor:
-        """The first bytes, once the last copy is done; pinned if it must grow for a GPU's sake."""
+        """The first ``size`` bytes, after the last copy is done; new memory is ``pinned`` for copies by a GPU."""
         if self._copied is not None:
             self._copied.synchronize()
             self._copied = None
@@ -62,11 +62,11 @@ class Buffer:
         return self._memory[:size]
 
     def tensor(self, layout: Layout) -> Tensor:
-        """What lies there."""
+        """The tensor in the buffer."""
         return layout.on(self._memory.untyped_storage())
 
     def fill(self, tensor: Tensor, layout: Layout) -> None:
-        """Copy a tensor in."""
+        """Copy a tensor into the buffer."""
         self.room(layout.size, tensor.is_cuda)
         if tensor.is_cuda:
             self._copied = fetch(tensor, self.tensor(layout))
@@ -74,7 +74,7 @@ class Buffer:
             self.tensor(layout).copy_(tensor)
 
     def copy(self, layout: Layout, device: torch.device) -> Tensor:
-        """What lies there, on a GPU."""
+        """A copy of the tensor in the buffer, on a GPU."""
         tensor = torch.empty_strided(layout.shape, layout.strides, dtype=layout.dtype, device=device)
         tensor.copy_(self.tensor(layout), non_blocking=True)
         self._copied = torch.cuda.Event(blocking=True)
@@ -83,10 +83,9 @@ class Buffer:
 
 
 def fetch(tensor: Tensor, target: Tensor) -> torch.cuda.Event:
-    """Copy from a GPU into pinned memory, beside what is computed there next; says when it is done."""
-    if (
-        tensor.stride() != target.stride()
-    ):  # the copy would wait for the GPU: both must be one block of memory
+    """Copy from a GPU into pinned memory, in parallel with later computations; returns an event for its end."""
+    if tensor.stride() != target.stride():
+        # The copy would block unless both have the same strides.
         tensor = torch.empty_strided(
             target.shape, target.stride(), dtype=tensor.dtype, device=tensor.device
         ).copy_(tensor)
@@ -100,13 +99,13 @@ def fetch(tensor: Tensor, target: Tensor) -> torch.cuda.Event:
 
 
 class Staged(Channel):
-    """One end: a line, a thread that works it, and the buffers between that and the channel's user.
+    """One end of a channel: a line, a thread that uses it, and buffers between the thread and the caller.
 
     Args:
-        line: to the other end; belongs to this end from now on.
-        buffers: how many tensors this end holds.
-        peer: what errors call the other worker.
-        waiting: entered while this end waits for the other.
+        line: to the other end; this end closes it.
+        buffers: how many tensors fit into this end.
+        peer: the name of the other worker in messages.
+        waiting: makes a context that is entered while this end waits for the other.
     """
 
     def __init__(
@@ -128,7 +127,7 @@ class Staged(Channel):
 
     @abstractmethod
     def _work(self) -> None:
-        """What the thread does until the sender stops."""
+        """The work of the thread, until the sender stops."""
 
     def _run(self) -> None:
         try:
@@ -137,7 +136,7 @@ class Staged(Channel):
             self._cause = error
 
     def _next(self, queue: SimpleQueue[T]) -> T:
-        """What the thread hands over."""
+        """The next item that the thread puts into a queue; raises `PeerLost` if the thread has ended."""
         with suppress(Empty):
             return queue.get_nowait()
         with self.blocked():
@@ -154,14 +153,14 @@ class Staged(Channel):
         return lost
 
     def _end(self) -> None:
-        """The thread's; if need be by force."""
+        """End the thread, if necessary by breaking the line."""
         if self._thread.is_alive():
             self._line.hang_up()
         self._thread.join(CLOSE_S)
 
 
 class StagedSender(Staged, Sender):
-    """The end that sends; arguments: see `Staged`."""
+    """The sending end; arguments: see `Staged`."""
 
     @override
     def send(self, tensor: Tensor) -> None:
@@ -190,7 +189,7 @@ class StagedSender(Staged, Sender):
 
 
 class StagedReceiver(Staged, Receiver):
-    """The end that receives; tensors arrive on ``device``; other arguments: see `Staged`."""
+    """The receiving end; tensors arrive on ``device``; other arguments: see `Staged`."""
 
     def __init__(
         self,
@@ -201,22 +200,23 @@ class StagedReceiver(Staged, Receiver):
         waiting: Waiting = nullcontext,
     ) -> None:
         self._device = torch.device(device)
-        self._held: Buffer | None = None
+        self._in_use: Buffer | None = None  # the buffer of the last tensor
         super().__init__(line, buffers, peer, waiting)
 
     @override
     def receive(self, shape: Sequence[int]) -> Tensor:
         self._give_back()
-        layout, self._held = self._next(self._full)
+        layout, self._in_use = self._next(self._full)
         layout.check(shape, self._peer)
         if self._device.type == "cpu":
-            return self._held.tensor(layout)
-        tensor = self._held.copy(layout, self._device)
+            return self._in_use.tensor(layout)
+        tensor = self._in_use.copy(layout, self._device)
         self._give_back()
         return tensor
 
+    @override
     def close(self) -> None:
-        """Take what still comes, so that the sender can stop."""
+        """Receive and discard what is still sent, so that the sender can stop."""
         deadline = monotonic() + CLOSE_S
         self._give_back()
         while self._thread.is_alive() and monotonic() < deadline:
@@ -225,9 +225,10 @@ class StagedReceiver(Staged, Receiver):
         self._end()
 
     def _give_back(self) -> None:
-        if self._held is not None:
-            self._free.put(self._held)
-        self._held = None
+        """Free the buffer of the last tensor."""
+        if self._in_use is not None:
+            self._free.put(self._in_use)
+        self._in_use = None
 
     def _work(self) -> None:
         header = torch.empty(FORMAT.size, dtype=torch.uint8)
@@ -244,4 +245,5 @@ class StagedReceiver(Staged, Receiver):
 
 
 def as_tensor(message: bytes) -> Tensor:
+    """Bytes as a tensor of uint8."""
     return torch.frombuffer(bytearray(message), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Whether a processor returns the point that its local solver has found, or the one from which it began."""
+"""Rules that decide whether a processor returns the point that it found, or the one from which it began."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sglight.strategies.pvd.objective import Evaluated
 
 
 class Acceptance(ABC):
-    """A rule by which a processor's point is accepted; add a subclass and its name in `ACCEPTANCES`."""
+    """A rule that accepts or refuses the point of a processor. For a new one add a subclass to `ACCEPTANCES`."""
 
     @abstractmethod
     def accepts(self, found: Evaluated, start: Evaluated) -> bool:
@@ -18,7 +18,7 @@ class Acceptance(ABC):
 
 
 class NoWorse(Acceptance):
-    """f(found) <= f(start): what the convergence theory needs of every processor (Ferris & Mangasarian 1994)."""
+    """Accepts a point if f(found) <= f(start), which the convergence theory needs (Ferris & Mangasarian 1994)."""
 
     @override
     def accepts(self, found: Evaluated, start: Evaluated) -> bool:

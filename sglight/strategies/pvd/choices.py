@@ -1,4 +1,4 @@
-"""Parts of the method that are chosen by name."""
+"""Looks up parts of the method by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def chosen(key: str, name: str, options: Mapping[str, T]) -> T:
     """The option of that name.
 
     Raises:
-        ValueError: if there is none; the text says that ``strategy.<key>`` is to change, and lists the options.
+        ValueError: if there is none; the text names ``strategy.<key>`` and lists the options.
     """
     if name not in options:
         raise ValueError(f"strategy.{key}={name} is unknown; choose one of {', '.join(options)}")

@@ -1,4 +1,4 @@
-"""Along which directions a processor of parallel variable distribution moves the foreign blocks."""
+"""The directions along which a processor moves the blocks of other processors."""
 
 from __future__ import annotations
 
@@ -11,17 +11,22 @@ MEMORY, FLOOR = 0.9, 1e-8  # of the running squares, as in Adam
 
 
 class Directions:
-    """Descent directions, one a block, from the gradients g at the points at which iterations begin.
-
-    ``gradient``: d = -g. ``normalised``: d_j = -g_j / ||g_j||, so that m_j is a distance as coordinates of x_l are.
-    ``rms``: d = -g / (sqrt(v) + 1e-8) entry by entry, v being the running mean of g^2 over the iterations without its
-    bias towards 0, so that m_j counts steps such as Adam's.
+    """Computes a descent direction for each block from the gradient g at the beginning of an iteration.
 
     Args:
-        kind: one of these.
+        kind: ``gradient``: d = -g. ``normalised``: d_j = -g_j / ||g_j||, so that m_j is a distance like the
+            coordinates of x_l. ``rms``: d = -g / (sqrt(v) + 1e-8) for each entry, where v is the running mean of g^2
+            over the iterations (bias-corrected), so that m_j counts steps like those of Adam.
 
     Attributes:
-        squares: the running mean of g^2, by block; empty at first. count: how many gradients it is of.
+        squares: the running mean of g^2 for each block; empty at first.
+        count: of how many gradients.
+
+    Raises:
+        ValueError: for another kind.
+
+    >>> Directions("normalised")([torch.tensor([3.0, 4.0])])
+    [tensor([-0.6000, -0.8000])]
     """
 
     def __init__(self, kind: str) -> None:

@@ -1,4 +1,4 @@
-"""The iterations of parallel variable distribution, by the processors that live here and their like elsewhere."""
+"""The iterations of parallel variable distribution: how each begins and ends, on all workers together."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from sglight.strategies.pvd.synchronisation import Synchronised
 
 @dataclass
 class Iteration:
-    """What is fixed while the processors are at work.
+    """The constants of an iteration.
 
     Attributes:
-        start: the point from which it goes. directions: one a block.
-        serial_s: seconds that finding them took besides the processors' shares.
+        start: the point at which it begins.
+        directions: one for each block.
+        serial_s: seconds that the directions took, without the processors' shares of the work.
     """
 
     start: Evaluated
@@ -33,13 +34,13 @@ class Iteration:
 
 @dataclass
 class Progress:
-    """What an iteration knows of those before it.
+    """The results of earlier iterations that the next one needs.
 
     Attributes:
-        evaluations: passes through the training set until now, by what for.
-        reached: value and accuracy behind the last iteration; None before the first.
-        is_resumed: whether they come from another training, whose data and penalties may have been others.
-        interrupted: an iteration to go on with: its directions, and the processors' positions by name.
+        evaluations: the number of passes through the training set so far, by kind.
+        reached: value and accuracy after the last iteration; None before the first.
+        is_resumed: whether they come from a checkpoint, so that data and penalties may have changed.
+        interrupted: an iteration that was interrupted: its directions, and the positions of the processors by name.
     """
 
     evaluations: dict[str, float] = field(default_factory=lambda: {"gradient": 0.0, "function": 0.0})
@@ -49,16 +50,19 @@ class Progress:
 
 
 class Iterations:
-    """Begins iterations and ends them; between the two the processors descend on batches.
+    """Begins and ends iterations; in between, the processors take their steps on the batches.
 
     Args:
-        shared: f. samples: of which it is the mean, at most ``largest`` of which pass the network at once.
-        processors: those here, by number. directions: the rule for them.
-        synchronise: the next point, from the present one and the candidates.
-        progress: so far.
+        shared: evaluates f.
+        samples: chooses the samples of f.
+        largest: the largest number of samples in a batch of the network.
+        processors: of this worker, by number.
+        directions: computes the directions.
+        synchronise: computes the next point from the present one and the candidates.
+        progress: of earlier iterations.
 
     Attributes:
-        current: the iteration under way.
+        current: the present iteration; None between two.
     """
 
     def __init__(
@@ -77,10 +81,11 @@ class Iterations:
         self._directions, self._synchronise, self._progress = directions, synchronise, progress
 
     def begin(self, loader: Any, number: int) -> None:
-        """Choose the samples of f, evaluate the weights, and find the directions; or go on where a checkpoint was.
+        """Choose the samples of f, evaluate f and compute the directions; or resume an interrupted iteration.
 
         Args:
-            loader: of the training set. number: of the iteration.
+            loader: of the training set.
+            number: of the iteration.
 
         Raises:
             UserError: if f is not finite.
@@ -93,7 +98,7 @@ class Iterations:
         if self._progress.is_resumed:
             self._evaluate_again(x)
         if self._progress.interrupted is not None:
-            self._go_on(x, *self._progress.interrupted)
+            self._resume(x, *self._progress.interrupted)
             return
         start = self._start(x)
         directions = self._directions(self.shared.differentiate(x, "directions")[1])
@@ -102,7 +107,7 @@ class Iterations:
         self.current = Iteration(start, directions, watch.serial_s())
 
     def end(self) -> dict[str, float]:
-        """Exchange the candidates and go to the next point; returns what the iteration has come to, by name."""
+        """Exchange the candidates and go to the next point; returns the results of the iteration by name."""
         assert self.current is not None
         start, directions = self.current.start, self.current.directions
         offers = self.shared.gather({i: p.candidate(start, directions) for i, p in self.processors.items()})
@@ -121,7 +126,7 @@ class Iterations:
         return outcome(start, candidates, scalars, result) | costs
 
     def positions(self) -> dict[str, Any]:
-        """Where the processors here are, by name."""
+        """The positions of the processors of this worker, by name."""
         return {f"processor_{i}": processor.position() for i, processor in self.processors.items()}
 
     def _start(self, x: Point) -> Evaluated:
@@ -134,15 +139,15 @@ class Iterations:
         return start
 
     def _evaluate_again(self, x: Point) -> None:
-        """After a resumption: f may be another than before."""
+        """Evaluate f after a checkpoint was loaded, because data or penalties may have changed."""
         self._progress.is_resumed = False
         now = self.shared.evaluate(x, "directions")
         self._progress.reached = now.value, now.accuracy
-        # A training that was not interrupted does without.
+        # Not counted, because a training that was not interrupted does not need it.
         self.shared.forget()
 
-    def _go_on(self, x: Point, directions: Point, positions: Mapping[str, Any]) -> None:
-        """Take up an iteration where it was interrupted."""
+    def _resume(self, x: Point, directions: Point, positions: Mapping[str, Any]) -> None:
+        """Continue an iteration that was interrupted."""
         directions = [d.to(block) for d, block in zip(directions, x, strict=True)]
         for i, processor in self.processors.items():
             processor.resume(x, directions, positions[f"processor_{i}"])
@@ -151,7 +156,7 @@ class Iterations:
         self._progress.interrupted = None
 
     def _costs(self, serial_s: float) -> dict[str, float]:
-        """What an iteration has cost on all processors, by name, and the evaluations until now."""
+        """The costs of the iteration on all processors, and the evaluations so far, by name."""
         tallies, serial_s = self.shared.costs(serial_s)
         evaluations = self._progress.evaluations
         for kind in evaluations:
@@ -163,7 +168,14 @@ class Iterations:
 def outcome(
     start: Evaluated, candidates: list[Evaluated], scalars: list[list[float]], result: Synchronised
 ) -> dict[str, float]:
-    """What an iteration has come to, by name; ``scalars``: each processor's, by foreign block in order."""
+    """The results of an iteration, by name.
+
+    Args:
+        start: the point at which it began.
+        candidates: of the processors.
+        scalars: of each processor, one for each block of another one, in order.
+        result: of the synchronisation.
+    """
     found = {
         "pvd/objective_before": start.value,
         "pvd/objective_after": result.reached.value,

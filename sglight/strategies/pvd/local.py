@@ -1,4 +1,4 @@
-"""How a processor minimises over its variables: some steps of a local solver on each batch of an epoch."""
+"""Local solvers, with which a processor minimises over its variables: some steps on each batch of an epoch."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ from typing_extensions import override
 
 from sglight.strategies.optim import forget_moments, make_optimizer
 
-# Gives the variables their gradients, and returns the value.
-Closure = Callable[[], float]
-# Takes a step of an optimiser, with hooks around it.
-Step = Callable[[Optimizer, Closure], Any]
+Closure = Callable[[], float]  # computes the gradients of the variables and returns the value
+Step = Callable[[Optimizer, Closure], Any]  # steps an optimiser, with Lightning's hooks
 
 
 class LocalSolver(ABC):
-    """A solver for the subproblems of all processors; add a subclass and its name in `SOLVERS`.
+    """A solver for the subproblems of all processors. For a new one add a subclass to `SOLVERS`.
 
-    It has no state: that is in the processors' optimisers, which Lightning keeps for checkpoints and learning rates.
+    It has no state; the optimisers of the processors have, and Lightning writes them into checkpoints.
 
     Args:
-        config: of the optimiser, see `optim.py`. steps: on each batch.
-        clip_norm: largest norm of the gradient of a processor's variables; None for no limit.
+        config: of the optimiser, see `optim.py`.
+        steps: on each batch.
+        clip_norm: the largest norm of the gradient of a processor's variables; None for no limit.
 
     Attributes:
-        name: what it is called where it is not the config's optimiser that takes the steps, otherwise empty.
+        name: of the solver; empty if it is the optimiser of the config.
     """
 
     name: ClassVar[str] = ""
@@ -39,24 +38,30 @@ class LocalSolver(ABC):
 
     @property
     def directions(self) -> str:
-        """The kind of `Directions` along which a scalar of 1 is about as far as one of its steps."""
+        """The kind of `Directions` for which a scalar of 1 is about as far as one step of the solver."""
         return "normalised"
 
     @abstractmethod
     def optimizer(self, variables: Sequence[nn.Parameter]) -> Optimizer:
-        """A processor's optimiser."""
+        """The optimiser of a processor."""
 
     @abstractmethod
     def descend(self, optimizer: Optimizer, closure: Closure, step: Step) -> None:
-        """Take the steps on a batch, of a processor's optimiser, with the closure of the objective on this batch."""
+        """Take the steps on a batch.
+
+        Args:
+            optimizer: of the processor.
+            closure: evaluates the objective on the batch.
+            step: steps the optimiser.
+        """
 
     def restart(self, optimizer: Optimizer) -> None:
-        """Forget what has led to a point that was refused, since it would do so again."""
+        """Forget the moments that led to a point that was refused, as they would lead there again."""
         forget_moments(optimizer)
 
 
 class FirstOrder(LocalSolver):
-    """Steps of the config's optimiser, which keeps its moments over batches and iterations."""
+    """Steps of the optimiser of the config, which keeps its moments from batch to batch."""
 
     @property
     @override
@@ -65,7 +70,7 @@ class FirstOrder(LocalSolver):
 
     @override
     def optimizer(self, variables: Sequence[nn.Parameter]) -> Optimizer:
-        # The decay is in the objective.
+        # Weight decay is part of the objective.
         return make_optimizer({**self.config, "weight_decay": 0.0}, variables)
 
     @override
@@ -82,10 +87,10 @@ class FirstOrder(LocalSolver):
 
 
 class LBFGS(LocalSolver):
-    """At most ``steps`` iterations of L-BFGS with a line search, begun anew on each batch.
+    """At most ``steps`` iterations of L-BFGS with a line search on each batch, without memory of earlier batches.
 
     Raises:
-        ValueError: for a ``clip_norm``, which would belie the line search.
+        ValueError: for a ``clip_norm``, with which the line search would get wrong gradients.
     """
 
     name = "L-BFGS"
@@ -104,7 +109,7 @@ class LBFGS(LocalSolver):
     @override
     def descend(self, optimizer: Optimizer, closure: Closure, step: Step) -> None:
         step(optimizer, closure)
-        # The next batch is another objective, with another curvature.
+        # The next batch gives another objective with another curvature.
         optimizer.state.clear()
 
 

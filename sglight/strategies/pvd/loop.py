@@ -11,34 +11,34 @@ from typing_extensions import override
 
 @runtime_checkable
 class Iterating(Protocol):
-    """What `PVDLoop` iterates: a module such as `PVD`."""
+    """A module whose epochs are iterations, such as `PVD`."""
 
     @property
     def iterating(self) -> bool:
-        """Whether an iteration is under way."""
+        """Whether an iteration has begun and not ended."""
 
     def begin_iteration(self) -> None:
-        """Before the first batch."""
+        """Called before the first batch."""
 
     def end_iteration(self) -> None:
-        """Behind the last batch."""
+        """Called after the last batch."""
 
     def is_done(self) -> bool:
-        """Whether the training may end."""
+        """Whether the training should end."""
 
 
 class PVDLoop(Callback):
-    """Makes an epoch of a `PVD` an iteration: directions, local steps on the batches, synchronisation.
+    """Makes each epoch of a `PVD` module an iteration: directions, local steps on the batches, synchronisation.
 
-    It synchronises behind the epoch's last batch, before the validation, and stops the training when the module is
-    done. The module brings it along. Other modules are left alone: a Trainer keeps the callbacks of a module that it
-    has trained.
+    The synchronisation comes after the last batch and before the validation. The training is stopped when the module is
+    done. `PVD` adds this callback by itself. It ignores other modules, because a Trainer keeps the callbacks of a
+    module that it has trained.
     """
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        # Lightning puts a module's callbacks behind the Trainer's own, which are to see the weights of an iteration's
-        # end (and not of its beginning). Its `_reorder_callbacks` ran before; those that follow keep their order.
+        # First in the list, although Lightning adds a module's callbacks last, so that the others see the weights at
+        # the end of an iteration. Lightning has already sorted the list.
         own: Any = trainer  # it does not declare the attribute
         own.callbacks = [self, *(callback for callback in own.callbacks if callback is not self)]
 
@@ -46,7 +46,7 @@ class PVDLoop(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        # Not at the beginning of the epoch: one that is gone on with in the middle has none.
+        # Not in `on_train_epoch_start`, which is not called when an epoch is resumed in the middle.
         if isinstance(pl_module, Iterating) and not pl_module.iterating:
             pl_module.begin_iteration()
 

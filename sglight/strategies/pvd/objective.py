@@ -1,4 +1,4 @@
-"""The objective that parallel variable distribution minimises: a function of a network's weights, in blocks."""
+"""The objective of parallel variable distribution, as a function of the blocks of a network's weights."""
 
 from __future__ import annotations
 
@@ -16,44 +16,42 @@ from sglight.strategies.evaluation import hits
 from sglight.strategies.loss import Loss
 from sglight.strategies.recorder import Recorder
 
-# A value of all variables: one vector a block.
-Point = list[Tensor]
-# Inputs [n, ...] and labels [n] that pass the network at once.
-Chunk = tuple[Tensor, Tensor]
+Point = list[Tensor]  # a value of all variables: one vector for each block
+Chunk = tuple[Tensor, Tensor]  # a batch of the network: inputs [n, ...] and labels [n]
 
 
 class Sums(NamedTuple):
-    """Summed loss and hits of a chunk of samples."""
+    """The summed loss of a chunk, and the number of samples that are classified correctly."""
 
     loss: float
     hits: float
 
 
 class Evaluated(NamedTuple):
-    """A point, the objective there, and which share of the samples it has right."""
+    """A point, the objective there, and the accuracy on its samples."""
 
     point: Point
     value: float
     accuracy: float = math.nan
 
     def no_worse_than(self, other: Evaluated) -> bool:
-        """Whether the objective here is at most that there; what is not a number is worse."""
+        """Whether the objective is at most that of another point; NaN is worse."""
         return self.value <= other.value
 
 
 class Objective:
-    """f(x) = 1/n sum_i loss_i(x) + penalties(x) + decay/2 ||x||^2, where block j of x is the weights of stage j.
+    """f(x) = 1/n sum_i loss_i(x) + penalties(x) + decay/2 ||x||^2, where block j of x are the weights of stage j.
 
-    The normaliser n is the loss's: the number of samples, or the sum of their classes' weights.
-
-    The stages' parameters are its workspace: evaluating leaves the point there. Samples are summed chunk by chunk in
-    their order, chunks without rounding, so that it does not matter who has computed which chunk.
+    The normaliser n is that of the loss: the number of samples, or the sum of their class weights. To evaluate f at a
+    point, the point is written into the parameters of the stages. Losses are summed chunk by chunk, and chunks without
+    rounding, so that it does not matter which worker has computed which chunk.
 
     Args:
         stages: of one network, in order.
-        loss: of a sample. regularisation: weights of the penalties in `sglight.networks.regularisers.penalty`.
+        loss: of a sample.
+        regularisation: weights of the penalties in `sglight.networks.regularisers.penalty`.
         decay: weight of the squared norm.
-        recorder: times what is computed, for the processor that is named.
+        recorder: times the computations of each processor.
     """
 
     def __init__(
@@ -69,26 +67,26 @@ class Objective:
         self._parameters = [list(stage.parameters()) for stage in stages]
 
     def read(self) -> Point:
-        """The weights as they are."""
+        """The present weights."""
         return [flat([p.detach() for p in block]) for block in self._parameters]
 
     @torch.no_grad()
     def write(self, x: Point) -> None:
-        """Give the network these weights."""
+        """Set the weights."""
         for block, values in zip(self._parameters, x, strict=True):
             parts = values.split([p.numel() for p in block])
             copy_(block, [v.view_as(p) for v, p in zip(parts, block, strict=True)])
 
     @torch.no_grad()
     def sums(self, x: Point, chunks: Iterable[Chunk], processor: int = 0) -> list[Sums]:
-        """The sums of each chunk."""
+        """The `Sums` of each chunk at x."""
         self.write(x)
         return [self._forward(chunk, processor)[1] for chunk in chunks]
 
     def loss_gradient(
         self, x: Point, chunks: Iterable[Chunk], blocks: Sequence[int] | None = None, processor: int = 0
     ) -> tuple[list[Sums], Point]:
-        """The sums of each chunk, and the gradient of the whole sum of losses, of some blocks (None: of all)."""
+        """The `Sums` of each chunk at x, and the gradient of their total loss for some blocks (None for all)."""
         self.write(x)
         wanted = self._wanted(blocks)
         parameters, sums = [p for block in wanted for p in block], list[Sums]()
@@ -101,7 +99,7 @@ class Objective:
         return sums, _in_blocks(total, wanted)
 
     def penalties(self, x: Point, blocks: Sequence[int] | None = None) -> tuple[float, Point]:
-        """What is added to the mean loss, and its gradient, of some blocks (None: of all)."""
+        """The penalties at x, with the squared norm, and their gradient for some blocks (None for all)."""
         self.write(x)
         wanted = self._wanted(blocks)
         parameters = [p for block in wanted for p in block]
@@ -116,7 +114,7 @@ class Objective:
     def on_batch(
         self, x: Point, chunks: Sequence[Chunk], blocks: Sequence[int], processor: int = 0
     ) -> tuple[Sums, float, Point]:
-        """Of f with a batch for the samples: the sums, the value, and the gradient of some blocks."""
+        """f on a batch instead of its samples: the sums, the value, and the gradient for some blocks."""
         n = self.normaliser(chunks)
         sums, gradient = self.loss_gradient(x, chunks, blocks, processor)
         total = totals(sums)
@@ -124,7 +122,7 @@ class Objective:
         return total, total.loss / n + penalties, mean_plus(gradient, n, extra)
 
     def normaliser(self, chunks: Iterable[Chunk]) -> float:
-        """What the sum of losses of all samples is divided by for the mean."""
+        """The number by which the sum of losses is divided for the mean."""
         return math.fsum(self._loss.normaliser(labels) for _, labels in chunks)
 
     def _forward(self, chunk: Chunk, processor: int) -> tuple[Tensor, Sums]:
@@ -141,7 +139,7 @@ class Objective:
 
 
 def totals(sums: Iterable[Sums]) -> Sums:
-    """The sums over all chunks, rounded once."""
+    """The sum over all chunks, rounded once."""
     return Sums(*(math.fsum(column) for column in zip(*sums, strict=True)))
 
 
@@ -151,7 +149,7 @@ def inner(a: Tensor, b: Tensor) -> float:
 
 
 def flat(parts: Sequence[Tensor]) -> Tensor:
-    """Tensors as one vector."""
+    """Tensors joined to one vector."""
     return torch.cat([part.reshape(-1) for part in parts])
 
 
@@ -161,6 +159,6 @@ def mean_plus(total: Point, normaliser: float, extra: Point) -> Point:
 
 
 def _in_blocks(values: Sequence[Tensor], blocks: Sequence[Sequence[Tensor]]) -> Point:
-    """The values of all tensors of some blocks as one vector a block."""
+    """Joins the values of the tensors of each block to one vector."""
     rest = iter(values)
     return [flat([next(rest) for _ in block]) for block in blocks]

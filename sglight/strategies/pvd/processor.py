@@ -1,4 +1,4 @@
-"""One processor of parallel variable distribution: its steps on batches, and the point that it returns."""
+"""A processor of parallel variable distribution: its steps on batches, and the point that it returns."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from sglight.strategies.pvd.objective import Chunk, Evaluated, Point, Sums
 from sglight.strategies.pvd.sharing import SharedObjective
 from sglight.strategies.pvd.subproblem import Subproblem
 
-# What a processor returns: its block and its scalars, with the objective and the accuracy there.
+# What a processor returns: its block, its scalars, and the objective and accuracy there.
 Candidate = tuple[Tensor, Tensor, float, float]
-# Where it is between two batches: block, scalars, and how many samples it has seen, by what for.
+# The state of a processor between two batches: block, scalars, and the number of samples so far, by kind.
 Position = tuple[Tensor, Tensor, dict[str, int]]
 
 
 class Processor:
-    """Processor l of p, which lives here.
+    """Processor l of p, on this worker.
 
     Args:
-        problem: what it minimises. solver: by what. acceptance: by which rule it keeps what it finds.
-        shared: the objective on whose samples its point is evaluated.
+        problem: the subproblem that it minimises.
+        solver: the local solver.
+        acceptance: the rule by which its point is accepted.
+        shared: the objective, on whose samples its point is evaluated.
 
     Attributes:
-        own: l. optimizer: the solver's, for its variables.
+        own: l.
+        optimizer: of the local solver, for the variables of this processor.
     """
 
     def __init__(
@@ -37,14 +40,15 @@ class Processor:
         self._problem, self._solver, self._acceptance, self._shared = problem, solver, acceptance, shared
 
     def begin(self, x: Point, directions: Point) -> None:
-        """Begin an iteration, from x."""
+        """Begin an iteration at x."""
         self._problem.begin(x, directions)
 
     def descend(self, chunks: Sequence[Chunk], step: Step) -> Sums:
-        """Take the local solver's steps on a batch; returns the sums at the point before them.
+        """Take the steps of the local solver on a batch; returns the sums at the point before them.
 
         Args:
-            chunks: the batch. step: what takes a step of the optimiser.
+            chunks: the batch.
+            step: steps the optimiser.
         """
         problem, seen = self._problem, list[Sums]()
 
@@ -61,7 +65,7 @@ class Processor:
         return seen[0]
 
     def candidate(self, start: Evaluated, directions: Point) -> Candidate:
-        """What it returns at the end of an iteration: where it is, or the start if that is not accepted."""
+        """The result of an iteration: the present point, or the start if that is not accepted."""
         found = self._shared.alone(self.own, self._problem.point(), "local")
         if not self._acceptance.accepts(found, start):
             found = start
@@ -70,11 +74,11 @@ class Processor:
         return *self._variables(), found.value, found.accuracy
 
     def position(self) -> Position:
-        """Where it is, for a checkpoint in mid-iteration."""
+        """The state of the processor, for a checkpoint within an iteration."""
         return *self._variables(), dict(self._shared.tallies[self.own].samples)
 
     def resume(self, x: Point, directions: Point, position: Position) -> None:
-        """Be in that position of an iteration from x."""
+        """Continue an iteration that began at x in a `Position`."""
         block, scalars, samples = position
         self._problem.begin(x, directions)
         self._problem.move(block, scalars)

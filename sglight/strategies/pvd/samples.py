@@ -1,4 +1,4 @@
-"""The training samples that the objective is the mean of: all of them, or a part drawn for each iteration."""
+"""The samples of the objective: all training samples, or some that are drawn for each iteration."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ from sglight.errors import UserError
 from sglight.networks.seeding import generator
 from sglight.strategies.pvd.objective import Chunk
 
-# Samples that are read at once where nobody says how many.
-BATCH = 256
+BATCH = 256  # the batch size for loaders that have none
 GIB = 2**30
 
 
 class Samples:
-    """Which samples f is the mean of.
+    """Chooses the samples over which f is the mean.
 
     Args:
-        size: how many, drawn anew for each iteration; None for all.
+        size: how many to draw for each iteration; None for all.
         seed: of the draws.
 
     Attributes:
-        total: how many the training set has; 0 until they have been counted.
+        total: the size of the training set; 0 until it has been counted.
     """
 
     def __init__(self, size: int | None, seed: int) -> None:
@@ -41,7 +40,13 @@ class Samples:
         return self.size is None
 
     def choose(self, loader: Any, iteration: int, like: Tensor) -> Chunk | None:
-        """The samples of an iteration, typed and placed ``like``; None where they are those of the one before."""
+        """The samples of an iteration; None if they are those of the one before.
+
+        Args:
+            loader: of the training set.
+            iteration: its number.
+            like: a tensor with the type and device for the inputs.
+        """
         if self.total and self.are_fixed:
             return None
         batches, rows = in_order(loader), None
@@ -52,7 +57,15 @@ class Samples:
 
 
 def check_memory(data: Any, samples: int | None) -> None:
-    """Refuse an objective whose samples, all or so many, take more than the data set may hold in memory."""
+    """Refuse an objective whose samples need more memory than ``dataset.memory_limit``.
+
+    Args:
+        data: the data module.
+        samples: of the objective; None for all.
+
+    Raises:
+        UserError: that names the key.
+    """
     limit = getattr(data, "memory_limit", None)
     if limit is None:
         return
@@ -67,9 +80,10 @@ def check_memory(data: Any, samples: int | None) -> None:
 
 
 def in_order(loader: Any) -> Iterable[Any]:
-    """The same batches from a loader each time: unshuffled and whole, where it can be told to.
+    """A loader of the same samples in a fixed order, without shuffling and without dropping the last batch.
 
-    A loader that can has a method ``sequential``; of others than torch's own it is assumed that they are so.
+    It is made by the loader's method ``sequential``, or from torch's `DataLoader`; other loaders are returned as they
+    are.
     """
     if hasattr(loader, "sequential"):
         loader = loader.sequential()
@@ -83,7 +97,7 @@ def in_order(loader: Any) -> Iterable[Any]:
 
 
 def gather(batches: Iterable[Any], rows: Tensor | None, like: Tensor) -> Chunk:
-    """All samples, or those of the ascending numbers ``rows``, in one piece; typed and placed ``like``."""
+    """Joins all samples of some batches, or those with the ascending numbers ``rows``; type and device as ``like``."""
     inputs, labels, seen = list[Tensor](), list[Tensor](), 0
     for x, y in batches:
         if rows is not None:
@@ -96,13 +110,13 @@ def gather(batches: Iterable[Any], rows: Tensor | None, like: Tensor) -> Chunk:
 
 
 def draw(count: int, size: int, seed: int, iteration: int) -> Tensor:
-    """``size`` of ``count`` sample numbers, ascending, by seed and iteration."""
+    """Draws ``size`` of the numbers 0 ... ``count`` - 1, ascending; depends on seed and iteration alone."""
     order = torch.randperm(count, generator=generator(seed, "objective", iteration))
     return order[:size].sort().values
 
 
 def shares(samples: Chunk, parts: int, largest: int) -> list[list[Chunk]]:
-    """Samples in chunks of at most ``largest``, nearly as many to each of ``parts``; in order, perhaps none."""
+    """Divides samples into chunks of at most ``largest``, and the chunks in order into ``parts`` of nearly equal size."""
     inputs, labels = samples
     size = min(largest, math.ceil(len(labels) / parts))
     chunks = list(zip(inputs.split(size), labels.split(size), strict=True))

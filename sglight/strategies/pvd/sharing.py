@@ -1,7 +1,7 @@
-"""An objective that p processors evaluate together, wherever they live, each on its share of the samples.
+"""An objective that p processors evaluate together, on any number of workers, each on a part of the samples.
 
-Sums of losses are exact, and the parts of a gradient are added in the order of the processors: the result does not
-depend on who computes what, bit for bit.
+Sums of losses are exact, and the parts of a gradient are added in the order of the processors, so that the result does
+not depend on which worker computes what, bit for bit.
 """
 
 from __future__ import annotations
@@ -23,18 +23,17 @@ from sglight.strategies.pvd.objective import Chunk, Evaluated, Objective, Point,
 from sglight.strategies.pvd.samples import shares
 from sglight.strategies.recorder import Recorder
 
-# Parts of an iteration; each waits for the one before it.
-PHASES = ("directions", "local", "synchronisation")
-# What samples pass the network for.
-KINDS = ("gradient", "function")
+PHASES = ("directions", "local", "synchronisation")  # of an iteration, one after the other
+KINDS = ("gradient", "function")  # what is computed for a sample
 
 
 @dataclass
 class Tally:
-    """What a processor has done.
+    """The work of a processor.
 
     Attributes:
-        seconds: by phase. samples: how many passed, by what for: their ``gradient`` or only the ``function``.
+        seconds: by phase.
+        samples: how many samples were computed, by kind: with their ``gradient``, or only the ``function``.
     """
 
     seconds: defaultdict[str, float] = field(default_factory=partial(defaultdict, float))
@@ -42,14 +41,18 @@ class Tally:
 
 
 class SharedObjective:
-    """f, evaluated by all processors together; all workers make the same calls in the same order, but for `alone`.
+    """f, evaluated by all processors together: each computes a part of the samples.
+
+    All workers must make the same calls in the same order, except for `alone`.
 
     Args:
-        objective: here. placement: its ``own`` are the processors here. processors: p.
-        recorder: of the times that are spent waiting for others.
+        objective: of this worker.
+        placement: its ``own`` are the processors of this worker.
+        processors: p.
+        recorder: of the time spent waiting for other workers.
 
     Attributes:
-        tallies: of the processors here, since `forget`.
+        tallies: the work of each processor of this worker since `forget`.
     """
 
     def __init__(
@@ -62,22 +65,22 @@ class SharedObjective:
         self._normaliser = 0.0
 
     def use(self, samples: Chunk, largest: int) -> None:
-        """The samples of f, in chunks of so many at most."""
+        """Set the samples of f, and the largest number of them in a chunk."""
         self._samples = shares(samples, self._processors, largest)
         self._normaliser = self.objective.normaliser(self.samples)
 
     def forget(self) -> None:
-        """Begin to count."""
+        """Begin to count anew."""
         self.tallies = {i: Tally() for i in self._placement.own}
 
     @property
     def samples(self) -> list[Chunk]:
-        """All of them, in order."""
+        """All samples of f, in order."""
         return list(chain(*self._samples))
 
     @property
     def size(self) -> int:
-        """How many samples f is the mean of."""
+        """The number of samples of f."""
         return _count(self.samples)
 
     def evaluate(self, x: Point, phase: str = "synchronisation") -> Evaluated:
@@ -101,23 +104,23 @@ class SharedObjective:
         return total.loss / self._normaliser + penalties, mean_plus(gradient, self._normaliser, extra)
 
     def alone(self, processor: int, x: Point, phase: str) -> Evaluated:
-        """f at a point, evaluated by one processor: the same value as `evaluate`'s."""
+        """f at a point, evaluated by one processor; the same value as by `evaluate`."""
         with self.counted(processor, phase, self.samples, "function"):
             sums = self.objective.sums(x, self.samples, processor)
         return self._evaluated(x, sums)
 
     def gather(self, own: dict[int, Any]) -> dict[int, Any]:
-        """What each processor has, of those here and elsewhere, in order; tensors may be on the CPU."""
+        """The values of all processors by number, given those of this worker; tensors may be on the CPU."""
         with self._waiting():
             everyone = self._placement.peers.share(own)
         return {i: part for parts in everyone for i, part in parts.items()}
 
     def stopwatch(self, phase: str) -> Stopwatch:
-        """Started now, for what the phase takes besides the processors' shares."""
+        """A stopwatch, started now, for the time of a phase without the processors' shares of the work."""
         return Stopwatch(self, self._placement.peers, phase)
 
     def costs(self, serial_s: float) -> tuple[list[Tally], float]:
-        """All processors' tallies, and the seconds that worker 0 gives."""
+        """The tallies of all processors, and the ``serial_s`` of worker 0."""
         peers, rows = self._placement.peers, list[list[float]]()
         for i in range(self._processors):
             tally = self.tallies.get(i, Tally())
@@ -135,7 +138,7 @@ class SharedObjective:
 
     @contextmanager
     def counted(self, processor: int, phase: str, chunks: Sequence[Chunk], kind: str) -> Iterator[None]:
-        """Count what a processor does with these samples, see `Tally`, and how long it takes."""
+        """Context that adds to a processor's `Tally` the samples that are computed, and the time that it takes."""
         tally, began = self.tallies[processor], now(chunks)
         yield
         tally.seconds[phase] += now(chunks) - began
@@ -151,23 +154,23 @@ class SharedObjective:
 
 
 class Stopwatch:
-    """Measures the seconds in which this worker neither does the processors' shares of a phase nor waits for others."""
+    """Measures the time of a phase in which this worker neither does its processors' shares nor waits for others."""
 
     def __init__(self, shared: SharedObjective, peers: Peers, phase: str) -> None:
         self._shared, self._peers, self._phase = shared, peers, phase
         self._began, self._waited = perf_counter(), peers.waited_s
 
     def serial_s(self) -> float:
-        """These seconds, since it was started."""
+        """These seconds since the start."""
         parts = sum(tally.seconds[self._phase] for tally in self._shared.tallies.values())
         return perf_counter() - self._began - parts - (self._peers.waited_s - self._waited)
 
 
 def times(tallies: Sequence[Tally], serial_s: float) -> dict[str, float]:
-    """Seconds of all processors by phase, and what a worker for each would gain, by name.
+    """The seconds of all processors by phase, and the ideal speed-up with a worker for each, by name.
 
-    That is the sum of all seconds over those of the slowest in each phase; ``serial_s``, which everyone spends,
-    counts in both.
+    The speed-up is the sum of all seconds, divided by the sum over the phases of those of the slowest processor;
+    ``serial_s``, which every worker spends, is added to both.
     """
     seconds = {phase: [tally.seconds[phase] for tally in tallies] for phase in PHASES}
     in_turn = serial_s + sum(map(sum, seconds.values()))
@@ -177,7 +180,7 @@ def times(tallies: Sequence[Tally], serial_s: float) -> dict[str, float]:
 
 
 def now(chunks: Sequence[Chunk]) -> float:
-    """The time when the device of these samples has done what it was told."""
+    """The time, after waiting for the device of these samples."""
     if chunks and chunks[0][0].is_cuda:
         torch.cuda.synchronize()
     return perf_counter()

@@ -1,11 +1,10 @@
-"""What each processor of parallel variable distribution minimises.
+"""The subproblem that each processor of parallel variable distribution minimises.
 
-Processor l has its own block x_l, and a scalar m_j for each foreign block j (Ferris & Mangasarian 1994):
+Processor l has its own block x_l, and a scalar m_j for each block j of another processor (Ferris & Mangasarian 1994):
 
     min over x_l, m of f(x_l, x_j + m_j d_j for j != l),      df/dm_j = <df/dx_j, d_j>
 
-The scalars are the forget-me-not terms: a processor that could not move the foreign blocks at all would take them for
-constants, which they are not.
+The scalars are the "forget-me-not" terms: with them a processor takes into account that the other blocks will move.
 """
 
 from __future__ import annotations
@@ -19,11 +18,16 @@ from sglight.strategies.pvd.objective import Point
 
 
 class Subproblem:
-    """Processor ``own``'s problem: its variables, the point that they stand for, and their gradient.
+    """The subproblem of processor l: its variables, the point that they define, and their gradient.
 
     Args:
-        own: l. x: any point, for shapes and kind of the blocks.
-        forget_me_not: whether there are scalars; without, the foreign blocks stay.
+        own: l.
+        x: any point, for the shapes and types of the blocks.
+        forget_me_not: whether there are scalars; without them the other blocks do not move.
+
+    Attributes:
+        foreign: the blocks of other processors that have scalars.
+        block, scalars: the variables.
     """
 
     def __init__(self, own: int, x: Point, forget_me_not: bool) -> None:
@@ -35,31 +39,31 @@ class Subproblem:
 
     @property
     def variables(self) -> list[nn.Parameter]:
-        """What the local solver moves."""
+        """The variables of the local solver."""
         return [self.block, self.scalars] if self.foreign else [self.block]
 
     @property
     def wanted(self) -> list[int]:
-        """The blocks whose gradient `pull_back` takes, in its order."""
+        """The blocks whose gradients `pull_back` needs, in this order."""
         return [self.own, *self.foreign]
 
     def begin(self, x: Point, directions: Point) -> None:
-        """Start anew, from x."""
+        """Begin at x, with all scalars 0."""
         self._x, self._directions = x, directions
         self.move(x[self.own], torch.zeros_like(self.scalars))
 
     @torch.no_grad()
     def move(self, block: Tensor, scalars: Tensor) -> None:
-        """Give the variables these values."""
+        """Set the values of the variables."""
         self.block.copy_(block)
         self.scalars.copy_(scalars)
 
     def point(self) -> Point:
-        """The value of all variables."""
+        """The point that the variables define."""
         return candidate(self._x, self._directions, self.own, self.block.detach(), self.scalars.detach())
 
     def pull_back(self, gradient: Sequence[Tensor]) -> None:
-        """Give the variables their gradients, from those of f with respect to the ``wanted`` blocks."""
+        """Set the gradients of the variables, from those of f with respect to the ``wanted`` blocks."""
         own, *foreign = gradient
         self.block.grad = own
         if self.foreign:
@@ -68,7 +72,7 @@ class Subproblem:
 
 
 def candidate(x: Point, directions: Point, own: int, block: Tensor, scalars: Tensor) -> Point:
-    """x with block ``own`` replaced, and each other block j moved to x_j + m_j d_j if there are scalars."""
+    """x with block ``own`` replaced by ``block``, and other blocks j moved to x_j + m_j d_j if there are scalars."""
     point = list(x)
     foreign = [j for j in range(len(x)) if j != own]
     for j, m in zip(foreign, scalars, strict=False):

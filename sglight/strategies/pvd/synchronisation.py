@@ -1,6 +1,6 @@
-"""How the candidates of all processors become the next point: one that is no worse than the best of them.
+"""Rules that compute the next point from the candidates of all processors.
 
-Ferris & Mangasarian 1994: any point will do whose value is at most the smallest of the candidates'.
+The convergence theory allows any point that is no worse than the best candidate (Ferris & Mangasarian 1994).
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ class Synchronised(NamedTuple):
     """The next point.
 
     Attributes:
-        weights: it is the sum of the current point and the candidates with these p + 1 weights, whose sum is one.
-        winner: number of the best candidate.
+        reached: the point with its value.
+        weights: p + 1 weights with sum one, with which it is a sum of the present point and the candidates.
+        winner: the number of the best candidate.
     """
 
     reached: Evaluated
@@ -29,10 +30,12 @@ class Synchronised(NamedTuple):
 
 
 class Search(NamedTuple):
-    """What a rule may ask of the objective.
+    """The objective, as a rule may use it.
 
     Attributes:
-        evaluate: a point. differentiate: the value at a point and the gradient. steps: most iterations of a search.
+        evaluate: f at a point.
+        differentiate: f at a point, and its gradient.
+        steps: the largest number of iterations of a search.
     """
 
     evaluate: Callable[[Point], Evaluated]
@@ -50,9 +53,9 @@ def best(start: Evaluated, candidates: Sequence[Evaluated], search: Search) -> S
 
 
 def average(start: Evaluated, candidates: Sequence[Evaluated], search: Search) -> Synchronised:
-    """The mean of the candidates where that is no worse than the current point, otherwise the best candidate.
+    """The mean of the candidates if that is no worse than the present point, else the best candidate.
 
-    Only of a convex objective is the mean's value at most the largest of the candidates'.
+    For an objective that is not convex the mean may be worse than all candidates.
     """
     found = best(start, candidates, search)
     share = [1 / len(candidates)] * len(candidates)
@@ -61,13 +64,14 @@ def average(start: Evaluated, candidates: Sequence[Evaluated], search: Search) -
 
 
 def affine(start: Evaluated, candidates: Sequence[Evaluated], search: Search) -> Synchronised:
-    """The best point found in the affine hull of the current point and the candidates.
+    """The best point found in the affine hull of the present point and the candidates.
 
-    `Search.steps` iterations of L-BFGS over the weights, begun at the best candidate and never worse than it.
+    It is searched by `Search.steps` iterations of L-BFGS over the weights, from the best candidate on; the result is
+    never worse than that.
     """
     found = best(start, candidates, search)
     if found.reached.value >= start.value:
-        return found  # nobody has moved: the hull is a point
+        return found  # no processor has moved, so the hull is a single point
     points = [c.point for c in candidates]
     edges = [[c - x for c, x in zip(point, start.point, strict=True)] for point in points]
     w = torch.tensor(found.weights[1:], dtype=torch.float64, requires_grad=True)
@@ -89,7 +93,7 @@ SYNCHRONISATIONS = {"best": best, "average": average, "affine": affine}
 
 
 def combined(start: Point, points: Sequence[Point], weights: Sequence[float]) -> Point:
-    """start + sum_l w_l (x^(l) - start): the combination in which the current point's weight is 1 - sum_l w_l."""
+    """The combination start + sum_l w_l (x^(l) - start), in which the present point has the weight 1 - sum_l w_l."""
 
     def block(x: Tensor, *others: Tensor) -> Tensor:
         moved = x
