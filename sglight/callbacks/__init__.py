@@ -1,0 +1,1 @@
+"""Lightning callbacks: checkpoints, figures, timing, memory, and what a run prints."""

@@ -67,7 +67,7 @@ class NetworkSpec:
     dynamics: str = "hamiltonian"
     kernel: str = "dense"
     steps: int | Sequence[int] = 8
-    horizon: float | Sequence[float] = 1.0
+    horizon: float | Sequence[float] = 4.0
     channels: int | Sequence[int] = 64
     kernel_size: int = 3
     activation: str = "tanh"

@@ -71,7 +71,7 @@ class SegmentSpec:
     steps: int
     channels: int
     kernel: str = "dense"
-    horizon: float = 1.0
+    horizon: float = 4.0
     activation: str = "tanh"
     kernel_size: int = 3
     gamma: float = 0.0
@@ -168,7 +168,7 @@ class Segment(nn.Module):
         steps: int,
         channels: int,
         kernel: str = "dense",
-        horizon: float = 1.0,
+        horizon: float = 4.0,
         activation: str = "tanh",
         kernel_size: int = 3,
         gamma: float = 0.0,

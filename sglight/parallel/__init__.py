@@ -1,0 +1,1 @@
+"""Workers: processes that train the stages of a network, and how they exchange tensors."""

@@ -1,0 +1,1 @@
+"""Compares runs: reads what they have left, and writes tables and a page with charts."""

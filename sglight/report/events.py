@@ -32,11 +32,11 @@ class Curve(NamedTuple):
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:
-    """All scalars of the run in ``folder`` by tag; empty if there is nothing that can be read.
+    r"""All scalars of the run in ``folder`` by tag; empty if there is nothing that can be read.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = Path(folder, "metrics.csv").write_text("step,val/acc\\n9,0.5\\n19,0.75\\n")
+    ...     _ = Path(folder, "metrics.csv").write_text("step,val/acc\n9,0.5\n19,0.75\n")
     ...     curve = read_curves(Path(folder))["val/acc"]
     >>> curve.step.tolist(), curve.value.tolist()
     ([9.0, 19.0], [0.5, 0.75])

@@ -60,6 +60,7 @@ class StagedNetwork(pl.LightningModule):
     inputs_everywhere = False
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Keeps the arguments of the constructor, for checkpoints."""
         module = super().__new__(cls)
         # Copies are made without arguments, and then get those of the original.
         module.__dict__["arguments"] = contents.arguments(cls, args, kwargs)

@@ -40,31 +40,34 @@ from sglight.strategies.stopping import NextLevel, begin_anew
 
 
 class Multilevel(StagedModule):
-    """From coarse to fine, each level by a staged strategy; arguments as in `DNI`, ``network`` being the finest, and
+    """Training from coarse to fine; each level is trained by a staged strategy.
+
+    Where Lightning's `EarlyStopping` would end the training at a coarse level, the next level begins, and it monitors
+    that anew. If all levels that are left have a number of epochs, the last one gets the epochs that were saved.
+
+    A second fit continues with the network as it is: with the level that it has reached and those after it, whose
+    epochs must add up. If that is the finest level, it gets all epochs. The history begins anew.
 
     Args:
-        head: of levels with local losses, as in `Local`.
-        microbatches, slack, backward: of levels with late gradients, as in `Delayed`; microbatches of exact ones too,
-            which several workers share as in `Backprop` where no estimator learns.
-        levels: how many depths; each has twice the steps of the one before it.
-        level: ``epochs, mode, lr, estimator_lr, microbatches``: see `sglight.config.levels.Level`.
-        prolongation: ``linear`` or ``constant``.
-        moments: ``prolong`` them in a refinement, or ``reset`` those of the stages (estimators keep theirs); None for
-            ``reset`` where late gradients begin, and ``prolong`` elsewhere.
-
-    Where Lightning's `EarlyStopping` would end the training at a coarse level, the next one begins; it monitors each
-    level anew. The last takes the epochs that are saved so if no level left is without a number of epochs.
-
-    A second fit goes on with the network as it is: with the level that it has reached, and with those behind it, whose
-    epochs must add up; all epochs are the finest level's if that has been reached. The history begins anew.
+        network: the finest one.
+        optimizer, shared: see `StagedModule`.
+        stages, lag, estimator, diagnose_every_n_batches: see `DNI`.
+        microbatches, slack, backward: of levels with late gradients, see `Delayed`; microbatches also of levels with
+            exact gradients and without estimators, see `Backprop`.
+        levels: the number of levels; each has twice the steps of the one before it.
+        level: ``epochs, mode, lr, estimator_lr, microbatches``, see `sglight.config.levels.Level`.
+        prolongation: ``linear`` or ``constant``, see `sglight.networks.segment.prolong`.
+        moments: ``prolong`` the moments of optimisers in a refinement, or ``reset`` those of the stages (estimators
+            keep theirs); None for ``reset`` where late gradients begin, and ``prolong`` elsewhere.
+        head: of levels with local losses, see `Local`.
 
     Attributes:
-        level: the current one, from 0.
-        plans: those of all levels.
+        level: the present one, from 0.
+        plans: of all levels.
         course: which level is trained when.
-        history: of each level begun: ``steps``; ``epochs``; ``fit_s`` and ``cpu_s`` (of all workers), with validations
-            and the refinement; ``val_acc`` and ``val_loss`` of its last epoch; and, of the validation data,
-            ``loss_before`` and ``loss_after`` the refinement that it begins with.
+        history: for each level that has begun: ``steps``; ``epochs``; ``fit_s`` and ``cpu_s`` (of all workers), with
+            validations and the refinement; ``val_acc`` and ``val_loss`` of its last epoch; and the validation losses
+            ``loss_before`` and ``loss_after`` its refinement.
 
     Raises:
         ValueError: if the steps cannot be halved so often, or leave too few for the stages.

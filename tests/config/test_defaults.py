@@ -10,8 +10,10 @@ import pytest
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
+from sglight.config.datasets import SCHEMAS as DATASETS
 from sglight.config.schema import CALLBACKS, STRATEGIES, ModelConfig, TrainerConfig
 from sglight.networks.network import NetworkSpec
+from sglight.networks.segment import Segment
 
 
 def plain(node: Any) -> dict[str, Any]:
@@ -43,13 +45,27 @@ def test_a_models_file_has_the_schemas_defaults(compose_config: Any, name: str) 
 
 
 def test_a_network_in_a_script_has_the_schemas_defaults() -> None:
-    expected = plain(ModelConfig) | {
-        "horizon": 1.0,
-        "dynamics": "hamiltonian",
-    }  # those that a file always says
+    expected = plain(ModelConfig) | {"dynamics": "hamiltonian"}  # in a config the model decides
     for field in dataclasses.fields(NetworkSpec):
         if field.name in expected and field.default is not dataclasses.MISSING:
             assert field.default == expected[field.name], field.name
+    for name, argument in inspect.signature(Segment).parameters.items():
+        if name in expected and argument.default is not argument.empty:
+            assert argument.default == expected[name], name
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_a_data_sets_constructor_has_the_schemas_defaults(name: str) -> None:
+    schema = DATASETS[name]
+    expected = {key: value for key, value in vars(schema()).items() if "${" not in str(value)}
+    compared = set()
+    for kind in get_class(schema._target_).__mro__:
+        for key, argument in inspect.signature(kind.__init__).parameters.items():
+            if key in expected and key not in compared and argument.default is not argument.empty:
+                compared.add(key)
+                if expected[key] != "???":
+                    assert argument.default == expected[key], f"{kind.__name__}: {key}"
+    assert len(compared) > 4
 
 
 def test_the_files_of_trainer_and_callbacks_have_the_schemas_defaults(compose_config: Any) -> None:

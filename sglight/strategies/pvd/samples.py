@@ -116,7 +116,7 @@ def draw(count: int, size: int, seed: int, iteration: int) -> Tensor:
 
 
 def shares(samples: Chunk, parts: int, largest: int) -> list[list[Chunk]]:
-    """Divides samples into chunks of at most ``largest``, and the chunks in order into ``parts`` of nearly equal size."""
+    """Divides samples into chunks of at most ``largest``, and the chunks, in order, into ``parts`` of equal size."""
     inputs, labels = samples
     size = min(largest, math.ceil(len(labels) / parts))
     chunks = list(zip(inputs.split(size), labels.split(size), strict=True))
