@@ -1,4 +1,4 @@
-"""A dynamics, an estimator, a strategy and a data set that live outside the package, those of docs/extending.md."""
+"""The parts of docs/extending.md, which live outside the package: a dynamics, an estimator, a schedule and so on."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from sglight import start as start_module
@@ -25,6 +26,7 @@ from sglight.experiment import build_datamodule, build_module
 from sglight.gradients import prediction_cost, synthetic_gradient
 from sglight.networks import NetworkSpec, StableNet
 from sglight.networks.segment import Segment
+from sglight.strategies.simulation import StageTimes, speedup
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = (
@@ -115,9 +117,9 @@ def metrics(folder: Path) -> dict[str, Any]:
 
 def test_the_page_shows_each(folder: Path) -> None:
     assert set(blocks()) == {
-        "my_package/dynamics.py", "my_conf/model/midpoint.yaml", "my_package/estimators.py", "my_package/strategies.py",
-        "my_conf/strategy/replay.yaml", "my_package/data.py", "my_conf/dataset/moons.yaml",
-        "my_package/callbacks.py", "my_conf/callbacks/mine.yaml",
+        "my_package/dynamics.py", "my_conf/model/midpoint.yaml", "my_package/estimators.py", "my_package/schedules.py",
+        "my_package/strategies.py", "my_conf/strategy/replay.yaml", "my_package/data.py", "my_conf/dataset/moons.yaml",
+        "my_package/callbacks.py", "my_conf/callbacks/mine.yaml", "my_package/loggers.py", "my_conf/logger/text.yaml",
     }  # fmt: skip
 
 
@@ -172,6 +174,49 @@ def test_a_callback_by_a_yaml_goes_on_with_the_run(mine: Any, tmp_path: Path) ->
     start_module.run(mine(*SMALL, "callbacks=mine"), tmp_path)
     assert metrics(tmp_path)["mine/largest_loss"] > 0
     assert "stability" in mine("callbacks=mine").callbacks, "ours are still there"
+
+
+def table() -> dict[str, list[str]]:
+    """What docs/extending.md says is to be subclassed, for each part: dotted paths of classes."""
+    text = (ROOT / "docs" / "extending.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if re.match(r"\| an? ", line)]
+    return {row[0]: re.findall(r"`([\w.]+\.[A-Z]\w+)`", row[1]) for row in rows}
+
+
+def test_the_page_lists_where_each_part_goes() -> None:
+    known = table()
+    for part in (
+        "dynamics",
+        "estimator",
+        "schedule",
+        "gradient source",
+        "strategy",
+        "data set",
+        "callback",
+        "logger",
+    ):
+        (paths,) = (paths for name, paths in known.items() if name.endswith(f" {part}"))
+        assert paths, part
+        for path in paths:
+            assert isinstance(get_class(path), type)
+
+
+def test_a_schedule_is_simulated_printed_and_carried_out(mine: Any) -> None:
+    plain = to_plain(mine("dataset=moons", *SMALL[4:], "strategy=replay", "strategy.stages=2"))
+    module = build_module(plain, build_datamodule(plain))
+    schedule = module.plan.schedule
+    assert type(schedule).__name__ == "Late"
+    assert [schedule.staleness(i, 5, 1) for i in (0, 1)] == [1, 0]
+    assert "gradients up to M - 1 batches late" in module.schedule(2)
+    alone, pair = StageTimes(forward=1.0, backward=2.0), [range(1), range(1, 2)]
+    assert speedup(schedule, pair, [alone, alone]) == pytest.approx(2.0)
+
+
+def test_a_logger_by_a_yaml_logs_beside_ours(mine: Any, tmp_path: Path) -> None:
+    start_module.run(mine(*SMALL[:-1], "logger=[csv,text]"), tmp_path)
+    lines = (tmp_path / "metrics.txt").read_text().splitlines()
+    assert any(line.split()[1] == "val/acc" for line in lines)
+    assert (tmp_path / "metrics.csv").is_file()
 
 
 def test_an_optimizer_and_a_schedule_by_their_paths(mine: Any, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ class PlanarConfig(DatasetConfig):
     """Generated point clouds in the plane: `ellipse`, `swiss_roll`, `peaks`."""
 
     _target_: str = "sglight.data.planar.PlanarData"
+    batch_size: int = 64
     train_points: int = 1000
     val_points: int = 500
     test_points: int = 500
