@@ -10,12 +10,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.trainer.states import TrainerFn
 from typing_extensions import override
 
 from sglight import signals
 from sglight.archive import check_whole, seal
+from sglight.compat.lightning import RedirectedCheckpoint
 from sglight.errors import UserError
 from sglight.files import replacing, temporary_of
 from sglight.strategies.staged import StagedModule
@@ -23,7 +24,7 @@ from sglight.strategies.staged import StagedModule
 BEST, LAST = "best.ckpt", "last.ckpt"
 
 
-class BestCheckpoint(ModelCheckpoint):
+class BestCheckpoint(RedirectedCheckpoint):
     """Keeps ``best.ckpt``, written after the epoch with the best value of a metric, also when a run is resumed.
 
     When the network is refined the search begins anew, so that the best checkpoint is one of the present network. A
@@ -73,7 +74,7 @@ class BestCheckpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         if not trainer.global_step:  # a new training with the same callback
             self._forget()
-            self._last_global_step_saved = 0
+            self.forget_step()
         self.take_over(trainer, trainer.ckpt_path)
 
     def take_over(self, trainer: pl.Trainer, resumed_from: Any) -> None:
@@ -167,13 +168,12 @@ class BestCheckpoint(ModelCheckpoint):
             return None
 
     @override
-    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+    def write_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
         self.best_metrics = {
             name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
         }
         with _whole(trainer, Path(filepath)) as temporary:
-            super()._save_checkpoint(trainer, str(temporary))
-        self._last_checkpoint_saved = filepath
+            super().write_checkpoint(trainer, str(temporary))
 
 
 class LastCheckpoint(Checkpoint):

@@ -7,10 +7,35 @@ from typing import Any
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.data import sized_len
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.strategies.launchers.launcher import _Launcher
 from pytorch_lightning.utilities import rank_zero_only
+from typing_extensions import override
 
 Launcher = _Launcher  # the base class of the launcher of a Lightning strategy
+
+
+class RedirectedCheckpoint(ModelCheckpoint):
+    """Lightning's `ModelCheckpoint`, of which a subclass may change how a file is written: see `write_checkpoint`."""
+
+    @override
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        self.write_checkpoint(trainer, filepath)
+        self._last_checkpoint_saved = filepath
+
+    def write_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        """Write the checkpoint; a subclass may call this with another path, and move the file."""
+        super()._save_checkpoint(trainer, filepath)
+
+    def forget_step(self) -> None:
+        """Forget at which step the last checkpoint was written, for another training with the same callback."""
+        self._last_global_step_saved = 0
+
+
+def trainer_of(module: pl.LightningModule) -> pl.Trainer | None:
+    """The Trainer of a module; None if it has none, where `LightningModule.trainer` would raise an error."""
+    trainer: pl.Trainer | None = module._trainer
+    return trainer
 
 
 def leave_signals(trainer: pl.Trainer) -> None:

@@ -6,7 +6,7 @@ SVG has neither switches for its lines nor the fonts and colours of the page. Ti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -145,7 +145,7 @@ def ticks(ends: tuple[float, float], axis: Axis) -> list[Tick]:
     return [(place / axis.factor, tick(place, step)) for place in _between(found, low, high)]
 
 
-def _between(places: np.ndarray, low: float, high: float) -> list[float]:
+def _between(places: Iterable[float], low: float, high: float) -> list[float]:
     """The ticks that lie between the ends of an axis."""
     low, high = low - 1e-9 * abs(low), high + 1e-9 * abs(high)
     return [float(place) for place in places if low <= place <= high]

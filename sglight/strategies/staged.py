@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from typing_extensions import override
 
 from sglight.archive import DATA
+from sglight.compat.lightning import trainer_of
 from sglight.strategies import contents, flight, naming
 from sglight.strategies.core import Batch, InStages, Shared
 from sglight.strategies.evaluation import hits
@@ -146,7 +147,7 @@ class StagedModule(StagedTraining):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        trainer = self._trainer
+        trainer = trainer_of(self)
         training = self.training_identity() if trainer and trainer.state.fn == TrainerFn.FITTING else None
         path = getattr(trainer, "ckpt_path", None)
         naming.check(checkpoint, self.identity(), training, f"ckpt_path={path}" if path else "this")

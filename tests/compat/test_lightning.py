@@ -1,4 +1,4 @@
-"""What we lean on in Lightning is still there."""
+"""The private parts of Lightning that sglight depends on are still there."""
 
 from __future__ import annotations
 
@@ -79,3 +79,26 @@ def test_the_rank_is_the_one_that_is_set(monkeypatch: pytest.MonkeyPatch) -> Non
     assert rank_zero_only(lambda: "worker 0 only")() is None
     compat.set_rank(0)
     assert rank_zero_only(lambda: "worker 0 only")() == "worker 0 only"
+
+
+def test_a_checkpoint_is_written_where_a_subclass_says_and_known_by_its_own_name(tmp_path: Path) -> None:
+    class Elsewhere(compat.RedirectedCheckpoint):
+        @override
+        def write_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+            super().write_checkpoint(trainer, f"{filepath}.elsewhere")
+
+    callback = Elsewhere(tmp_path, "last", save_on_train_epoch_end=True)
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=callback,
+    )  # fmt: skip
+    module = Boring()
+    assert compat.trainer_of(module) is None
+    trainer.fit(module, Data())
+    assert compat.trainer_of(module) is trainer
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt.elsewhere"]
+    assert callback.best_model_path == str(tmp_path / "last.ckpt")
+    assert callback._last_checkpoint_saved == callback.best_model_path
+    assert callback._last_global_step_saved == BATCHES
+    callback.forget_step()
+    assert callback._last_global_step_saved == 0

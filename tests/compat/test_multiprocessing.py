@@ -1,4 +1,4 @@
-"""What we lean on in multiprocessing is still there."""
+"""The private parts of multiprocessing that sglight depends on are still there."""
 
 from __future__ import annotations
 

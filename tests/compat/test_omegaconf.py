@@ -1,4 +1,4 @@
-"""What we lean on in OmegaConf is still there."""
+"""The private parts of OmegaConf that sglight depends on are still there."""
 
 from __future__ import annotations
 

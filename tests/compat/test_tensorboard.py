@@ -1,4 +1,4 @@
-"""What we lean on in TensorBoard is still there."""
+"""The private parts of TensorBoard that sglight depends on are still there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What we lean on in torch is still there, and does what its public counterpart does."""
+"""The private parts of torch that sglight depends on are still there, and does what its public counterpart does."""
 
 from __future__ import annotations
 
