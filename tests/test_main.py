@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 import sglight.__main__ as command
 from sglight.commandline import python
 from sglight.config.completed import config_hash
-from sglight.config.composing import to_plain
+from sglight.config.composing import CONF, check, to_plain
 from sglight.errors import Diverged, Terminated, UserError
 from sglight.report.runs import find_runs
 
@@ -84,6 +84,22 @@ def test_help_is_quick_and_says_what_there_is(tmp_path):
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "hydra" in imported
     assert not imported & {"torch", "pytorch_lightning", "matplotlib", "sklearn"}, "they take seconds"
+
+
+def examples() -> list[str]:
+    """The arguments of the commands in the help, without the explanations behind them."""
+    lines = (CONF / "hydra" / "help" / "sglight.yaml").read_text().splitlines()
+    found = [re.match(r" +python -m sglight(.*)", line) for line in lines]
+    commands = [
+        re.split(r" {2,}", match[1].strip())[0] if match[1][:2] != "  " else "" for match in found if match
+    ]
+    return [command for command in commands if "ckpt" not in command]
+
+
+@pytest.mark.parametrize("arguments", examples())
+def test_examples_in_the_help_compose(compose_config, arguments):
+    given = [word for word in arguments.split() if word != "-m"]
+    check(compose_config(*(re.sub(r"=([^=,]*),.*", r"=\1", word) for word in given)))
 
 
 def test_the_config_prints_from_any_directory(tmp_path):

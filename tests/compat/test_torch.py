@@ -1,4 +1,4 @@
-"""The private parts of torch that sglight depends on are still there, and does what its public counterpart does."""
+"""The private parts of torch that sglight depends on are still there, and do what their public counterparts do."""
 
 from __future__ import annotations
 
