@@ -71,11 +71,11 @@ def test_every_boundary_has_its_curve() -> None:
         "sign agreement",
     ]
     for axes in panels:
-        curves = [line for line in axes.get_lines() if str(line.get_label()).startswith("behind")]
+        curves = [line for line in axes.get_lines() if str(line.get_label()).startswith("after")]
         assert [line.get_label() for line in curves] == [
-            "behind stage 0",
-            "behind stage 1",
-            "behind stage 10",
+            "after stage 0",
+            "after stage 1",
+            "after stage 10",
         ]
         assert len({str(line.get_color()) for line in curves}) == 3
 
