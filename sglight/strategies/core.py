@@ -1,4 +1,4 @@
-"""A network in stages: what it is, where it is, and what it computes."""
+"""A network in stages as a LightningModule: its parts, in which process they are, and its forward pass."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from sglight.strategies.runtime import Runtime
 from sglight.strategies.schedule import Locked, Schedule
 from sglight.strategies.simulation import in_flight
 
-# Inputs and labels; inputs are None where the first stage does not live.
+# Inputs and labels; inputs are None at a worker without the first stage.
 Batch = tuple[Tensor | None, Tensor]
 
 
 class Shared(TypedDict, total=False):
-    """The keywords that all strategies share, see `StagedModule`."""
+    """The keywords of all strategies, see `StagedModule`."""
 
     scheduler: Mapping[str, Any] | None
     clip_norm: float | None
@@ -52,7 +52,10 @@ class InStages(Shared, total=False):
 
 
 class StagedNetwork(pl.LightningModule):
-    """The stages of a network that live in this process, and what trains and evaluates them; see `StagedModule`."""
+    """The stages of a network that are in this process, and the objects that train and evaluate them.
+
+    See `StagedModule`.
+    """
 
     arguments: dict[str, Any]
     level = 0
@@ -62,7 +65,7 @@ class StagedNetwork(pl.LightningModule):
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Keeps the arguments of the constructor, for checkpoints."""
         module = super().__new__(cls)
-        # Copies are made without arguments, and then get those of the original.
+        # `copy` calls this without arguments, and then copies the attributes of the original.
         module.__dict__["arguments"] = contents.arguments(cls, args, kwargs)
         return module
 
@@ -98,28 +101,27 @@ class StagedNetwork(pl.LightningModule):
         self.diagnosis = self.runtime.observer = Diagnosis(diagnose_every_n_batches)
         self.curves, self.rates = Curves(), Rates()
         self.evaluation = Evaluation()
-        # Whether the workers have compared the first labels of this epoch.
-        self._compared = False
+        self._compared = False  # whether the workers have compared the first labels of this epoch
 
     def follow(self, plan: Plan) -> None:
-        """Train by another plan from now on."""
+        """Switches to another plan."""
         self.plan = self.runtime.plan = plan
 
     # What it is.
 
     @property
     def spec(self) -> NetworkSpec:
-        """The network as it is now."""
+        """The present network."""
         return self.plan.spec
 
     @property
     def cuts(self) -> tuple[int, ...]:
-        """M + 1 positions from 0 to the number of steps."""
+        """The M + 1 positions of the cuts, from 0 to the number of steps."""
         return self.plan.cuts
 
     @property
     def is_finest(self) -> bool:
-        """Whether the network has the depth that was asked for, and will not be refined."""
+        """Whether the network has its final depth and will not be refined any more."""
         return True
 
     def describe(self) -> str:
@@ -127,7 +129,7 @@ class StagedNetwork(pl.LightningModule):
         return "; ".join(filter(None, [*self.facts(), descent.describe(self.plan)]))
 
     def facts(self) -> list[str]:
-        """The parts of `describe` that hold for the whole training; some may be empty."""
+        """The parts of `describe` that hold for the whole training; a part may be empty."""
         optimizer, schedule = self.plan.optimizer, self.plan.scheduler["name"]
         rate = f"{optimizer['lr']:g}" + (f" ({schedule})" if schedule != "none" else "")
         name = f"{type(self).__name__.lower()}, {optimizer['name']}, rate {rate}"
@@ -137,7 +139,7 @@ class StagedNetwork(pl.LightningModule):
         return [name, stages, shared, self.plan.source.describe(), self.plan.loss.describe()]
 
     def schedule(self, groups: int, replicas: int = 1) -> str:
-        """Who does what when, as a text, by the cost model; for so many groups of stages, each with replicas."""
+        """The schedule as text, by the cost model, for so many groups of stages, each with so many replicas."""
         return self.plan.grid(groups, replicas)
 
     def groups(self, workers: int) -> list[range]:
@@ -153,7 +155,7 @@ class StagedNetwork(pl.LightningModule):
         check_estimators(self.plan.source, replicas)
 
     def parameter_counts(self) -> dict[str, int]:
-        """How many parameters each part here has, by name: ``stage_0`` and, where there are any, ``estimator_0``."""
+        """The number of parameters of each part in this process: ``stage_0``, ``estimator_0`` and so on."""
         parts = {"stage": self.stages, "estimator": self.estimators}
         return {
             f"{kind}_{key}": sum(p.numel() for p in part.parameters())
@@ -162,33 +164,33 @@ class StagedNetwork(pl.LightningModule):
         }
 
     def results(self) -> dict[str, float]:
-        """What a strategy adds to a training's metrics, once it is over."""
+        """Results that a strategy adds to the metrics at the end of a training."""
         return {}
 
     # Where it is.
 
     @property
     def placement(self) -> Placement:
-        """Which stages live here, and what leads to the others."""
+        """Which stages are in this process, and the channels to the others."""
         return self.runtime.placement
 
     @property
     def recorder(self) -> Recorder:
-        """What measures the times of this worker."""
+        """Measures the times of this worker."""
         return self.runtime.recorder
 
     @property
     def in_flight(self) -> int:
-        """How many tensors a channel must hold so that no worker waits where the algorithm does not."""
+        """How many tensors a channel must hold so that no worker waits where the schedule does not."""
         return in_flight(self.plan.schedule, self.plan.last + 1)
 
     @property
     def local_stages(self) -> range:
-        """Numbers of the stages whose parameters are here."""
+        """The numbers of the stages whose parameters are in this process."""
         return self.placement.own
 
     def place(self, placement: Placement) -> None:
-        """Say which stages live here, and what leads to the others; parts that live elsewhere are dropped."""
+        """Sets which stages are in this process, and the channels to the others; other parts are dropped."""
         self.runtime.placement = placement
         for part in (self.stages, self.estimators):
             for key in [key for key in part if int(key) not in self.local_stages]:
@@ -206,8 +208,8 @@ class StagedNetwork(pl.LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
-        """Begin a training, or an evaluation, anew: nothing of an earlier one, finished or failed, is taken over."""
-        # Comes before a checkpoint is loaded.
+        """Begins a training or an evaluation without anything of an earlier one, finished or failed."""
+        # Called before a checkpoint is loaded.
         agreement.check_trainer(self.trainer)
         self.evaluation = Evaluation()
         if stage == "fit":
@@ -227,28 +229,28 @@ class StagedNetwork(pl.LightningModule):
         self.share()
 
     def make_estimator(self, i: int) -> nn.Module | None:
-        """What learns at the boundary behind stage i; override this for another kind."""
+        """The estimator for the boundary after stage i, or None; override it for another kind."""
         return self.plan.source.make_estimator(self.spec, self.cuts, i)
 
     def stage(self, i: int) -> Stage:
-        """Stage i, which lives here."""
+        """Stage i, which is in this process."""
         return self.runtime.stage(i)
 
     def estimator(self, i: int) -> Any:
-        """The estimator at the boundary behind stage i, which lives here."""
+        """The estimator at the boundary after stage i, which is in this process."""
         return self.estimators[str(i)]
 
     def own_stages(self) -> Iterator[tuple[int, Stage]]:
-        """The stages that live here, in order."""
+        """The stages of this process with their numbers, in order."""
         for key in self.stages:
             yield int(key), self.stage(int(key))
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        """The logits of inputs; stages that are not there yet, before a training, are built.
+        """The logits of inputs. Before a training, stages are built when they are needed.
 
         Raises:
-            RuntimeError: on a worker that does not have all stages.
+            RuntimeError: at a worker that does not have all stages.
         """
         self._build()
         if len(self.stages) <= self.plan.last:
@@ -265,12 +267,12 @@ class StagedNetwork(pl.LightningModule):
         average_statistics(self.stages, self.placement.replicas)
 
     def _build(self) -> None:
-        """Build what belongs here and is not there yet, on the module's device, with its type and in its mode."""
+        """Builds the stages and estimators of this process, with the device, type and mode of the module."""
         if not self.stages:
             self.configure_model()
             for part in (self.stages, self.estimators):
                 part.to(self.device).to(self.dtype).train(self.training)
 
     def step_stage(self, i: int) -> None:
-        """Step the optimiser of stage i."""
+        """Steps the optimiser of stage i."""
         raise NotImplementedError

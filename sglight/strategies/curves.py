@@ -1,4 +1,4 @@
-"""Values of single batches on their way to the log, from all workers to the first, without a lock."""
+"""Logs values of single batches that are known to different workers, without making the workers wait."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from torch import Tensor
 
 from sglight.link import Peers, Pending
 
-SHOWN = ("train/loss", "train/acc")  # beside the progress bar
+SHOWN = ("train/loss", "train/acc")  # curves that the progress bar shows
 
 
 @dataclass
 class _Report:
-    """What all workers say of one batch: the sums of weighted values, and of the weights, 0 for what is not known."""
+    """One batch: for each name the sum over all workers of weight times value, and that of the weights.
+
+    The sum of the weights is 0 for a value that no worker knows.
+    """
 
     step: int
     epoch: int
@@ -33,11 +36,11 @@ class _Report:
 class Curves:
     """Curves over batches whose values are known to different workers.
 
-    Nobody waits for a report, since that would lock the workers to each other: it is written when it has arrived,
-    under the number of the batch that it is of.
+    A report is logged when it has arrived, under the number of its batch, because waiting for it would make the workers
+    wait for each other.
 
     Attributes:
-        listeners: called on every worker with each report's batch number and values.
+        listeners: called at every worker with the number of the batch and the values of each report.
     """
 
     def __init__(self) -> None:
@@ -45,7 +48,7 @@ class Curves:
         self._reports: deque[_Report] = deque()
 
     def forget(self) -> None:
-        """Drop reports that have not arrived; listeners stay."""
+        """Drops reports that have not arrived; listeners stay."""
         self._reports.clear()
 
     def report(
@@ -58,18 +61,32 @@ class Curves:
         logged: Collection[str] = (),
         weights: Mapping[str, float] | None = None,
     ) -> None:
-        """Say what is known here of a batch; all workers name the same ``names``.
+        """Reports the values of a batch that this worker knows.
 
-        Of what several workers know, the mean is taken, by their ``weights``, which are 1 if not given. Those that are
-        ``logged`` need not be written here again.
+        Several workers may know a value; its mean is logged.
+
+        Args:
+            peers: all workers.
+            step: the number of the batch.
+            epoch: the number of the epoch.
+            names: of all values, the same at all workers.
+            known: the values of this worker.
+            logged: names that this worker has logged already.
+            weights: of the values of this worker in the mean; 1 for those that it does not name.
         """
         weigh = {**dict.fromkeys(known, 1.0), **(weights or {})}
         numbers = [float(known[name]) * weigh[name] if name in known else 0.0 for name in names]
         numbers += [weigh[name] if name in known else 0.0 for name in names]
         self._reports.append(_Report(step, epoch, names, peers.total(numbers), logged))
 
-    def write(self, module: pl.LightningModule, wait: bool = False, told: Collection[str] = ()) -> None:
-        """Log the reports that have arrived, or (``wait``) all of them; callbacks are ``told`` some by others."""
+    def write(self, module: pl.LightningModule, wait: bool = False, hidden: Collection[str] = ()) -> None:
+        """Logs the reports that have arrived.
+
+        Args:
+            module: has the Trainer with its loggers.
+            wait: whether to wait for all reports.
+            hidden: names that are not passed to callbacks and the progress bar, because others log them for these.
+        """
         newest: dict[str, float] = {}
         while self._reports and (wait or self._reports[0].sums.ready()):
             report = self._reports.popleft()
@@ -82,8 +99,8 @@ class Curves:
                 logger.save()
             newest |= values
         for name, value in newest.items():
-            if name in told:
+            if name in hidden:
                 continue
-            # For callbacks and the bar; the loggers have it already, at the right step. Only the newest: of several,
-            # Lightning would take the mean at an epoch's end.
+            # For callbacks and the progress bar; loggers have it already, at the right step. Only the newest value,
+            # because Lightning would take the mean of several at the end of an epoch.
             module.log(name, value, prog_bar=name in SHOWN, logger=False)

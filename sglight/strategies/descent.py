@@ -1,4 +1,4 @@
-"""From summed gradients to those with which optimisers step: of the mean loss and the penalties, clipped."""
+"""Prepares gradients for the optimisers: from those of the summed loss to those of mean loss and penalties, clipped."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from sglight.strategies.plan import Plan
 
 
 def prepare_stage(plan: Plan, stage: Stage, normaliser: float) -> None:
-    """Make the gradients of a stage those of the mean loss and its own penalties, clipped by its own norm.
+    """Prepares the gradients of one stage, with its own penalties, clipped by its own norm.
 
     Args:
-        normaliser: what the summed loss, whose gradients the parameters have, is divided by.
+        plan: has penalties and clipping.
+        stage: whose parameters have the gradients of the summed loss.
+        normaliser: the summed loss is divided by this.
     """
     _scale_and_penalise(plan, [stage], normaliser)
     if plan.clip_norm is not None:
@@ -27,14 +29,15 @@ def prepare_stage(plan: Plan, stage: Stage, normaliser: float) -> None:
 
 
 def prepare_network(plan: Plan, stages: Sequence[Stage], normaliser: float, placement: Placement) -> None:
-    """`prepare_stage` for all stages of a network, these here and those of other workers, as of one.
+    """Prepares the gradients of all stages, also of other workers, as those of one network.
 
-    Penalties go across the cuts, and the gradient is clipped by the whole network's norm, summed in the order of the
-    stages. All workers call this with their stages, and wait for each other if there is something to exchange.
+    Penalties count across the cuts, and the gradient is clipped by the norm of the whole network, summed in the order
+    of the stages. All workers must call it with their stages; they wait for each other if they need to exchange
+    anything.
     """
     before = after = None
     if plan.regularisation.get("smoothness") and placement.pipeline.size > 1:
-        # What the neighbours' parameters were before any update of this batch.
+        # The parameters of neighbouring stages before any update with this batch.
         edges = placement.pipeline.share((stages[0].first_samples(), stages[-1].last_samples()))
         rank, device = placement.pipeline.rank, next(stages[0].parameters()).device
         before = _on(device, edges[rank - 1][1]) if rank > 0 else None
@@ -55,7 +58,7 @@ def prepare_network(plan: Plan, stages: Sequence[Stage], normaliser: float, plac
 
 
 def describe(plan: Plan) -> str:
-    """What is clipped and smoothed, in a few words; empty if nothing is."""
+    """A short description of clipping and smoothing; empty without them."""
     whole, about = plan.schedule.flushes or plan.last == 0, []
     if plan.clip_norm is not None:
         whose = "the whole gradient" if whole else "each stage's gradient"
@@ -82,9 +85,9 @@ def _scale_and_penalise(
 
 
 def _decay_more(plan: Plan, stage: Stage) -> None:
-    """At a coarse level gradients are larger, as the steps are longer: so is to be what weight decay adds to them."""
+    """Increases weight decay at a coarse level, where gradients are larger in proportion to the step size."""
     more = plan.optimizer.get("weight_decay", 0.0) * (plan.coarseness - 1)
-    if more and plan.optimizer["name"] != "adamw":  # whose decay does not add to gradients
+    if more and plan.optimizer["name"] != "adamw":  # the decay of adamw is not added to gradients
         for name, parameter in stage.named_parameters():
             if name.startswith("segments.") and parameter.grad is not None:
                 parameter.grad.add_(parameter.detach(), alpha=more)

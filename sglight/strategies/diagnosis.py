@@ -1,7 +1,7 @@
-"""How good the gradients are that stages use, against exact ones, now and then and without a trace in the training.
+"""Compares the gradients that stages use with exact ones, on some batches, without any effect on the training.
 
-For a batch that is looked at, a stage's exact gradient is that of backpropagation through all stages, with their
-weights just before the stage's update by that batch. Estimators are compared in the same pass.
+The exact gradient of a stage is that of backpropagation through all stages, with the weights that they have just before
+the stage updates with that batch. The predictions of estimators are compared in the same pass.
 """
 
 from __future__ import annotations
@@ -19,18 +19,23 @@ from sglight.gradients.base import compare, own_statistics
 from sglight.strategies.runtime import Observer, Runtime
 from sglight.strategies.schedule import Action
 
-# Of the parameters' gradient of a stage; staleness is in updates.
+# The comparisons for the gradient of a stage's parameters; staleness is in updates.
 MEASURED = ("cosine", "relative_error", "staleness")
 
 
 @dataclass
-class _Look:
-    """A batch that is looked at.
+class _Comparison:
+    """The comparison on one batch.
 
     Attributes:
-        x, labels: the batch. stages: of which the gradient is measured. round: in which they update.
-        staleness: of each. exact: their exact gradients, once known.
-        used: by boundary, the gradients of its pieces that stages have used. at: the exact ones there, once known.
+        x, labels: the batch.
+        stages: whose gradients are compared.
+        round: in which these stages update.
+        batch: the number of the batch.
+        staleness: of each stage.
+        exact: the exact gradient of each stage, once it is known.
+        used: for each boundary, the gradients of the pieces that the stage used.
+        at: for each boundary, the exact gradient, once it is known.
     """
 
     x: Tensor | None
@@ -45,22 +50,23 @@ class _Look:
 
 
 class Diagnosis(Observer):
-    """Looks at gradients in batches that are logged, and at least ``every`` batches apart; 0 for never.
+    """Compares gradients on batches that are logged and at least ``every`` batches apart; 0 for never.
 
-    An exact pass costs about as much as a batch, and each worker waits for its neighbours in it. Where stages update in
-    different rounds, which would take a pass for each, they are looked at in turn.
+    An exact pass costs about as much as a batch, and each worker waits for its neighbours in it. If stages update in
+    different rounds, each would need a pass of its own; then they are compared in turn.
 
     Attributes:
-        next: the first batch in which that may be. count: how often it has been.
+        next: the first batch on which the next comparison may be made.
+        count: how many comparisons were made.
     """
 
     def __init__(self, every: int) -> None:
         self.every, self.next, self.count = every, 0, 0
-        self._look: _Look | None = None
+        self._comparison: _Comparison | None = None
 
     def is_due(self, batch: int, log_every: int) -> bool:
-        """Whether to look at this batch, the training's ``batch``-th."""
-        if self._look is not None or not (self.every and log_every):
+        """Whether to compare on this batch; sets `next` if so."""
+        if self._comparison is not None or not (self.every and log_every):
             return False
         if (batch + 1) % log_every or batch < self.next:
             return False
@@ -68,11 +74,11 @@ class Diagnosis(Observer):
         return True
 
     def forget(self) -> None:
-        """Look at no batch any more."""
-        self._look = None
+        """Drops a comparison that has begun."""
+        self._comparison = None
 
     def begin(self, runtime: Runtime, x: Tensor | None, labels: Tensor) -> None:
-        """Look at the batch that comes next."""
+        """Begins a comparison on the batch that comes next."""
         schedule, last = runtime.plan.schedule, runtime.plan.last
         pieces = range(runtime.round, runtime.round + schedule.pieces)
         rounds: defaultdict[int, list[int]] = defaultdict(list)
@@ -82,56 +88,59 @@ class Diagnosis(Observer):
                     rounds[n].append(i)
         chosen = sorted(rounds)[self.count % len(rounds)]
         staleness = {i: fmean(schedule.staleness(i, p, last) for p in pieces) for i in rounds[chosen]}
-        self._look = _Look(x, labels, rounds[chosen], chosen, runtime.batch, staleness)
+        self._comparison = _Comparison(x, labels, rounds[chosen], chosen, runtime.batch, staleness)
         self.count += 1
 
     @override
     def before_round(self, runtime: Runtime, n: int) -> None:
-        """Find the exact gradients if it is the round in which the stages update."""
-        if self._look is not None and self._look.round == n:
-            self._look.exact, self._look.at = exact_pass(runtime, self._look.x, self._look.labels)
+        """Computes the exact gradients in the round in which the stages update."""
+        comparison = self._comparison
+        if comparison is not None and comparison.round == n:
+            comparison.exact, comparison.at = exact_pass(runtime, comparison.x, comparison.labels)
 
     @override
     def on_gradient(self, i: int, passage: Passage, gradient: Tensor) -> None:
-        """Remember what a stage uses for a batch that is looked at."""
-        look = self._look
-        if look is not None and passage.batch == look.batch and i in look.stages:
-            look.used[i].append(gradient.clone())
+        """Keeps the gradient that a stage uses at its boundary."""
+        comparison = self._comparison
+        if comparison is not None and passage.batch == comparison.batch and i in comparison.stages:
+            comparison.used[i].append(gradient.clone())
 
     @override
     def before_update(self, runtime: Runtime, i: int, n: int, normaliser: float) -> None:
-        """Compare what a stage is about to use with what would be exact."""
-        look = self._look
-        if look is None or look.round != n or i not in look.stages:
+        """Compares the gradient with which a stage is about to update with the exact one."""
+        comparison = self._comparison
+        if comparison is None or comparison.round != n or i not in comparison.stages:
             return
         parameters = [p for p in runtime.stage(i).parameters() if p.requires_grad]
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         used = torch.cat([g.flatten() for g in gradients]) / normaliser
-        exact = look.exact.pop(i)
+        exact = comparison.exact.pop(i)
         known = compare(used[None], exact[None])
         measured = {"cosine": known["cosine"], "relative_error": known["relative_error"]}
         runtime.comparisons |= {f"stage_{i}/{kind}": value for kind, value in measured.items()}
-        runtime.comparisons[f"stage_{i}/staleness"] = torch.tensor(look.staleness[i])
-        if i in look.used:
-            at_boundary = compare(torch.cat(look.used[i]), look.at[i]).items()
+        runtime.comparisons[f"stage_{i}/staleness"] = torch.tensor(comparison.staleness[i])
+        if i in comparison.used:
+            at_boundary = compare(torch.cat(comparison.used[i]), comparison.at[i]).items()
             runtime.comparisons |= {f"boundary_{i}/{kind}": value for kind, value in at_boundary}
 
     @override
     def after_round(self, n: int) -> None:
-        """Be done with the batch if its stages have updated."""
-        if self._look is not None and self._look.round <= n:
-            self._look = None
+        """Ends the comparison when its stages have updated."""
+        if self._comparison is not None and self._comparison.round <= n:
+            self._comparison = None
 
 
 def exact_pass(
     runtime: Runtime, x: Tensor | None, labels: Tensor
 ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """The exact gradients of the stages here, flat, of the mean loss over a batch with the weights as they are now.
+    """The exact gradients of a batch for the stages of this worker, with their present weights.
 
-    And those of the summed loss with respect to the states at the boundaries here.
+    They are computed by one forward and backward pass through all stages for each piece of the batch, in which each
+    worker waits for its neighbours. The predictions of estimators are compared on the way, see `Runtime.comparisons`.
 
-    One pass forward and back through all stages for each piece of the batch, in which each worker waits for its
-    neighbours. Estimators that predict are compared on the way: see `Runtime.comparisons`.
+    Returns:
+        for each stage, the gradient of the mean loss with respect to its parameters, as a vector; for each boundary,
+        the gradient of the summed loss with respect to the states.
     """
     runtime.collect()
     pieces, replicas = runtime.plan.schedule.pieces, runtime.placement.replicas

@@ -1,4 +1,4 @@
-"""Means over batches that are known where the last stage is."""
+"""Mean loss and accuracy over batches, which are known to the worker with the last stage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sglight.link import Peers
 
 
 class RunningMeans:
-    """Loss and accuracy of the training batches since the last time they were asked for."""
+    """Mean loss and accuracy of the training batches since the last call of `take`."""
 
     def __init__(self) -> None:
         self._sums: Tensor | None = None
@@ -22,14 +22,14 @@ class RunningMeans:
         self._samples = 0
 
     def add(self, loss: Tensor, right: Tensor, normaliser: float, samples: int) -> None:
-        """A batch, or a piece of it, by its summed loss and the number of samples that are right."""
+        """Adds a batch or a piece of one: its summed loss, and the number of samples classified correctly."""
         sums = torch.stack([loss.detach().float(), right.float()])
         self._sums = sums if self._sums is None else self._sums + sums
         self._normaliser += normaliser
         self._samples += samples
 
     def take(self) -> dict[str, Tensor]:
-        """``loss`` and ``acc``, or nothing if no batch was added here; begins anew."""
+        """``loss`` and ``acc``, and begins anew; empty if no batch was added at this worker."""
         if self._sums is None:
             return {}
         loss, right = self._sums.unbind()
@@ -43,11 +43,11 @@ class RunningMeans:
         return {"loss": self._normaliser, "acc": float(self._samples)}
 
     def sum_of_losses(self) -> float:
-        """Of what has been added since; 0 on a worker that does not know them."""
+        """The sum of the losses since then; 0 at a worker that does not know them."""
         return 0.0 if self._sums is None else float(self._sums[0])
 
     def state(self) -> dict[str, Any]:
-        """What has been added since, in plain values; empty if nothing was."""
+        """The sums since then as plain values, for a checkpoint; may be empty."""
         if self._sums is None:
             return {}
         return {"sums": self._sums.tolist(), "normaliser": self._normaliser, "samples": self._samples}
@@ -66,14 +66,14 @@ class RunningMeans:
         return whole
 
     def load(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Go on from a `state`."""
+        """Continues from a `state`."""
         sums = state.get("sums")
         self._sums = None if sums is None else torch.tensor(sums, device=device)
         self._normaliser, self._samples = state.get("normaliser", 0.0), state.get("samples", 0)
 
 
 class TrainingMeans(RunningMeans):
-    """The same, and besides, as ``epoch``, over the batches since that was asked for."""
+    """`RunningMeans`, with a second one for the whole epoch in the attribute ``epoch``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class TrainingMeans(RunningMeans):
 
 
 class Evaluation:
-    """Loss and accuracy over the batches of a validation or test: one worker knows them, all count the samples."""
+    """Loss and accuracy of a validation or test: one worker adds them, all workers count the samples."""
 
     def __init__(self) -> None:
         self._sums: list[Tensor] = []
@@ -104,16 +104,16 @@ class Evaluation:
         self._samples = 0
 
     def add(self, loss: Tensor, right: Tensor) -> None:
-        """What a batch has come to: its summed loss, and the number of samples that are right; on one worker."""
+        """Adds a batch at one worker: its summed loss, and the number of samples classified correctly."""
         self._sums.append(torch.stack([loss, right.to(loss.dtype)]))
 
     def count(self, normaliser: float, samples: int) -> None:
-        """That there was a batch; on every worker."""
+        """Counts a batch, at every worker."""
         self._normaliser += normaliser
         self._samples += samples
 
     def take(self, peers: Peers) -> dict[str, float]:
-        """``loss`` and ``acc`` over all batches, at every worker, each of which waits for the others; begins anew."""
+        """``loss`` and ``acc`` over all batches, at every worker, and starts again at zero; waits for all workers."""
         sums = torch.stack(self._sums).double().cpu().tolist() if self._sums else [[0.0, 0.0]]
         columns = [math.fsum(column) for column in zip(*sums, strict=True)]
         loss, right = peers.total(columns).result()
@@ -123,5 +123,9 @@ class Evaluation:
 
 
 def hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many are right."""
+    """The number of samples that are classified correctly.
+
+    >>> hits(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
+    tensor(1)
+    """
     return (logits.argmax(1) == labels).sum()

@@ -1,4 +1,4 @@
-"""What is in flight between two batches: into a checkpoint, and back into the training that goes on."""
+"""Writes microbatches that are in flight between two batches into a checkpoint, and reads them when a run resumes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BY_SAMPLE = ("labels", "state", "entered", "target")
 
 
 def under_way(runtime: Runtime) -> dict[str, dict[str, Any]]:
-    """What is in flight, by stage, in plain containers and tensors."""
+    """What is in flight, by stage, as plain containers and tensors."""
     runtime.collect()
     found = {f"stage_{i}": found for i in runtime.placement.own if (found := _of_stage(runtime, i))}
     means = runtime.means.state()  # on one worker
@@ -92,7 +92,7 @@ def _shared_piece(whole: Mapping[str, Any], replicas: Replicas) -> dict[str, Any
 
 
 def take_up(runtime: Runtime, under_way: Mapping[str, dict[str, Any]]) -> None:
-    """Have in flight what `under_way` has given."""
+    """Restores what `under_way` returned."""
     counter = runtime.plan.last if runtime.counter is None else runtime.counter
     replicas = runtime.placement.replicas
     if counter in runtime.placement.own and replicas.rank == 0:
@@ -118,7 +118,7 @@ def _share_of_sums(found: Mapping[str, Any], replicas: Replicas) -> dict[str, Te
 
 
 def take_up_sums(runtime: Runtime) -> None:
-    """Give parameters the gradients that `take_up` has found: Lightning clears them before a training begins."""
+    """Gives parameters the gradients that `take_up` has read, because Lightning clears them before a training."""
     for i, gradients in runtime.sums.items():
         for name, gradient in gradients.items():
             parameter = runtime.stage(i).get_parameter(name)
@@ -141,12 +141,12 @@ def _restored(runtime: Runtime, i: int, saved: Mapping[str, Any]) -> Passage:
 def _saved(passage: Passage) -> dict[str, Any]:
     entered, weights, target = passage.entered, passage.weights, passage.target
     if entered is not None:
-        # Where states are rebuilt, what a stage has entered with is a shape without values.
+        # If states are rebuilt, the input of a stage is a shape without values.
         entered = None if passage.ends is not None and not any(entered.stride()) else entered.detach()
     return {
         "piece": passage.piece, "batch": passage.batch, "labels": passage.labels, "state": passage.state,
         "normaliser": passage.normaliser, "ends": passage.ends, "entered": entered,
         "weights": None if weights is None else {name: w.detach() for name, w in weights.items()},
-        # A view of a channel's memory would be saved with all of it.
+        # Cloned, because a view of a channel's memory would be saved with all of that memory.
         "target": None if target is None else target.clone(),
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""A simulated schedule as a text grid: which worker does what when."""
+"""Prints a simulated schedule as a text grid: what each worker does when."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from sglight.strategies.simulation import Span, StageTimes, end_of, period, simu
 
 WIDTH = 100
 LETTERS = {"forward": "F", "estimate": "E", "backward": "B", "arrive": "A", "learn": "L"}
-# Rows that do not fit are cut into so many parts at most.
-PARTS = 3
+PARTS = 3  # rows that are too long are split into at most so many parts
 
 
 def schedule_grid(
@@ -24,10 +23,10 @@ def schedule_grid(
     replicas: int = 1,
     unit: str = "",
 ) -> str:
-    """The first ``batches`` of `simulate` as text at most ``width`` wide: a row a worker, all columns of equal time.
+    """The first ``batches`` of `simulate` as text: a row for each worker, with columns of equal time.
 
-    Where the labels need more room the rows go on below. A phase too short for its label has its letter alone or a
-    bar, and nothing at less than half a column. With 2 workers and lag 1::
+    Rows longer than ``width`` continue below. A phase that is too short for its label is shown as a letter or a bar,
+    and one shorter than half a column is not shown. With 2 workers and lag 1::
 
         worker 0  F0 B0--- F1 B1--- L0 F2 B2--- L1
         worker 1  ...F0 B0--- F1 B1--- ...F2 B2---
@@ -59,7 +58,7 @@ def schedule_grid(
 
 
 def number(value: float) -> str:
-    """Three digits of a number, with ``k`` or ``M`` where it is large."""
+    """A number with three digits, with ``k`` or ``M`` if it is large."""
     for size, letter in ((1e6, " M"), (1e3, " k")):
         if value >= size:
             return f"{value / size:.3g}{letter}"
@@ -67,7 +66,7 @@ def number(value: float) -> str:
 
 
 def _wrapped(names: Sequence[str], rows: Sequence[str], room: int) -> str:
-    """The rows with their names in front, cut into parts of at most ``room`` characters."""
+    """The rows with their names in front, split into parts of at most ``room`` characters."""
     indent, parts = max(map(len, names)), list[str]()
     while any(rows):
         cut = _cut(rows, room)
@@ -78,7 +77,7 @@ def _wrapped(names: Sequence[str], rows: Sequence[str], room: int) -> str:
 
 
 def _cut(rows: Sequence[str], room: int) -> int:
-    """The last place to cut at that is in no label of any row; ``room`` if there is none near."""
+    """The last place at which no label of any row would be split; ``room`` if there is none near."""
     for place in range(room, room * 3 // 4, -1):
         if not any(row[place - 1 : place + 1].isalnum() and len(row) > place for row in rows):
             return place
@@ -86,12 +85,12 @@ def _cut(rows: Sequence[str], room: int) -> int:
 
 
 def _row(spans: Sequence[Span], column: float, with_stage: bool) -> str:
-    """One worker's spans in turn, with borders at the nearest column."""
+    """The spans of one worker, with borders rounded to columns."""
     return "".join(_cell(span, _at(span.end, column) - _at(span.start, column), with_stage) for span in spans)
 
 
 def _cell(span: Span, width: int, with_stage: bool) -> str:
-    """A span as so many characters; a blank at its end, where there is room, parts it from the next."""
+    """A span as ``width`` characters, with a blank at the end if there is room."""
     if span.phase == "wait":
         return "." * width
     label = _label(span, with_stage)
@@ -105,9 +104,9 @@ def _label(span: Span, with_stage: bool) -> str:
 
 
 def _column(workers: Sequence[Sequence[Span]], room: int, with_stage: bool) -> float:
-    """Time of a column; the shortest pass has a whole number of them if it has any.
+    """The time of a column, chosen so that the shortest pass has a whole number of columns.
 
-    All fits into ``room`` if the labels of the passes do, and else into no more than `PARTS` times that.
+    All columns fit into ``room`` if the labels of the passes do, otherwise into at most `PARTS` times that.
     """
     passes = [s for s in chain(*workers) if s.phase in ("forward", "backward")]
     end, shortest = end_of(workers), min(s.end - s.start for s in passes)
@@ -118,7 +117,7 @@ def _column(workers: Sequence[Sequence[Span]], room: int, with_stage: bool) -> f
 
 
 def _at(time: float, column: float) -> int:
-    """The nearest border of a column; halves go up, those that rounding has hit as well."""
+    """The nearest border of a column; halves are rounded up, also if they are a little smaller by rounding errors."""
     return int(time / column + 0.5 + 1e-6)
 
 

@@ -1,4 +1,4 @@
-"""Multilevel training in depth: train a shallow network, refine it in time, and go on with the deeper one.
+"""Multilevel training in depth: train a shallow network, refine it in time, and continue with the deeper one.
 
 Haber & Ruthotto 2017, section 5; Chang et al. 2018. From one level to the next N doubles, T stays and h is halved:
 
@@ -109,7 +109,7 @@ class Multilevel(StagedModule):
         self.modes = Modes(stages, lag, estimated, microbatches, slack, backward)
         coarsest = 2 ** (levels - 1)
         spec = NetworkSpec(**network)
-        spec.coarsened(coarsest)  # refuses what cannot be halved
+        spec.coarsened(coarsest)  # raises an error if the steps cannot be halved
         if "delayed" in modes:
             check_backward(backward, spec)
         super().__init__(
@@ -125,13 +125,13 @@ class Multilevel(StagedModule):
         self.plans = tuple(level_plan(self.plan, self.levels, k, self.modes) for k in range(levels))
         self.history: list[dict[str, float]] = []
         self.course = Course()
-        # Whether something else than early stopping is to end the training.
-        self.told_to_stop = False
+        # Whether something other than early stopping has asked the Trainer to stop.
+        self.stop_requested = False
         self._clocks = 0.0, 0.0
         self._go_to(0)
 
     def _go_to(self, level: int) -> None:
-        """Train by a level's plan from now on."""
+        """Switches to the plan of a level."""
         self.level = level
         self.follow(self.plans[level])
 
@@ -175,17 +175,17 @@ class Multilevel(StagedModule):
         return "; ".join(filter(None, [*self.facts(), f"from coarse to fine: {'; '.join(parts)}"]))
 
     def _firsts(self, course: Course) -> list[int]:
-        """The epochs with which the levels of a course begin; a dev run goes through all of them at once."""
+        """The first epochs of the levels of a course; in a dev run all levels begin at once."""
         trainer: Any = self.trainer
         if trainer.fast_dev_run:
             return [course.epoch] * (len(self.levels) - course.level)
         return course.firsts(self.levels, self.trainer.max_epochs or 0)
 
     def end_level(self) -> None:
-        """Go on with the next level at the next epoch.
+        """Ends the present level, so that the next one begins with the next epoch.
 
-        The epochs that are left are shared out as at the beginning; if all levels left have a number of epochs, the
-        finest takes what is over.
+        The epochs that are left are distributed as at the beginning. If all levels that are left have a number of
+        epochs, the finest one gets the rest.
         """
         self.course = Course(self.level + 1, self.current_epoch + 1, strict=False)
 
@@ -200,7 +200,7 @@ class Multilevel(StagedModule):
             NextLevel.attach(self.trainer)
 
     def _settle(self, samples: int | None) -> None:
-        """Give all plans their numbers of pieces, now that the batch size is known."""
+        """Sets the numbers of pieces in all plans, when the batch size is known."""
         self.plans = tuple(
             replace(plan, schedule=settled(plan.schedule, self.modes.pieces(level), samples, plan.last))
             for level, plan in zip(self.levels, self.plans, strict=True)
@@ -209,7 +209,7 @@ class Multilevel(StagedModule):
 
     @override
     def make_estimator(self, i: int) -> nn.Module | None:
-        # From the beginning, also where the first level does without.
+        # Estimators are built at the beginning, also if the first level does not need them.
         source = self.modes.estimated or self.plan.source
         return source.make_estimator(self.spec, self.cuts, i)
 
@@ -221,12 +221,12 @@ class Multilevel(StagedModule):
 
     @override
     def on_fit_start(self) -> None:
-        self._firsts(self.course)  # refuses what does not add up
+        self._firsts(self.course)  # raises an error if the epochs do not add up
 
     @override
     def on_train_start(self) -> None:
         super().on_train_start()
-        # A training that goes on in mid-epoch has no start of it.
+        # Not only in `on_train_epoch_start`, which is not called when an epoch is resumed in the middle.
         self._clocks = perf_counter(), process_time()
 
     @override
@@ -240,7 +240,7 @@ class Multilevel(StagedModule):
         super().on_train_epoch_start()
 
     def refine(self) -> None:
-        """Go on with twice the steps: stages, their optimisers and all schedules; estimators stay as they are."""
+        """Doubles the steps of the stages, with their optimisers and all schedules; estimators are not changed."""
         before = self._validation_loss()
         coarse, schedulers = dict(self.own_stages()), self.schedulers()
         states: list[refinement.State] = [
@@ -251,7 +251,7 @@ class Multilevel(StagedModule):
         for i, stage in coarse.items():
             self.stages[str(i)] = stage.refine(self.prolongation, heads.get(i + 1))
         self.share()
-        # Makes new ones, and tells Lightning.
+        # Builds new optimisers and registers them with Lightning.
         self.trainer.strategy.setup_optimizers(self.trainer)
         for (i, stage), k in zip(coarse.items(), range(len(states)), strict=False):
             following = heads.get(i + 1, {})
@@ -270,7 +270,7 @@ class Multilevel(StagedModule):
     def _forgets_moments(self) -> bool:
         """Whether the optimisers of the stages begin this level without moments.
 
-        Second moments of exact gradients, which are small, make the first late steps too long.
+        The small second moments of exact gradients would make the first late steps too long.
         """
         late, before = (
             plan.schedule.lateness(0, plan.last) > 0 for plan in (self.plan, self.plans[self.level - 1])
@@ -278,7 +278,7 @@ class Multilevel(StagedModule):
         return self.moments == "reset" or (self.moments is None and late and not before)
 
     def _begin_level(self, losses: Mapping[str, float | None]) -> None:
-        """Open the history of the current level, with the validation losses around its refinement."""
+        """Begins the history of the present level, with the validation losses before and after its refinement."""
         for stopping in self.trainer.early_stopping_callbacks:
             begin_anew(stopping)
         known = {name: loss for name, loss in losses.items() if loss is not None}
@@ -288,7 +288,7 @@ class Multilevel(StagedModule):
 
     @torch.no_grad()
     def _validation_loss(self) -> float | None:
-        """Mean loss over the validation data, now; None without such data."""
+        """The present mean loss on the validation data; None without such data."""
         trainer: Any = self.trainer
         loader, limits = trainer.val_dataloaders, trainer.num_val_batches
         if not loader or not sum(limits):
@@ -305,7 +305,7 @@ class Multilevel(StagedModule):
     @override
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
-        self.told_to_stop = self.trainer.should_stop
+        self.stop_requested = self.trainer.should_stop
         means = self.trainer.callback_metrics
         if self.trainer.sanity_checking or self.trainer.state.fn != TrainerFn.FITTING:
             return
@@ -314,7 +314,7 @@ class Multilevel(StagedModule):
     @override
     def on_train_epoch_end(self) -> None:
         super().on_train_epoch_end()
-        self.told_to_stop = self.trainer.should_stop
+        self.stop_requested = self.trainer.should_stop
         wall, cpu = perf_counter() - self._clocks[0], process_time() - self._clocks[1]
         now = self.history[-1]
         now["epochs"] += 1
@@ -361,7 +361,7 @@ class Multilevel(StagedModule):
 
 
 def level_plan(finest: Plan, levels: Sequence[Level], k: int, modes: Modes) -> Plan:
-    """The plan of level k, from that of the finest."""
+    """The plan of level k, given that of the finest level."""
     level, coarseness = levels[k], 2 ** (len(levels) - 1 - k)
     schedule, source = modes.of(level, finest.spec.rule, 2**k)
     optimizer = finest.optimizer

@@ -1,4 +1,4 @@
-"""How a network is trained at one depth: all that a strategy decides, as one immutable description."""
+"""How a network is trained at one depth: all decisions of a strategy in one immutable object."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ UNIT = "multiplications a sample"
 
 @dataclass(frozen=True)
 class Plan:
-    """A network, its cuts into stages, the schedule and gradient source of these, and how each of them descends.
+    """A network, its cuts into stages, their schedule and gradient source, and their optimisation.
 
     Attributes:
-        cuts: M + 1 positions from 0 to the number of steps. schedule, source: of the stages.
-        optimizer, scheduler: see `sglight.strategies.optim`; every stage has its own.
-        clip_norm: largest norm of a gradient; None for no limit.
+        spec: of the network.
+        cuts: M + 1 positions from 0 to the number of steps.
+        optimizer, scheduler: see `sglight.strategies.optim`; each stage has its own.
+        clip_norm: the largest norm of a gradient; None for no limit.
         regularisation: weights of the penalties in `sglight.networks.regularisers.penalty`.
-        coarseness: how many steps of the finest network one of this makes, in a multilevel training.
+        loss: to be minimised.
+        schedule, source: of the stages.
+        coarseness: the step size of this network, divided by that of the finest one in a multilevel training.
     """
 
     spec: NetworkSpec
@@ -43,24 +46,24 @@ class Plan:
 
     @property
     def last(self) -> int:
-        """Number of the last stage."""
+        """The number of the last stage."""
         return len(self.cuts) - 2
 
     @property
     def rebuilds(self) -> bool:
-        """Whether backward passes rebuild states, which may drift from those of the forward passes."""
+        """Whether backward passes rebuild states, which may differ from those of the forward passes."""
         return self.spec.reversible or self.source.rebuilds
 
     def boundary_shape(self, stage: int, count: int) -> tuple[int, ...]:
-        """Shape of a state of ``count`` samples behind a stage."""
+        """The shape of a state of ``count`` samples after a stage."""
         return (count, *self.spec.state_shape(self.cuts[stage + 1]))
 
     def boundary(self, stage: int, estimator: Any = None) -> Boundary:
-        """The boundary behind a stage."""
+        """The boundary after a stage."""
         return Boundary(stage, self.spec.time(self.cuts[stage + 1]), estimator)
 
     def groups(self, workers: int) -> list[range]:
-        """The stages of each of ``workers`` processes: neighbours, of nearly equal cost.
+        """The stages of each of ``workers`` processes: consecutive ones, of nearly equal cost.
 
         Raises:
             ValueError: if there are fewer stages than workers.
@@ -73,15 +76,15 @@ class Plan:
         return [range(a, b) for a, b in pairwise(bounds)]
 
     def shown_groups(self, groups: int, replicas: int = 1) -> list[range]:
-        """The groups for which a schedule is shown and its ideal speed-up given: for one worker, a worker a stage."""
+        """The groups for which schedule and ideal speed-up are shown; for one worker, those with a worker a stage."""
         return self.groups(self.last + 1 if groups == replicas == 1 else groups)
 
     def stage_times(self) -> list[StageTimes]:
-        """The phases of each stage by the cost model, in multiplications a sample."""
+        """The cost of the phases of each stage by the cost model, in multiplications per sample."""
         stages = self.spec.stage_work(self.cuts)
         both = self.spec.stage_work(self.cuts, self.source.cost(self.spec))
         estimates, lessons = self.source.passes()
-        # What an estimator costs is in units of a stage's three passes.
+        # `GradientSource.cost` is in units of three passes: forward and backward of a stage.
         parts = [(w, 3 * (b - w) / ((estimates + lessons) or 1)) for w, b in zip(stages, both, strict=True)]
         again = [self.schedule.sends(i, self.last) == "arrive" for i in range(self.last + 1)]
         return [
@@ -90,7 +93,7 @@ class Plan:
         ]
 
     def grid(self, groups: int, replicas: int = 1) -> str:
-        """Who does what when, as a text, by the cost model, for `shown_groups`."""
+        """The schedule of `shown_groups` as text, by the cost model."""
         shown = self.shown_groups(groups, replicas)
         text = schedule_grid(self.schedule, shown, self.stage_times(), replicas=replicas, unit=UNIT)
         imagined = groups == replicas == 1 and self.last

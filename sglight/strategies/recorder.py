@@ -1,4 +1,4 @@
-"""What a worker spends its time on: computing, waiting for others, moving tensors."""
+"""Measures how a worker spends its time: computing, waiting for others, moving tensors."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ COMPUTING = ("forward", "estimate", "backward", "arrive", "learn")
 
 
 class Recorder:
-    """Times the phases of the stages that live here.
+    """Times the phases of the stages of this worker.
 
-    On CUDA these are times of the host, which runs ahead, but for the batches that are ``timed``: in these it waits
-    for the device at the end of each phase.
+    On CUDA it measures the time of the host, which runs ahead of the device, except in batches that are ``timed``: in
+    these it waits for the device at the end of each phase.
 
     Attributes:
         spans: all phases of the first ``kept`` batches.
@@ -32,32 +32,32 @@ class Recorder:
         self._timed = self._cuda = False
         self._busy = 0.0
         self._channels = (0.0, 0.0)
-        # By stage and phase: seconds in each of the timed batches.
+        # For each stage and phase, the seconds in each timed batch.
         self._laps: dict[tuple[int, str], dict[int, float]] = {}
 
     def clear(self, placement: Placement) -> None:
-        """Begin an epoch."""
+        """Begins an epoch."""
         self._busy = 0.0
         self._channels = _counters(placement)
         self._laps.clear()
 
     def begin(self, batch: int, timed: bool, cuda: bool) -> None:
-        """Begin a batch."""
+        """Begins a batch."""
         self.batch, self._timed, self._cuda = batch, timed, cuda
         self._batches += 1
 
     def phase(self, name: str, stage: int) -> Phase:
-        """A context that is timed."""
+        """A context whose time is measured."""
         return Phase(self, name, stage)
 
     def now(self) -> float:
-        """The time, when the device has done what it was told if that matters."""
+        """The time; in a timed batch on CUDA after waiting for the device."""
         if self._timed and self._cuda:
             torch.cuda.synchronize()
         return perf_counter()
 
     def add(self, name: str, stage: int, start: float, end: float) -> None:
-        """What `phase` measured."""
+        """Adds a phase from ``start`` to ``end``."""
         if name in COMPUTING:
             self._busy += end - start
         if self._timed:
@@ -67,18 +67,18 @@ class Recorder:
             self.spans.append(Span(name, stage, self.batch, start, end))
 
     def typical(self, stage: int) -> StageTimes:
-        """Median seconds of each phase of a stage over the timed batches."""
+        """The median seconds of each phase of a stage over the timed batches."""
         laps = {name: self._laps[stage, name] for name in COMPUTING if (stage, name) in self._laps}
         return StageTimes(**{name: median(seconds.values()) for name, seconds in laps.items()})
 
     def shares(self, placement: Placement) -> dict[str, float]:
-        """Seconds since `clear` in which this worker was busy, waiting for others, and communicating."""
+        """The seconds since `clear` in which this worker was busy, waiting for others, and communicating."""
         waited, moved = (a - b for a, b in zip(_counters(placement), self._channels, strict=True))
         return {"busy": self._busy, "waiting": waited, "communicating": moved}
 
 
 class Phase:
-    """A context manager that tells a recorder how long it was open."""
+    """The context of `Recorder.phase`."""
 
     __slots__ = ("_name", "_recorder", "_stage", "_start")
 
@@ -95,6 +95,6 @@ class Phase:
 
 
 def _counters(placement: Placement) -> tuple[float, float]:
-    """Seconds that this worker has waited for others, and that its channels have moved, since they were made."""
+    """The seconds that this worker has waited for others, and that its channels have copied tensors, in all."""
     channels, others = placement.channels, {placement.peers, placement.pipeline, placement.replicas}
     return sum(each.waited_s for each in [*channels, *others]), sum(c.moved_s for c in channels)

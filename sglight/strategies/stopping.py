@@ -49,7 +49,7 @@ class NextLevel(EarlyStopping):
 
     def _end_level_instead(self, trainer: pl.Trainer, module: Any) -> None:
         """If early stopping has ended the training at a coarse level, ends that level instead."""
-        if not trainer.should_stop or module.is_finest or module.told_to_stop:
+        if not trainer.should_stop or module.is_finest or module.stop_requested:
             return
         reasons = {each.stopping_reason for each in trainer.early_stopping_callbacks}
         if reasons & DONE and not reasons & DIVERGED:

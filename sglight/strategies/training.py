@@ -234,7 +234,7 @@ class StagedTraining(StagedNetwork):
         # A run may end in mid-epoch (max_time, an early stop).
         self.runtime.drain()
         self.average_statistics()
-        self.curves.write(self, wait=True, told=SHOWN)
+        self.curves.write(self, wait=True, hidden=SHOWN)
         self._log_epoch()
         rank, workers = self.placement.peers.rank, range(self.placement.peers.size)
         times = self.recorder.shares(self.placement)
