@@ -1,6 +1,7 @@
-"""Workers that torchrun or Slurm's srun has started: what they are called, and how they go on after a failure.
+"""Workers that torchrun or Slurm's srun has started: their environment variables, and their restart after a failure.
 
-Imports no torch. A step of srun is made to look like torchrun's workers, so that nothing else need know of it.
+Imports no torch. For workers of srun the environment variables of torchrun are set, so that all other code knows only
+these.
 """
 
 from __future__ import annotations
@@ -14,22 +15,25 @@ from tempfile import gettempdir
 
 from sglight.config.checks import TORCHRUN
 
-PORTS = range(15000, 25000)
+PORTS = range(15000, 25000)  # for the first worker to listen at, under Slurm
 
 
 def rank() -> int:
-    """Which of the processes that were started elsewhere this is; 0 for one that was not."""
+    """The number of this process among those that torchrun started; 0 without torchrun."""
     return int(os.environ["RANK"]) if TORCHRUN in os.environ else 0
 
 
 def adopt_slurm() -> None:
-    """Set the variables that torchrun would, if this process is one of several tasks of a step of srun's."""
+    """Set the environment variables of torchrun, if srun has started this process as one of several tasks."""
     if TORCHRUN not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         os.environ.update(as_torchrun(os.environ))
 
 
 def as_torchrun(slurm: Mapping[str, str]) -> dict[str, str]:
-    """torchrun's variables from srun's; where to meet may be given by MASTER_ADDR and MASTER_PORT."""
+    """The environment variables of torchrun, from those of srun.
+
+    The first worker listens at the first node, or at MASTER_ADDR and MASTER_PORT if these are set.
+    """
     node, job = slurm["SLURM_NODEID"], slurm.get("SLURM_JOB_ID", "0")
     step = slurm.get("SLURM_STEP_ID", "0")
     port = PORTS[
@@ -48,57 +52,65 @@ def as_torchrun(slurm: Mapping[str, str]) -> dict[str, str]:
 
 
 def first_node(nodes: str) -> str:
-    """The first of a list of nodes as Slurm writes it: ``gpu03`` of ``gpu[03-05,09],login``."""
+    """The first node of a list in Slurm's format.
+
+    >>> first_node("gpu[03-05,09],login")
+    'gpu03'
+    """
     return re.sub(r"\[(\w+)[^]]*\]", r"\1", nodes).partition(",")[0]
 
 
 def tasks_by_node(tasks: str) -> list[int]:
-    """How many tasks each node has, from ``2(x3),1`` for 2, 2, 2, 1."""
+    """The number of tasks of each node, from a list in Slurm's format.
+
+    >>> tasks_by_node("2(x3),1")
+    [2, 2, 2, 1]
+    """
     counts = [part.rstrip(")").partition("(x") for part in tasks.split(",")]
     return list(chain.from_iterable(repeat(int(count), int(times or 1)) for count, _, times in counts))
 
 
 def note_run(folder: Path) -> None:
-    """Leave a note of the folder of the run that this process begins, for those that torchrun starts in its place."""
+    """Write the folder of this run to a file, for the process that torchrun starts if this one fails."""
     if TORCHRUN in os.environ:
         _note().write_text(str(folder.resolve()))
 
 
 def forget_run() -> None:
-    """Remove the note: the run has ended."""
+    """Remove the file of `note_run`, because the run has ended."""
     if TORCHRUN in os.environ:
         _note().unlink(missing_ok=True)
 
 
 def continued(words: Sequence[str]) -> list[str]:
-    """The words of a command that torchrun starts again, such that it goes on with its run, from the last checkpoint.
+    """The arguments with which a command continues its run after torchrun has restarted it.
 
-    Only the first worker has a folder; the others do as it does.
+    They are the arguments ``words``, and if the run has left a checkpoint, ``ckpt`` and the run's folder. Only the
+    first worker has a folder, and the others follow it.
     """
     if TORCHRUN not in os.environ or rank() > 0:
         return list(words)
     note = _note()
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
-        note.unlink(missing_ok=True)  # of an earlier process with this one's number
+        note.unlink(missing_ok=True)  # an earlier process with the same process id may have left one
     if not note.is_file() or note.stat().st_uid != os.getuid():
         return list(words)
     folder = Path(note.read_text())
     last = folder / "checkpoints" / "last.ckpt"
     own = {"hydra.run.dir": folder}
-    if (
-        last.is_file() and last.stat().st_mtime >= note.stat().st_mtime
-    ):  # not of another run in the same folder
+    # An older checkpoint is that of another run in the same folder.
+    if last.is_file() and last.stat().st_mtime >= note.stat().st_mtime:
         own["ckpt"] = folder
     kept = [word for word in words if word.partition("=")[0] not in own]
     return [*kept, *(f"{key}={_quoted(str(path))}" for key, path in own.items())]
 
 
 def _note() -> Path:
-    """A file for the processes of one agent of torchrun's, their parent."""
+    """The file of `note_run`; it is named after the parent process, which is the agent of torchrun."""
     return Path(gettempdir()) / f"sglight-{os.getuid()}-{os.getppid()}-{os.environ[TORCHRUN]}"
 
 
 def _quoted(text: str) -> str:
-    """As Hydra reads a value that may hold anything."""
+    """A text quoted for Hydra's command line."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"

@@ -1,10 +1,10 @@
-"""What replicas are refused for; imports no torch."""
+"""Refusals of numbers of replicas; imports no torch."""
 
 from __future__ import annotations
 
 
 def check_divides(replicas: int, workers: int) -> None:
-    """Refuse replicas of which not each has as many workers as the others.
+    """Refuse a number of replicas that does not divide the number of workers.
 
     Raises:
         ValueError: about ``trainer.replicas``.
@@ -17,7 +17,7 @@ def check_divides(replicas: int, workers: int) -> None:
 
 
 def refuse_in_pvd(replicas: int) -> None:
-    """Refuse replicas of processors.
+    """Refuse replicas with parallel variable distribution.
 
     Raises:
         ValueError: about ``trainer.replicas``.

@@ -132,6 +132,7 @@ class Synthetic(GradientSource):
         return self.every_n_batches
 
     @property
+    @override
     def learns_together(self) -> bool:  # type: ignore[override]
         return shares_lessons(self.name)
 

@@ -44,6 +44,7 @@ class Taught(TrueGradient):
         return self.source.lesson_every or 1
 
     @property
+    @override
     def learns_together(self) -> bool:  # type: ignore[override]
         return self.source.learns_together
 

@@ -1,4 +1,4 @@
-"""Batch normalisation, by the samples of this worker or of all replicas of its stage (Ioffe & Szegedy 2015)."""
+"""Batch normalisation over the samples of one worker or of all replicas of a stage (Ioffe & Szegedy 2015)."""
 
 from __future__ import annotations
 
@@ -23,10 +23,16 @@ def batch_norm(
     training: bool,
     replicas: Replicas,
 ) -> Tensor:
-    """``x`` normalised by its channels, as `torch.nn.functional.batch_norm` does it; all replicas must call this.
+    """Normalises each channel, as `torch.nn.functional.batch_norm`; all replicas must call it.
 
     Args:
-        x: ``[B, C, ...]``, this replica's part. replicas: over whose samples the statistics go.
+        x: ``[B, C, ...]``, the samples of this replica.
+        running_mean: ``[C]``, updated in training.
+        running_var: ``[C]``, updated in training.
+        weight: ``[C]``.
+        bias: ``[C]``.
+        training: whether to use the statistics of the samples, not the running ones.
+        replicas: the workers over whose samples the statistics are taken.
     """
     if training and replicas.size > 1:
         y: Tensor = _Shared.apply(x, running_mean, running_var, weight, bias, replicas)
@@ -35,7 +41,7 @@ def batch_norm(
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """``nn.BatchNorm2d`` over the samples of all ``replicas``; alone without."""
+    """``nn.BatchNorm2d`` with the statistics of the samples of all ``replicas``."""
 
     replicas = Replicas()
 
@@ -50,12 +56,15 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 class _Shared(torch.autograd.Function):
-    """With the mean m and the variance v of n values a channel on all replicas, and z = (x - m) / sqrt(v + eps):
+    """The autograd node of `batch_norm` over several replicas.
+
+    With the mean m and the variance v of the n values of a channel at all replicas, and z = (x - m) / sqrt(v + eps):
 
         y = w z + b,    dL/dx = w (g - (sum g + z sum g z) / n) / sqrt(v + eps),    g = dL/dy
 
-    The sums go over all replicas; the gradients of w and b are this one's part, as those of all parameters are.
-    """  # fmt: skip
+    The sums are taken over all replicas. The gradients of w and b are only this replica's part, like those of all
+    parameters: `begin_sum` in `sglight.strategies.replication` adds them up.
+    """
 
     @staticmethod
     def forward(
@@ -70,7 +79,7 @@ class _Shared(torch.autograd.Function):
         ctx.replicas, ctx.dims = replicas, [0, *range(2, x.ndim)]
         wide, channels = x.to(weight.dtype), x.shape[1]
         sums = [each.sum(ctx.dims, dtype=torch.float64) for each in (wide, wide.square())]
-        # One message: in float64 the difference of squares loses nothing that float32 has.
+        # One message for both sums. In float64 the difference of squares is as accurate as float32 needs.
         total = replicas.sum(torch.cat([*sums, sums[0].new_tensor([x.numel() / channels])]))
         ctx.count = float(total[-1])
         mean = total[:channels] / ctx.count
@@ -94,5 +103,5 @@ class _Shared(torch.autograd.Function):
 
 
 def _column(values: Tensor, x: Tensor) -> Tensor:
-    """One value a channel, in the shape that fits ``x``."""
+    """Values ``[C]`` in a shape that broadcasts to that of ``x``."""
     return values.view(-1, *[1] * (x.ndim - 2))

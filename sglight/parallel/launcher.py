@@ -1,6 +1,7 @@
 """Runs a function in worker processes on this machine, which start together and end together.
 
-What a worker does is in `worker.py`, where they come from in `server.py`, and who watches them in `supervisor.py`.
+`worker.py` has the code of a worker, `server.py` the process that forks workers, and `supervisor.py` the code that
+watches them.
 """
 
 from __future__ import annotations
@@ -33,12 +34,16 @@ def launch(
     The function must be importable, and everything must pickle.
 
     Args:
-        workers: how many. threads: CPU threads of each.
-        idle_timeout_s: a worker that does nothing for so long, though no other keeps it waiting, has failed.
+        function: what to run.
+        args: of it.
+        workers: the number of processes.
+        threads: the number of CPU threads of each.
+        idle_timeout_s: a worker that does nothing for so many seconds, though it waits for no other, has failed.
+        kwargs: of the function.
 
     Raises:
-        UserError: what a worker raised as such.
-        WorkerFailed: if a worker raised something else, died or hung; all have ended then.
+        UserError: if a worker raised it.
+        WorkerFailed: if a worker raised another exception, died or hung. All workers have ended then.
     """
     _check_script()
     task = _pickled_task(function, args, kwargs)
@@ -62,7 +67,7 @@ def launch(
 
 
 def _check_script() -> None:
-    """Refuse a script that workers cannot import, as they do with the main module."""
+    """Refuse a script that workers cannot import; they import the main module as multiprocessing does."""
     main = sys.modules["__main__"]
     path = getattr(main, "__file__", None)
     if path is not None and getattr(main, "__spec__", None) is None and not os.path.exists(path):

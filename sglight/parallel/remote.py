@@ -1,6 +1,7 @@
-"""Workers that talk by torch.distributed: all of them to each other, and neighbours that share no memory.
+"""Communication by torch.distributed: among all workers, and between neighbours that share no memory.
 
-The process groups are our own: with `init_process_group` Lightning would take over and keep the workers in step.
+Process groups are constructed here without `init_process_group`. With that, Lightning would find the default group
+and synchronise the workers in places of its own.
 """
 
 from __future__ import annotations
@@ -29,31 +30,32 @@ from sglight.link import Peers, Pending, Receiver, Replicas, Sender, Waiting, Wa
 from sglight.parallel.gate import Gate
 from sglight.parallel.staging import Line, StagedReceiver, StagedSender
 
-MEET_S = 120.0  # for all workers to come
-# For a transfer to be answered: who has gone is noticed at once, and who is busy is waited for.
+MEET_S = 120.0  # the longest time to wait until all workers have started
+# The timeout of transfers: long, since a worker that computes is waited for, and one that has died is noticed anyway.
 ANSWER = timedelta(days=1)
 
 
 def rendezvous_file(folder: Path, rank: int, size: int) -> Store:
-    """Where the workers of one machine meet: a file in a folder of their own."""
+    """The store by which the workers of one machine find each other: a file in a folder of this run."""
     return FileStore(str(folder / "rendezvous"), size)
 
 
-@cache  # one server on the port of this process
+@cache  # it starts a server on a port, which can be done only once
 def rendezvous_env() -> tuple[Store, int, int]:
-    """Store, rank and size by the environment's variables, which torchrun and cluster launchers set."""
+    """Store, rank and size from the environment variables that torchrun and cluster launchers set."""
     store, rank, size = next(rendezvous("env://"))
     return PrefixStore(meeting_name(store, rank, size), store), rank, size
 
 
 def meeting_name(store: Store, rank: int, size: int) -> str:
-    """A name that the workers of a run have in common, and none before them in the same store.
+    """A name that the workers of a run agree on, and that no earlier workers have used in the same store.
 
-    Workers that torchrun starts again may find what those before them have left there, and who restarts which of
-    them is known to no one: so the first of them answers every greeting until all others have come.
+    Workers that torchrun restarts may find keys of earlier workers in the store, and do not know which of these still
+    run. So the worker with rank 0 chooses a new name, and answers each greeting of the others with it until all of
+    them have taken it.
 
     Raises:
-        PeerLost: if some do not come in time.
+        PeerLost: if not all workers start in time.
     """
     own, others = uuid4().hex, range(1, size)
     if rank > 0:
@@ -75,34 +77,42 @@ def meeting_name(store: Store, rank: int, size: int) -> str:
 
 
 def gloo(store: Store, rank: int, size: int, name: str, local: bool) -> Group:
-    """A group of processes that all call this with the same name.
+    """A gloo group of processes, which must all call this with the same name.
 
     Args:
-        local: all on this machine: nothing is then open to the network.
+        store: by which they find each other.
+        rank: of this process in the group.
+        size: of the group.
+        name: of the group.
+        local: whether all are on this machine; then no port is open to the network.
 
     Raises:
-        PeerLost: if some do not come in time.
+        PeerLost: if not all call it in time.
     """
     store = PrefixStore(name, store)
     _meet(store, size)
-    with noticing():
+    with lost_connections():
         if local:
             return loopback_gloo(store, rank, size, ANSWER)
-        # On the interface of the host's name, or those of GLOO_SOCKET_IFNAME.
+        # gloo uses the network interface of the host's name, or that of GLOO_SOCKET_IFNAME.
         return dist.ProcessGroupGloo(store, rank, size, timeout=ANSWER)
 
 
 def _meet(store: Store, size: int) -> None:
-    """Until all have come: gloo itself would wait deaf to signals."""
+    """Wait until all processes of a group are there. gloo's own wait would not be interrupted by signals."""
     store.add("here", 1)
     wait_until(lambda: store.add("here", 0) >= size, lambda: f"only {store.add('here', 0)} of {size}")
 
 
 def wait_until(condition: Callable[[], bool], who: Callable[[], str]) -> None:
-    """Look again and again, open to signals.
+    """Wait until a condition holds; signals interrupt the wait.
+
+    Args:
+        condition: is called every 10 ms.
+        who: describes, for the error, the workers that are there.
 
     Raises:
-        PeerLost: if it takes too long, with the workers that have come.
+        PeerLost: if it takes longer than `MEET_S` seconds.
     """
     deadline = monotonic() + MEET_S
     while not condition():
@@ -112,8 +122,8 @@ def wait_until(condition: Callable[[], bool], who: Callable[[], str]) -> None:
 
 
 @contextmanager
-def noticing() -> Iterator[None]:
-    """Whatever gloo complains of, a lost connection is at the bottom."""
+def lost_connections() -> Iterator[None]:
+    """Raise `PeerLost` for any error of gloo within the block, since a lost connection is the cause of all of them."""
     try:
         yield
     except RuntimeError as error:
@@ -121,7 +131,7 @@ def noticing() -> Iterator[None]:
 
 
 def hang_up(group: Group) -> None:
-    """End whatever is under way in a group: a transfer that takes too long makes gloo close the connection."""
+    """End all transfers of a group, by one that times out: gloo then closes the connection."""
     for peer in range(group.size()):
         if peer != group.rank():
             with suppress(RuntimeError):
@@ -129,16 +139,18 @@ def hang_up(group: Group) -> None:
 
 
 class Member(Waits):
-    """A member of a gloo group, in which all carry out the same operations in the same order.
+    """A worker in a gloo group. All members must start the same operations in the same order.
 
     Args:
-        store, rank, size: see `rendezvous_file` and `rendezvous_env`.
-        name: of this meeting in the store: another one for every run.
+        store: see `rendezvous_file` and `rendezvous_env`.
+        rank: of this worker in the group.
+        size: of the group.
+        name: of the group in the store, a new one for each run.
         local: whether all workers are on this machine.
-        waiting: entered while this worker waits for others.
+        waiting: a context manager that is entered while this worker waits for others.
 
     Attributes:
-        longest_pause_s: between two looks whether an operation is done.
+        longest_pause_s: the longest time between two checks whether an operation is done.
     """
 
     longest_pause_s = 1e-3
@@ -158,58 +170,61 @@ class Member(Waits):
             self._group = gloo(store, rank, size, name, local)
 
     def close(self) -> None:
-        """Leave."""
+        """Leave the group."""
         if not all(work.is_completed() for work in self._under_way):
             hang_up(self._group)
         self._group = None
 
     def start(self, operation: str, *arguments: Any) -> Work:
-        """Begin a collective operation."""
-        with noticing():
+        """Start a collective operation, without waiting for its result."""
+        with lost_connections():
             work = getattr(self._group, operation)(*arguments)
         self._under_way = [*(work for work in self._under_way if not work.is_completed()), work]
         return work
 
     def finish(self, work: Work) -> None:
-        """Wait for a collective operation, but not as gloo does: deaf to signals."""
+        """Wait for a collective operation. gloo's own wait would not be interrupted by signals."""
         if not work.is_completed():
             with self.blocked():
                 pause_s = 50e-6
                 while not work.is_completed():
                     sleep(pause_s)
                     pause_s = min(1.5 * pause_s, self.longest_pause_s)
-        with noticing():
+        with lost_connections():
             work.wait()
 
 
 class GroupPending(Pending):
-    """The result of a reduction."""
+    """The result of a reduction in a gloo group."""
 
     def __init__(self, member: Member, work: Work, values: Tensor) -> None:
         self._member, self._work, self._values = member, work, values
 
+    @override
     def ready(self) -> bool:
         return self._work.is_completed()
 
+    @override
     def result(self) -> list[float]:
         self._member.finish(self._work)
         return self._values.tolist()
 
 
 class GroupReplicas(Member, Replicas):
-    """Workers that hold the same stages, in a gloo group of their own; other arguments as in `Member`."""
+    """The workers with the same stages as this one, in a gloo group; arguments as in `Member`."""
 
-    longest_pause_s = 1e-4  # in every batch
+    longest_pause_s = 1e-4  # shorter, since it comes in every batch
 
+    @override
     def begin_sum(self, values: Tensor) -> Callable[[], None]:
         return partial(self.finish, self.start("allreduce", [values]))
 
 
 class GroupPeers(Member, Peers):
-    """Workers in a gloo group; arguments as in `Member`.
+    """All workers of a run, in a gloo group; arguments as in `Member`.
 
     Attributes:
-        gate: where they end together when a signal comes; None for workers on several machines.
+        gate: by which they agree where to stop after a signal; None for workers on several machines.
     """
 
     gate: Gate | None = None
@@ -236,14 +251,14 @@ class GroupPeers(Member, Peers):
         padded = torch.zeros(max(sizes), dtype=torch.uint8)
         padded[: len(message)] = message
         messages = torch.empty(self.size, max(sizes), dtype=torch.uint8)
-        self._do("_allgather_base", messages.flatten(), padded)
+        self._do("allgather", [list(messages)], [padded])
         return [unpacked(io.BytesIO(row[:n].numpy())) for row, n in zip(messages, sizes, strict=True)]
 
     def _sizes(self, message: Tensor) -> list[int]:
-        """Of all workers' messages."""
-        sizes = torch.empty(self.size, dtype=torch.int64)
-        self._do("_allgather_base", sizes, torch.tensor([len(message)]))
-        return sizes.tolist()
+        """The sizes of the messages of all workers, in bytes."""
+        sizes = torch.empty(self.size, 1, dtype=torch.int64)
+        self._do("allgather", [list(sizes)], [torch.tensor([len(message)])])
+        return sizes.flatten().tolist()
 
     @override
     def broadcast(self, value: Any, source: int = 0) -> Any:
@@ -270,37 +285,37 @@ class GroupPeers(Member, Peers):
 
 
 def packed(value: Any) -> io.BytesIO:
-    """A value as bytes."""
+    """Any value as bytes."""
     message = io.BytesIO()
     torch.save(value, message)
     return message
 
 
 def unpacked(message: io.BytesIO) -> Any:
-    """The value, with tensors on the CPU."""
+    """The value of a `packed` message, with its tensors on the CPU."""
     message.seek(0)
     return torch.load(message, map_location="cpu", weights_only=False)
 
 
 def as_bytes(message: io.BytesIO) -> Tensor:
-    """A message's memory as a tensor."""
+    """The bytes of a message as a tensor that shares their memory."""
     return torch.frombuffer(message.getbuffer(), dtype=torch.uint8)
 
 
 class GlooLine(Line):
-    """One direction, with a gloo group of two for itself."""
+    """One direction of a boundary, by a gloo group of two processes that is used for nothing else."""
 
     def __init__(self, group: Group) -> None:
         self._group, self._other = group, 1 - group.rank()
 
     @override
     def put(self, data: Tensor) -> None:
-        with noticing():
+        with lost_connections():
             self._group.send([data], self._other, 0).wait()
 
     @override
     def get(self, data: Tensor) -> None:
-        with noticing():
+        with lost_connections():
             self._group.recv([data], self._other, 0).wait()
 
     @override
@@ -309,51 +324,72 @@ class GlooLine(Line):
 
 
 class GroupSender(StagedSender):
-    """To a worker that shares no memory with this one; ``group``: of the two, for this alone; others: `Staged`."""
+    """Sends to a worker that shares no memory with this one.
+
+    Args:
+        group: a gloo group of the two workers, used for nothing else.
+        args: see `StagedSender`.
+        kwargs: see `StagedSender`.
+    """
 
     def __init__(self, group: Group, *args: Any, **kwargs: Any) -> None:
         super().__init__(GlooLine(group), *args, **kwargs)
 
 
 class GroupReceiver(StagedReceiver):
-    """From a worker that shares no memory with this one; ``group``: as above; others: `StagedReceiver`."""
+    """Receives from a worker that shares no memory with this one.
+
+    Args:
+        group: a gloo group of the two workers, used for nothing else.
+        args: see `StagedReceiver`.
+        kwargs: see `StagedReceiver`.
+    """
 
     def __init__(self, group: Group, *args: Any, **kwargs: Any) -> None:
         super().__init__(GlooLine(group), *args, **kwargs)
 
 
 class NcclReplicas(Replicas):
-    """Workers that hold the same stages, with a GPU each; the CPU waits for nothing. ``group``: see `nccl`."""
+    """The workers with the same stages as this one, each with its own GPU; only the GPU waits for sums.
+
+    Args:
+        group: see `nccl`.
+    """
 
     def __init__(self, group: Group) -> None:
         self._group, self.rank, self.size = group, group.rank(), group.size()
 
+    @override
     def begin_sum(self, values: Tensor) -> Callable[[], None]:
         return self._group.allreduce([values]).wait
 
+    @override
     def close(self) -> None:
         self._group = None
 
 
 def nccl(store: Store, rank: int, name: str, size: int = 2) -> Group:
-    """A group of processes with a GPU each: of two for one direction of a boundary, of all replicas of a stage."""
+    """An NCCL group of processes, each with its own GPU.
+
+    It is used for one direction of a boundary, between two workers, or for all replicas of a stage.
+    """
     store = PrefixStore(name, store)
     _meet(store, size)
     return make_nccl(store, rank, size, ANSWER)
 
 
 def flat(tensor: Tensor) -> Tensor:
-    """The memory of a tensor that fills it, in the order in which it lies there."""
+    """A dense tensor as a vector, in the order of its memory."""
     return tensor.as_strided((tensor.numel(),), (1,))
 
 
 class NcclSender(Sender):
-    """From GPU to GPU; the CPU waits for nothing.
+    """Sends tensors from GPU to GPU, without a wait of the CPU.
 
     Args:
         group: see `nccl`.
         memory_format: of images, the same at both ends.
-        slots: how many tensors may be on their way before what is computed next waits for the oldest.
+        slots: the number of tensors that may be in transfer before the GPU waits for the oldest.
     """
 
     def __init__(
@@ -371,11 +407,13 @@ class NcclSender(Sender):
 
 
 class NcclReceiver(Receiver):
-    """From GPU to GPU; what is sent must be of the shape that is expected.
+    """Receives tensors from GPU to GPU; they must have the shape that is expected.
 
     Args:
-        group, memory_format: see `NcclSender`.
-        device, dtype: of what comes.
+        group: see `nccl`.
+        device: of the tensors.
+        dtype: of the tensors.
+        memory_format: of images, the same at both ends.
     """
 
     def __init__(
@@ -396,5 +434,5 @@ class NcclReceiver(Receiver):
 
 
 def format_of(shape: Sequence[int], memory_format: torch.memory_format) -> torch.memory_format:
-    """Only images have another than the usual one."""
+    """The memory format of a tensor: ``memory_format`` for images, which have four dimensions, else contiguous."""
     return memory_format if len(shape) == 4 else torch.contiguous_format

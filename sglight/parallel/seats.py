@@ -1,4 +1,4 @@
-"""Which worker holds which stages of which replica."""
+"""Assigns to each worker its stages and its replica."""
 
 from __future__ import annotations
 
@@ -9,17 +9,25 @@ from sglight.strategies.schedule import stage_names
 
 
 class Seat(NamedTuple):
-    """A worker's place: the number of its group of stages, and which replica of these it holds."""
+    """The place of a worker: the number of its group of stages, and the number of its replica of them."""
 
     group: int
     replica: int
 
 
 def seats(groups: int, replicas: int, layout: str = "pipelines") -> list[Seat]:
-    """The seats of all workers, by rank; workers of neighbouring ranks share a machine.
+    """The seats of all workers, in the order of their ranks. Workers with neighbouring ranks share a machine.
 
     Args:
-        layout: ``pipelines``: the stages of a replica follow each other; ``replicas``: the replicas of a group do.
+        groups: the number of groups of stages.
+        replicas: the number of replicas of each.
+        layout: ``pipelines`` if the groups of one replica have neighbouring ranks, ``replicas`` if the replicas of
+            one group have.
+
+    >>> seats(groups=2, replicas=2)[:2]
+    [Seat(group=0, replica=0), Seat(group=1, replica=0)]
+    >>> seats(groups=2, replicas=2, layout="replicas")[:2]
+    [Seat(group=0, replica=0), Seat(group=0, replica=1)]
     """
     if layout == "pipelines":
         return [Seat(group, replica) for replica in range(replicas) for group in range(groups)]
@@ -27,12 +35,12 @@ def seats(groups: int, replicas: int, layout: str = "pipelines") -> list[Seat]:
 
 
 def of_trainer(trainer: Mapping[str, Any]) -> list[Seat]:
-    """The seats that the section ``trainer`` of a config asks for."""
+    """The seats that follow from the section ``trainer`` of a config."""
     replicas = trainer["replicas"]
     groups = trainer["devices"] * trainer["num_nodes"] // replicas
     return seats(groups, replicas, trainer["layout"])
 
 
 def seat_name(stages: range, seat: Seat, replicas: int, part: str = "stage") -> str:
-    """What a worker holds: ``stages 2-3``, or ``stages 2-3, replica 1`` where there are several."""
+    """The name of a seat: ``stages 2-3``, or ``stages 2-3, replica 1`` if there are several replicas."""
     return stage_names(stages, part) + (f", replica {seat.replica}" if replicas > 1 else "")

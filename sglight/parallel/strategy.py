@@ -41,28 +41,32 @@ from sglight.parallel.wiring import (
 from sglight.strategies import flight
 from sglight.strategies.staged import StagedModule
 
-# Parts of a checkpoint whose entries are by stage or estimator: each worker has its own.
+# Parts of a checkpoint with an entry for each stage or estimator: each worker has those of its own stages.
 BY_STAGE = ("state_dict", "optimizer_states", "lr_schedulers", "in_flight", "waiting")
 
 
 class StageStrategy(ParallelStrategy):
-    """Trains a `StagedModule` whose stages live in W processes, neighbours in one; R of them may hold the same stages.
+    """Trains a `StagedModule` whose stages are in several processes, the workers.
 
-    Each worker builds its own stages only; all see the same batches, of which replicas take a part each. Workers are
-    started here, on one machine, or by torchrun. On the CPU neighbours on one machine exchange tensors through memory
-    that they share, otherwise by gloo; on CUDA by NCCL, or by gloo where workers share a device.
+    Each worker builds only its own stages, which are consecutive. There may be several replicas of each stage, at
+    different workers. All workers get the same batches, and each replica takes its part of a batch.
+
+    Workers on one machine are started here; torchrun can start workers on several machines. On the CPU neighbours
+    exchange tensors through shared memory, or by gloo if they are on different machines. On CUDA they use NCCL, or
+    gloo if they share a device.
 
     >>> trainer = pl.Trainer(strategy=StageStrategy(), devices=2, accelerator="cpu")  # doctest: +SKIP
     >>> trainer.fit(DNI(network, optimizer, stages=4), datamodule)  # doctest: +SKIP
 
     Args:
-        threads: CPU threads of each worker that is started here; None for its share of the cores.
+        threads: the number of CPU threads of each worker that is started here; None for its share of the cores.
         share_memory: whether neighbours may share memory.
-        idle_timeout_s: a worker that is started here and does nothing for so long, while nobody keeps it waiting,
-            ends the run.
-        workers: on this machine, where they are not as many as devices: then they take turns on these.
-        replicas: R. layout: see `seats`. sync_batchnorm: whether batch normalisation goes over the samples of all
-            replicas.
+        idle_timeout_s: ends the run if a worker that is started here does nothing for so many seconds, though it waits
+            for no other worker.
+        workers: the number of workers on this machine, if it is not that of devices, which they then share.
+        replicas: the number of replicas of each stage.
+        layout: see `seats`.
+        sync_batchnorm: whether batch normalisation uses the samples of all replicas.
     """
 
     strategy_name = "stages"
@@ -85,13 +89,13 @@ class StageStrategy(ParallelStrategy):
         self.replicas, self.layout, self.sync_batchnorm = replicas, layout, sync_batchnorm
         self.num_nodes = 1
         self.peers: Peers = Alone()
-        # All stages' parameters, at worker 0 after the end, for the process that has started the workers.
+        # The parameters of all stages; set at the end, at worker 0, for the process that has started the workers.
         self.final_state: dict[str, Any] = {}
         self._failed = False
 
     @property
     def num_processes(self) -> int:
-        """Workers on this machine."""
+        """The number of workers on this machine."""
         return self.workers or len(self.parallel_devices or ())
 
     @property
@@ -103,7 +107,7 @@ class StageStrategy(ParallelStrategy):
     @property
     @override
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        # Every worker sees every batch.
+        # Every worker gets every batch.
         return {"num_replicas": 1, "rank": 0}
 
     @override
@@ -125,10 +129,10 @@ class StageStrategy(ParallelStrategy):
         self._connect(*self.assign(self.world_size))
 
     def assign(self, workers: int) -> tuple[StagedModule, list[range]]:
-        """The module, and which of its stages each group of so many workers gets.
+        """The module, and its groups of stages for a number of workers.
 
         Raises:
-            UserError: if it cannot be trained on so many.
+            UserError: if it cannot be trained by so many.
         """
         module = self.lightning_module
         if not isinstance(module, StagedModule):
@@ -144,7 +148,7 @@ class StageStrategy(ParallelStrategy):
         return module, groups
 
     def _connect(self, module: StagedModule, groups: list[range]) -> None:
-        """Meet the other workers, and give the module its stages and its links to the others."""
+        """Connect to the other workers, and give the module its stages and its channels."""
         meeting = meet("run")
         if meeting is None:
             return
@@ -167,15 +171,15 @@ class StageStrategy(ParallelStrategy):
 
             statistics = replicas if self.sync_batchnorm and module.spec.has_statistics else Replicas()
             module.place(wire(groups, seat.group, ends, peers, pipeline, replicas, statistics))
-            self.peers.barrier()  # the folder is not needed any more
+            self.peers.barrier()  # after it no worker needs the folder
 
     @property
     def _shares_devices(self) -> bool:
-        """Whether workers take turns on devices."""
+        """Whether several workers use the same device."""
         return self.num_processes > len(self.parallel_devices or ())
 
     def _ends(self, module: StagedModule, meeting: Meeting, folders: list[Path | None], other: int) -> Ends:
-        """The best way to another worker."""
+        """The ends of the fastest kind of channel to another worker."""
         device, slots = self.root_device, module.in_flight
         if device.type == "cuda":
             if self._shares_devices:
@@ -205,7 +209,7 @@ class StageStrategy(ParallelStrategy):
         self._set_doing("the test")
 
     def _set_doing(self, doing: str) -> None:
-        """Say what this worker does, for the message should it fail."""
+        """Set what this worker does at present, for the message if it fails."""
         if (worker := current()) is not None:
             worker.status.set_doing(doing)
 
@@ -228,7 +232,10 @@ class StageStrategy(ParallelStrategy):
 
     @override
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
-        """One tensor of a few numbers from those of all workers, see `reduction`; anything else as it is."""
+        """The sum, mean, ... over all workers of a tensor of a few numbers, see `reduction`.
+
+        Anything but a tensor is returned unchanged.
+        """
         reduce = reduction(reduce_op)
         return reduce(self.all_gather(tensor)) if isinstance(tensor, Tensor) else tensor
 
@@ -237,7 +244,7 @@ class StageStrategy(ParallelStrategy):
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
     ) -> None:
         replica = self._replica
-        # Of replicas, which are equal, the first speaks for all; but each has its part of what is in flight.
+        # Replicas are equal, and the first one's are saved; but each has its own part of the pieces in the pipeline.
         keys = BY_STAGE if replica == 0 else ("in_flight",)
         in_flight: list[dict[str, Any]] = [{} for _ in range(self.replicas)]
         for number, part in self.peers.gather((replica, {k: checkpoint[k] for k in keys if k in checkpoint})):
@@ -250,7 +257,7 @@ class StageStrategy(ParallelStrategy):
 
     @override
     def on_exception(self, exception: BaseException) -> None:
-        # The others may be gone: nothing is asked of them any more.
+        # Other workers may have ended, so nothing must wait for them from here on.
         self._failed = True
 
     @override
@@ -273,13 +280,13 @@ class StageStrategy(ParallelStrategy):
 
     @property
     def _replica(self) -> int:
-        """Which replica of its stages this worker holds."""
+        """The number of this worker's replica of its stages."""
         module = self.lightning_module
         return module.placement.replicas.rank if isinstance(module, StagedModule) else 0
 
 
 def _check_not_interactive(workers: int) -> None:
-    """Refuse workers of a notebook or an interactive shell, from which they could import nothing."""
+    """Refuse workers in a notebook or an interactive shell, whose code they could not import."""
     if hasattr(sys, "ps1") or sys.flags.interactive:
         raise UserError(
             f"devices={workers} starts workers, which import what they train from files, and a notebook or an "
@@ -290,7 +297,7 @@ def _check_not_interactive(workers: int) -> None:
 
 @dataclass
 class Outcome:
-    """What worker 0 sends back."""
+    """What worker 0 returns to the process that has started it: the result of the Trainer, and the state of it all."""
 
     result: Any
     state: TrainerState
@@ -302,9 +309,10 @@ class Outcome:
 
 
 class StageLauncher(Launcher):
-    """Runs a function of the Trainer in worker processes, and brings back what they have learnt.
+    """Runs a function of the Trainer in worker processes, and copies the results into the calling process.
 
-    The caller's module gets all stages, its Trainer the metrics and progress, its callbacks their states.
+    The module there gets the parameters of all stages, the Trainer the metrics and progress, the callbacks their
+    states.
     """
 
     def __init__(self, strategy: StageStrategy) -> None:
@@ -313,7 +321,7 @@ class StageLauncher(Launcher):
     @property
     @override
     def is_interactive_compatible(self) -> bool:
-        # What is defined in a notebook cannot be imported by the workers.
+        # Workers could not import what is defined in a notebook.
         return False
 
     @override
@@ -327,7 +335,7 @@ class StageLauncher(Launcher):
             return launch(
                 function, *args, workers=workers, threads=threads, idle_timeout_s=s.idle_timeout_s, **kwargs
             )
-        s.assign(workers)  # what cannot be trained is refused before anything starts
+        s.assign(workers)  # refuses what cannot be trained before workers start
         outcome: Outcome = launch(
             _in_worker, trainer, function, args, kwargs,
             workers=workers, threads=threads, idle_timeout_s=s.idle_timeout_s,
@@ -337,7 +345,7 @@ class StageLauncher(Launcher):
 
     @override
     def kill(self, signum: int) -> None:
-        """Workers end with `launch`."""
+        """Does nothing, because all workers have ended when `launch` returns."""
 
 
 def _in_worker(

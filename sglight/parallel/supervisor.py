@@ -1,4 +1,4 @@
-"""Workers as seen from the process that starts them: started, watched, and ended; who failed first is named."""
+"""Starts, watches and ends the worker processes, and finds out which of them failed first."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from sglight.parallel.server import Context, stop_server
 from sglight.parallel.worker import SIGNALLED, STOP_S, Raised, Returned, Setting, Worker, work
 from sglight.signals import ENDING, PATIENCE_S
 
-POLL_S = 0.25  # between two looks at the workers
-SETTLE_S = 1.0  # after a failure, for another one to be its cause
-LEAVE_S = 3.0  # after a failure, for the others to end by themselves
+POLL_S = 0.25  # the time between two checks of the workers
+SETTLE_S = 1.0  # failures within this time are compared to find the cause
+LEAVE_S = 3.0  # the time that the other workers have to end by themselves after a failure
 
 STARTING = "its start"
 IN_SCRIPT = 'see above; a script that starts workers does so under `if __name__ == "__main__":`'
@@ -28,10 +28,11 @@ MORE_TIME = "allow more time with trainer.idle_timeout_s"
 
 
 class WorkerFailed(RunFailed):
-    """A worker died, hung or raised something.
+    """A worker died, hung or raised an exception.
 
     Attributes:
-        rank: of the worker, as far as it is one. cause: what became of it, e.g. "was killed by SIGKILL".
+        rank: of the worker; -1 if it is unknown.
+        cause: what happened to it, e.g. "was killed by SIGKILL".
     """
 
     def __init__(self, text: str, rank: int = -1, cause: str = "") -> None:
@@ -40,11 +41,13 @@ class WorkerFailed(RunFailed):
 
 
 class Member:
-    """A worker's process.
+    """The process of a worker.
 
     Attributes:
-        started: whether it has been. running: whether it is. report: what it has sent at last.
-        failed_at: when its failure was noticed.
+        started: whether it has been started.
+        running: whether it runs.
+        report: what it has sent at its end.
+        failed_at: the time when its failure was noticed.
     """
 
     started = running = False
@@ -70,27 +73,29 @@ class Member:
 
     def send_task(self, task: bytes) -> None:
         """Send the function to run and its arguments, pickled."""
-        with suppress(OSError):  # if it has died, that is seen later
+        with suppress(OSError):  # if it has died, `watch` will notice
             self._pipe.send_bytes(task)
 
     @property
     def failed(self) -> bool:
-        """Whether it has raised something, or ended without a report."""
+        """Whether it has raised an exception, or ended without a report."""
         return isinstance(self.report, Raised) or (not self.running and self.report is None)
 
     @property
     def lost(self) -> bool:
-        """Whether it failed because another one did."""
+        """Whether it failed because another worker had failed."""
         return isinstance(self.report, Raised) and self.report.lost
 
     @property
     def waiting(self) -> str:
-        """What another worker keeps it waiting for."""
+        """What it waits for from another worker; empty if it does not wait."""
         return self.status.read().waiting
 
     def refresh(self) -> None:
-        """Note whether it has ended, and what it reports."""
-        self.running = self.process.exitcode is None  # first: the report comes before the end
+        """Update whether it runs, and its report."""
+        self.running = (
+            self.process.exitcode is None
+        )  # before the report is read, which a worker sends before it ends
         with suppress(EOFError, OSError):
             if self.report is None and self._pipe.poll():
                 self.report = pickle.loads(self._pipe.recv_bytes())
@@ -104,7 +109,7 @@ class Member:
                 os.kill(self.process.pid, signum)
 
     def terminate(self) -> None:
-        """Ask it to end at once."""
+        """Ask it to end immediately."""
         self.status.hurry()
         if self._runs():
             self.process.terminate()
@@ -118,7 +123,7 @@ class Member:
         return self.running and self.process.exitcode is None
 
     def close(self) -> None:
-        """Release what is kept for it, once it has ended."""
+        """Wait for its end, and release its resources."""
         if self.running:
             self.process.join()
         self.process.close()
@@ -127,7 +132,7 @@ class Member:
 
 
 def start(members: Sequence[Member], task: bytes) -> None:
-    """Start all processes, and give each the task."""
+    """Start all processes, and send each the task."""
     for member in members:
         member.start()
     for member in members:
@@ -138,8 +143,9 @@ def watch(members: Sequence[Member], idle_timeout_s: float) -> None:
     """Wait until all have ended.
 
     Raises:
-        UserError: what a worker raised as such.
-        WorkerFailed: if one raised something else, died or hung; the cause is `Terminated` if a signal asked it to end.
+        UserError: if a worker raised it.
+        WorkerFailed: if a worker raised another exception, died or hung; its ``__cause__`` is `Terminated` if a signal
+            asked the worker to end.
     """
     pulses = {member: Pulse(member.process.pid, idle_timeout_s) for member in members}
     seen = monotonic()
@@ -148,22 +154,22 @@ def watch(members: Sequence[Member], idle_timeout_s: float) -> None:
         if any(member.failed for member in members):
             _wait_for_all_ends(members, LEAVE_S)
             raise _failure(_first_cause(members))
-        # Whoever was stopped itself, as by Ctrl-Z, has seen nobody idle.
+        # If this process itself was stopped, as by Ctrl-Z, that time does not count as idle time of workers.
         step_s, seen = min(monotonic() - seen, 2 * POLL_S), monotonic()
         _check_pulses({member: pulses[member] for member in members if member.running}, step_s)
 
 
 def end_together(members: Sequence[Member], signum: int) -> None:
-    """Pass on a signal that has come here, and give the workers the time in which they may write a checkpoint."""
+    """Pass on a signal to all workers, and wait as long as they may need to write a checkpoint."""
     for member in members:
         member.signal(signum)
     _wait_for_all_ends(members, PATIENCE_S + SETTLE_S)
 
 
 def stop(members: Sequence[Member]) -> None:
-    """End what still runs: by SIGTERM first, and by force after `STOP_S` seconds.
+    """End all workers that still run, by SIGTERM, and by SIGKILL after `STOP_S` seconds.
 
-    The server goes too if it has served nobody: it may still import what nobody needs.
+    If no worker has been started, the server ends too, because it may still be importing modules for them.
     """
     if not any(member.started for member in members):
         stop_server()
@@ -179,21 +185,21 @@ def stop(members: Sequence[Member]) -> None:
 
 
 def _wait_for_an_end(members: Sequence[Member], at_most_s: float) -> None:
-    """Wait until a worker ends, and note what has happened."""
+    """Wait until a worker ends, or ``at_most_s`` seconds, and update all."""
     connection.wait([member.process.sentinel for member in members if member.running], at_most_s)
     for member in members:
         member.refresh()
 
 
 def _wait_for_all_ends(members: Sequence[Member], at_most_s: float) -> None:
-    """Wait until all workers have ended."""
+    """Wait until all workers have ended, or ``at_most_s`` seconds."""
     deadline = monotonic() + at_most_s
     while any(member.running for member in members) and (left_s := deadline - monotonic()) > 0:
         _wait_for_an_end(members, min(left_s, POLL_S))
 
 
 def _check_pulses(pulses: Mapping[Member, Pulse], step_s: float) -> None:
-    """Raise `WorkerFailed` if a running worker hangs, or all wait for each other."""
+    """Raise `WorkerFailed` if a running worker hangs, or if all wait for each other."""
     for member, pulse in pulses.items():
         pulse.measure(step_s, waiting=bool(member.waiting))
     for member, pulse in pulses.items():
@@ -216,7 +222,10 @@ def _deadlock(working: Mapping[Member, Pulse]) -> WorkerFailed:
 
 
 def _first_cause(members: Sequence[Member]) -> Member:
-    """Whose failure brought about the others': who died without a report, or else who first raised its own error."""
+    """The worker whose failure caused those of the others.
+
+    It is one that died without a report, or otherwise the one that first raised an exception of its own.
+    """
     failed = sorted((m for m in members if m.failed), key=lambda m: (m.lost, m.failed_at))
     first = failed[0]
     near = [m for m in failed if m.lost == first.lost and m.failed_at <= first.failed_at + SETTLE_S]
@@ -224,7 +233,7 @@ def _first_cause(members: Sequence[Member]) -> Member:
 
 
 def _failure(member: Member) -> UserError:
-    """What to raise for a worker that has failed."""
+    """The exception to raise for a worker that has failed."""
     report = member.report
     if not isinstance(report, Raised):
         return _died(member)
@@ -242,7 +251,7 @@ def _failure(member: Member) -> UserError:
 
 
 def _died(member: Member) -> WorkerFailed:
-    """What to raise for a worker that has ended without a report."""
+    """The exception to raise for a worker that has ended without a report."""
     status = member.process.exitcode
     assert status is not None
     number = status - SIGNALLED if status - SIGNALLED in ENDING else -status

@@ -1,4 +1,4 @@
-"""How workers meet, and the channels between their stages: by shared memory, gloo or NCCL, whichever is there."""
+"""Connects workers, and constructs the channels between their stages: by shared memory, gloo or NCCL."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ from sglight.strategies.plan import Plan
 from sglight.strategies.schedule import Decoupled
 from sglight.strategies.staged import StagedModule
 
-# Numbers the meetings of this process: the same on all workers, since all hold the same ones.
+# Numbers the meetings of this process. All workers have the same meetings, so the numbers agree.
 _meetings = count()
 
 
 @dataclass(frozen=True)
 class Meeting:
-    """Where the workers of a run meet.
+    """What the workers of a run need to connect to each other.
 
     Attributes:
-        store, rank, size: see `remote.rendezvous_file` and `remote.rendezvous_env`.
-        name: of this meeting, another one for every run.
+        store: see `remote.rendezvous_file` and `remote.rendezvous_env`.
+        rank: of this worker.
+        size: the number of workers.
+        name: of this meeting, a new one for each run.
         local: whether all workers are on this machine.
     """
 
@@ -49,12 +51,17 @@ class Meeting:
         return self.peers_among(range(self.size), "peers")
 
     def peers_among(self, workers: Sequence[int], name: str) -> remote.GroupPeers:
-        """Some workers, among them this one, as peers."""
+        """Some of the workers, this one among them, as peers."""
         waiting = waiting_for("the other workers")
         return remote.GroupPeers(*self.group(workers, name), self.local, waiting)
 
     def replicas(self, workers: Sequence[int], nccl: bool) -> Replicas:
-        """The workers that hold the same stages as this one; ``nccl``: whether each has a GPU of its own."""
+        """The workers with the same stages as this one.
+
+        Args:
+            workers: their ranks.
+            nccl: whether to use NCCL, which needs a GPU for each worker.
+        """
         if len(workers) == 1:
             return Replicas()
         group, waiting = self.group(workers, "replicas"), waiting_for("its replicas")
@@ -64,7 +71,7 @@ class Meeting:
         return remote.GroupReplicas(*group, self.local, waiting)
 
     def group(self, workers: Sequence[int], name: str) -> tuple[Store, int, int, str]:
-        """Store, rank, size and name of a group of workers."""
+        """Store, rank, size and name for a process group of some workers."""
         ranks = "-".join(map(str, workers))
         return self.store, workers.index(self.rank), len(workers), f"{self.name}/{name}/{ranks}"
 
@@ -74,7 +81,11 @@ class Meeting:
 
 
 def meet(purpose: str) -> Meeting | None:
-    """Where to meet the other workers that were started with this one, here or by torchrun; None for one alone."""
+    """The meeting with the workers that were started with this one; None if it is alone.
+
+    Args:
+        purpose: a name for it, the same at all workers.
+    """
     name = f"{purpose}-{next(_meetings)}"
     if (worker := current()) is not None:
         store = remote.rendezvous_file(worker.folder, worker.rank, worker.size)
@@ -86,30 +97,30 @@ def meet(purpose: str) -> Meeting | None:
 
 
 def waiting_for(what: str) -> Callable[[], AbstractContextManager[Any]]:
-    """What a worker enters while it waits for another one, so that its supervisor knows what it waits for."""
+    """A context manager to enter while this worker waits for another one: it tells its supervisor what for."""
     worker = current()
     return nullcontext if worker is None else partial(worker.status.waiting, what)
 
 
 class Ends(ABC):
-    """Makes this worker's ends of the channels to another one, which calls the same in the same order.
+    """Constructs this worker's ends of the channels to another worker, which must call the same in the same order.
 
     Attributes:
-        other: that worker.
+        other: the rank of that worker.
     """
 
     other: int
 
     @abstractmethod
     def sender(self, name: str) -> Channel:
-        """The end that sends; ``name`` says what it sends, such as ``the state behind stage 1``."""
+        """The sending end of a channel; ``name`` says what it carries, such as ``the state after stage 1``."""
 
     @abstractmethod
     def receiver(self, name: str) -> Channel:
-        """The end that receives; ``name`` as for `sender`."""
+        """The receiving end of a channel; ``name`` as for `sender`."""
 
     def peer_arguments(self, name: str) -> dict[str, Any]:
-        """A channel's arguments: the other worker's name for messages, and what a worker that waits is waiting for."""
+        """Arguments of all channels: the name of the other worker, and a context manager to enter while waiting."""
         return {
             "peer": f"worker {self.other}",
             "waiting": waiting_for(f"{name}, with worker {self.other}"),
@@ -118,7 +129,14 @@ class Ends(ABC):
 
 @dataclass
 class SharedEnds(Ends):
-    """Through memory that two processes of one machine share; ``folder`` is where their sockets meet."""
+    """Ends of channels through memory that two processes of one machine share.
+
+    Attributes:
+        rank: of this worker.
+        other: the rank of the other worker.
+        folder: for the sockets by which they connect.
+        slots: the number of tensors that a channel holds.
+    """
 
     rank: int
     other: int
@@ -139,7 +157,7 @@ class SharedEnds(Ends):
 
 @dataclass
 class GlooEnds(Ends):
-    """Through sockets, and the host's memory for tensors on CUDA."""
+    """Ends of channels by gloo; tensors on CUDA are copied to the memory of the host for that."""
 
     meeting: Meeting
     other: int
@@ -160,7 +178,7 @@ class GlooEnds(Ends):
 
 @dataclass
 class NcclEnds(Ends):
-    """From GPU to GPU."""
+    """Ends of channels from GPU to GPU, by NCCL."""
 
     meeting: Meeting
     other: int
@@ -183,17 +201,20 @@ class NcclEnds(Ends):
 
 
 def check_room(module: StagedModule) -> None:
-    """Refuse a module that would have more tensors on their way between two workers than any channel holds.
+    """Refuse a module that needs more tensors in transfer between two workers than a channel can hold.
 
-    All kinds of channels have the limit of the one that has one, so that a placement does not decide.
+    Only channels of shared memory have a limit. It is applied to all kinds, so that the same settings are allowed in
+    every placement.
 
     Raises:
-        UserError: if it would; the text names the key and the largest value.
+        UserError: if it needs more; the text names the key and the largest value.
     """
     needed, most = module.in_flight, shared.MAX_SLOTS
     if needed <= most:
         return
-    plans: Sequence[Plan] = getattr(module, "plans", [module.plan])  # of all levels, where there are some
+    plans: Sequence[Plan] = getattr(
+        module, "plans", [module.plan]
+    )  # a multilevel training has one for each level
     lag = max((plan.schedule.lag for plan in plans if isinstance(plan.schedule, Decoupled)), default=0)
     if lag:
         asked, remedy = f"strategy.lag={lag}", f"set strategy.lag to {lag - (needed - most)} or less"
@@ -214,23 +235,39 @@ def wire(
     replicas: Replicas,
     statistics: Replicas,
 ) -> Placement:
-    """The stages of this worker, one of the ``groups``, and their channels; ``ends``: of those to another group."""
+    """The placement of this worker: its stages, and the channels between them and to its neighbours.
+
+    Args:
+        groups: the stages of all groups.
+        group: the number of this worker's group.
+        ends: gives the ends of the channels to another group.
+        peers: all workers.
+        pipeline: those of them that hold each stage once.
+        replicas: those with the same stages as this worker.
+        statistics: those over whose samples batch normalisation takes its statistics.
+    """
     own = groups[group]
     placement = Placement(own, {}, {}, peers, pipeline, replicas, statistics)
     for i in own[:-1]:
         placement.states[i], placement.gradients[i] = LocalChannel(), LocalChannel()
     if group > 0:
         above, i = ends(group - 1), own.start - 1
-        placement.states[i] = above.receiver(f"the state behind stage {i}")
-        placement.gradients[i] = above.sender(f"the gradient behind stage {i}")
+        placement.states[i] = above.receiver(f"the state after stage {i}")
+        placement.gradients[i] = above.sender(f"the gradient after stage {i}")
     if group + 1 < len(groups):
         below, i = ends(group + 1), own.stop - 1
-        placement.states[i] = below.sender(f"the state behind stage {i}")
-        placement.gradients[i] = below.receiver(f"the gradient behind stage {i}")
+        placement.states[i] = below.sender(f"the state after stage {i}")
+        placement.gradients[i] = below.receiver(f"the gradient after stage {i}")
     return placement
 
 
 def meeting_folders(peers: Peers, node: int, folder: str) -> list[Path | None]:
-    """For each worker its folder, if it is on this machine."""
+    """The folder of each worker, and None for workers on other machines; all workers must call it.
+
+    Args:
+        peers: all workers.
+        node: the number of this machine.
+        folder: of this worker.
+    """
     nodes_and_folders = peers.share((node, folder))
     return [Path(path) if where == node else None for where, path in nodes_and_folders]

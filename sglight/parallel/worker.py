@@ -1,6 +1,6 @@
-"""A worker process: what it knows of itself, what it takes over from its parent, and what it reports in the end.
+"""The code of a worker process: its status, what it takes over from its parent, and the report at its end.
 
-Imports no torch: the process that starts workers need not have it.
+Imports no torch, because the process that starts workers does not need it.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from sglight import signals
 from sglight.errors import PeerLost, Terminated, UserError
 from sglight.output import tolerate
 
-STOP_S = 1.5  # between SIGTERM and SIGKILL
-TEXT_BYTES = 200  # of each text in a status
-SIGNALLED = 128  # plus the signal: the exit status of a worker that has answered it
-# What torch's RuntimeError says where another worker has gone.
+STOP_S = 1.5  # the time between SIGTERM and SIGKILL
+TEXT_BYTES = 200  # the largest length of a text in a status
+SIGNALLED = 128  # the exit status of a worker that a signal has ended is this plus the number of the signal
+# Parts of the messages of torch's RuntimeError if the connection to another worker is lost.
 LOST_CONNECTION = ("Connection closed by peer", "Connection reset", "Broken pipe", "Timed out waiting")
 
 
 class StatusTexts(NamedTuple):
-    """What a status says at a moment; empty where nothing has been set."""
+    """The texts of a status at one moment; those that have not been set are empty."""
 
     name: str
     doing: str
@@ -43,32 +43,32 @@ class StatusTexts(NamedTuple):
 
 
 class Status:
-    """What a worker does, in memory that its supervisor sees too."""
+    """What a worker does at present, in memory that it shares with its supervisor."""
 
     def __init__(self) -> None:
         self._name, self._doing, self._waiting = (RawArray(c_char, TEXT_BYTES) for _ in range(3))
         self._hurried = RawValue(c_bool, False)
 
     def hurry(self) -> None:
-        """Have the worker end at once when a signal comes, and not behind its batch."""
+        """Make the worker end immediately after a signal, not after its batch."""
         self._hurried.value = True
 
     @property
     def hurried(self) -> bool:
-        """Whether it is to."""
+        """Whether it should end immediately after a signal."""
         return bool(self._hurried.value)
 
     def set_name(self, name: str) -> None:
-        """Say what the worker is, e.g. "stages 2-3"."""
+        """Set the worker's name, e.g. "stages 2-3"."""
         self._name.value = name.encode()[:TEXT_BYTES]
 
     def set_doing(self, text: str) -> None:
-        """Say what it does, e.g. "batch 17"."""
+        """Set what it does, e.g. "batch 17"."""
         self._doing.value = text.encode()[:TEXT_BYTES]
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:
-        """Say, within the block, what another worker keeps it waiting for, e.g. "the state of batch 17"."""
+        """Set, within the block, what it waits for from another worker, e.g. "the state of batch 17"."""
         before = self._waiting.value
         self._waiting.value = text.encode()[:TEXT_BYTES]
         try:
@@ -77,19 +77,20 @@ class Status:
             self._waiting.value = before
 
     def read(self) -> StatusTexts:
-        """What has been said."""
+        """The texts that have been set."""
         texts = (self._name, self._doing, self._waiting)
         return StatusTexts(*(text.value.decode(errors="ignore") for text in texts))
 
 
 @dataclass(frozen=True)
 class Worker:
-    """What a worker knows of itself.
+    """The rank of a worker, and what it shares with others.
 
     Attributes:
-        rank: from 0. size: number of workers.
-        folder: where they meet, for this run alone; its path is short enough for sockets.
-        status: what the supervisor sees.
+        rank: its number, from 0.
+        size: the number of workers.
+        folder: for files and sockets of this run; its path is short enough for sockets.
+        status: what it does at present.
     """
 
     rank: int
@@ -108,10 +109,12 @@ def current() -> Worker | None:
 
 @dataclass(frozen=True)
 class Setting:
-    """What workers take over from the process that starts them, and not from the server that forks them.
+    """What workers take over from the process that starts them; the server that forks them may have other settings.
 
     Attributes:
-        environ: variables. threads: of torch. start_method: for processes of their own, such as those that load data.
+        environ: the environment variables.
+        threads: the number of threads of torch.
+        start_method: the start method of multiprocessing, for processes that a worker starts to load data.
     """
 
     environ: dict[str, str]
@@ -120,36 +123,39 @@ class Setting:
 
     @classmethod
     def of_this_process(cls, threads: int | None) -> Setting:
-        """The setting here, but for the number of threads."""
+        """The setting of this process, with another number of threads."""
         own = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
         return cls({**os.environ, **own}, threads, multiprocessing.get_start_method())
 
     def apply(self) -> None:
-        """Make it this process's."""
+        """Set it in this process."""
         os.environ.clear()
         os.environ.update(self.environ)
         multiprocessing.set_start_method(self.start_method, force=True)
         if self.threads is not None:
-            import torch  # in the workers: who starts them need not wait for it as well
+            import torch  # only workers need it, and it is slow
 
             torch.set_num_threads(self.threads)
 
 
 @dataclass(frozen=True)
 class Returned:
-    """A worker's report: its function has returned. Only worker 0 sends the value, pickled."""
+    """The report of a worker whose function has returned. Only worker 0 sends the value, pickled."""
 
     value: bytes = b""
 
 
 @dataclass(frozen=True)
 class Raised:
-    """A worker's report: its function has raised.
+    """The report of a worker whose function has raised an exception.
 
     Attributes:
-        kind, message: of the exception. user: whether it is a `UserError`.
-        lost: whether it comes from another worker's failure.
-        exception: itself, pickled; empty if it does not pickle.
+        kind: the name of the class of the exception.
+        message: of the exception.
+        user: whether it is a `UserError`.
+        lost: whether the failure of another worker is its cause.
+        traceback: of the exception, as text.
+        exception: the exception itself, pickled; empty if it cannot be pickled.
     """
 
     kind: str
@@ -191,9 +197,9 @@ def _pickled_error(error: BaseException) -> bytes:
 
 
 def work(worker: Worker, pipe: connection.Connection, setting: Setting) -> None:
-    """Run, as a process's main function, the task that comes through ``pipe``, and send back a report."""
+    """The main function of a worker process: receives a task through ``pipe``, runs it, and sends a report back."""
     global _current
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     _current = worker
     report = _run_task(worker, pipe, setting)
     signals.ignore()

@@ -1,4 +1,4 @@
-"""What the replicas of a stage have in common: one sum of their gradients, and one set of running statistics."""
+"""Keeps the replicas of a stage the same: sums of their gradients, and means of their running statistics."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from torch import Tensor, nn
 from sglight.gradients import GradientSource
 from sglight.link import Replicas
 
-# Buffers of batch normalisation, which each replica moves by the samples that it sees.
+# Buffers of batch normalisation, which each replica updates with its own samples.
 STATISTICS = ("running_mean", "running_var")
 NAME = "strategy.estimator.name"
 
 
 def begin_sum(parameters: Iterable[nn.Parameter], replicas: Replicas) -> Callable[[], None]:
-    """Begin to sum the gradients of parameters over the replicas; the function returned waits, and puts the sums there.
+    """Begin to sum the gradients of parameters over the replicas.
 
-    They go as one tensor: that of the same stage is the same in every placement, and so is how its sums are rounded.
+    All gradients are sent as one tensor. It is the same for a stage in every placement, and so are the rounding errors
+    of its sums.
+
+    Returns:
+        a function that waits for the sums and makes them the gradients of the parameters.
     """
     trained = [p for p in parameters if p.requires_grad]
     flat = torch.cat([_gradient(p).flatten() for p in trained])
@@ -40,7 +44,8 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 def average_statistics(stages: nn.Module, replicas: Replicas) -> None:
     """Give all replicas the mean of their running statistics.
 
-    These are moving averages, linear in what is seen: when they are averaged does not matter.
+    Running statistics are moving averages, which are linear in what they average. So it does not matter how often this
+    is done.
     """
     moving = [b for name, b in stages.named_buffers() if name.rpartition(".")[2] in STATISTICS]
     if replicas.size == 1 or not moving:
@@ -51,7 +56,7 @@ def average_statistics(stages: nn.Module, replicas: Replicas) -> None:
 
 
 def check_estimators(source: GradientSource, replicas: int) -> None:
-    """Refuse estimators that learn by themselves, each from its part of a batch: replicas would drift apart.
+    """Refuse estimators whose replicas would become different, because each learns from its own part of a batch only.
 
     Raises:
         ValueError: about ``trainer.replicas``.

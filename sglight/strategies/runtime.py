@@ -1,17 +1,18 @@
-"""What carries out a schedule's actions for the stages of one worker, with gradients from a source.
+"""Carries out the actions of a schedule for the stages of one worker.
 
-For each piece of a batch, in the order that the schedule says:
+A batch is cut into pieces, its microbatches. For each piece, in the order that the schedule gives:
 
-    forward    h_i = stage_i(h_{i-1}), handed down without its graph
-    backward   the gradient at the stage's end, from the source (at the last stage: of the summed loss), goes through
-               the stage, and what comes out at its beginning goes up to the stage before, if the source wants it
-    arrive     the true gradient goes through the stage a second time, and up
-    learn      the estimator behind the stage learns from the true gradient
-    update     the stage's optimiser steps with the sum over the pieces of a batch
+    forward    computes h_i = stage_i(h_{i-1}), and sends h_i to the next stage, without its autograd graph
+    backward   takes the gradient dL/dh_i at the end of the stage from the gradient source (at the last stage it is
+               that of the summed loss), computes the gradients of the stage's parameters and dL/dh_{i-1}, and sends
+               the latter to the stage before, if the source wants it
+    arrive     computes dL/dh_{i-1} from the true gradient, when that has come, in a second backward pass
+    learn      lets the estimator after the stage learn from the true gradient
+    update     steps the optimiser of the stage with the sum of the gradients of all pieces of a batch
 
-Replicas of a stage take a part of each piece each. Their gradients begin to be summed as soon as a stage has all of a
-batch, and its update waits for that at the end of the round, so that the sum is under way while other stages here go
-backward.
+If there are several replicas of a stage, each takes a part of every piece. The sum of their gradients begins as soon
+as the last piece of a batch has gone backward, and the update at the end of the round waits for it. Meanwhile other
+stages of this worker go backward.
 """
 
 from __future__ import annotations
@@ -36,46 +37,57 @@ from sglight.strategies.recorder import Recorder
 from sglight.strategies.replication import begin_sum
 from sglight.strategies.schedule import Action
 
-# Of so many batches the phases of the first are timed.
+# One batch in every so many is timed.
 TIMED_EVERY = 5
-# In the first piece of every so manieth batch, rebuilt states are compared with those of the forward pass.
+# One batch in every so many compares, in its first piece, rebuilt states with those of the forward pass.
 DRIFT_EVERY = 100
 
 
 class Observer:
-    """Told of rounds and updates; this one ignores them."""
+    """Is called at each round and each update. This one does nothing; subclasses measure gradients."""
 
     def before_round(self, runtime: Runtime, n: int) -> None:
-        """Before the actions of round n."""
+        """Is called before the actions of round n."""
 
     def on_gradient(self, i: int, passage: Passage, gradient: Tensor) -> None:
-        """The gradient at the end of stage i, not the last, with which a passage goes backward; perhaps lent."""
+        """Is called with the gradient at the end of stage i, not the last, before a backward pass uses it.
+
+        The gradient may be in memory that the channel overwrites later; copy it to keep it.
+        """
 
     def before_update(self, runtime: Runtime, i: int, n: int, normaliser: float) -> None:
-        """Before stage i's gradients, of a sum that `normaliser` makes a mean, are used in round n."""
+        """Is called before stage i is updated in round n; its gradients are sums, and means after division.
+
+        Args:
+            runtime: has the stage.
+            i: number of the stage.
+            n: number of the round.
+            normaliser: what the gradients will be divided by.
+        """
 
     def after_round(self, n: int) -> None:
-        """Behind the actions of round n."""
+        """Is called after the actions of round n."""
 
 
 class Runtime:
-    """The stages of one worker at work.
+    """Carries out a schedule with the stages of one worker.
 
     Args:
         plan: of the network as it is now; replaced when it is refined.
-        stages, estimators: those that live here, by number.
+        stages: those of this process, by number.
+        estimators: those of this process, by the number of the stage before them.
         step: steps the optimiser of a stage, and clears its gradients.
 
     Attributes:
-        placement: which stages are here, and what leads to the others.
-        batch: how many batches the training has had. round: how many pieces since the pipeline was last empty.
-        means: loss and accuracy of the training and of its epoch, where the last stage is, or the one that is set as
-            ``counter``.
-        observer: what looks on.
-        lessons: the loss of each estimator's last lesson, by boundary.
-        comparing: whether backward passes compare the true gradients that they get with what estimators say;
-            comparisons: what came of it, by name.
-        drifts: the largest relative error of states that are rebuilt, by stage, where that has just been looked at.
+        placement: which stages are here, and the channels to the others.
+        batch: the number of batches that the training has had.
+        round: the number of pieces since the pipeline was last empty.
+        means: loss and accuracy of the training and of its epoch, kept at the last stage, or at the stage ``counter``.
+        observer: is called at each round and each update.
+        lessons: the loss of the last lesson of each estimator, by boundary.
+        comparing: whether backward passes compare true gradients with those that estimators predict.
+        comparisons: the results of that, by name.
+        drifts: the largest relative error of rebuilt states, by stage, if it has just been measured.
     """
 
     def __init__(
@@ -88,7 +100,7 @@ class Runtime:
         self.forget()
 
     def forget(self) -> None:
-        """Be at the beginning of a training, without what an earlier one may have left."""
+        """Start a new training, without the state of an earlier one."""
         self.recorder = Recorder()
         self.means = TrainingMeans()
         self.lessons: dict[int, Tensor] = {}
@@ -101,41 +113,46 @@ class Runtime:
         self.begin(0)
 
     def begin(self, batch: int, round_: int = 0) -> None:
-        """Be at that batch of a training, with so many pieces since the pipeline was last empty."""
+        """Continue at a batch of a training, with ``round_`` pieces since the pipeline was last empty."""
         self.batch, self.round = batch, round_
-        # By stage, oldest first: what is between its forward pass and its last action.
+        # By stage, oldest first: the pieces between their forward pass and their last action.
         self.window: dict[int, deque[Passage]] = {i: deque() for i in range(self.plan.last + 1)}
-        # By stage: what the gradients that its parameters have are to be divided by. By batch under way: the same.
+        # By stage: the divisor of the present gradients of its parameters. By batch in the pipeline: the same.
         self.normalisers: dict[int, float] = {}
         self.totals: dict[int, float] = {}
-        # By stage: waits for the sum of its gradients over the replicas.
+        # By stage: a function that waits for the sum of its gradients over the replicas.
         self._under_way: dict[int, Callable[[], None]] = {}
-        # By stage: a copy of its parameters as they are now, if a piece has gone forward on one.
+        # By stage: a copy of its present parameters, if a piece has gone forward with such a copy.
         self._copies: dict[int, dict[str, Tensor]] = {}
-        # By stage: gradients that a checkpoint had, until the training begins.
+        # By stage: gradients of a checkpoint, until the training begins.
         self.sums: dict[int, dict[str, Tensor]] = {}
 
     def stage(self, i: int) -> Stage:
-        """Stage i, which lives here."""
+        """Stage i, which must be in this process."""
         stage = self.stages[str(i)]
         assert isinstance(stage, Stage)
         return stage
 
     def boundary(self, i: int) -> Boundary:
-        """The boundary behind stage i."""
+        """The boundary after stage i."""
         key = str(i)
         estimator = self.estimators[key] if key in self.estimators else None  # noqa: SIM401
         return self.plan.boundary(i, estimator)
 
     @property
     def boundaries(self) -> list[int]:
-        """Numbers of the stages here that have one behind them."""
+        """The numbers of the stages here that are followed by another stage."""
         return [i for i in self.placement.own if i < self.plan.last]
 
     def train(self, x: Tensor | None, labels: Tensor) -> None:
-        """Carry out the rounds of a batch; inputs are None where the first stage does not live."""
+        """Train on one batch, in one round for each of its pieces.
+
+        Args:
+            x: the inputs ``[B, ...]``; None if the first stage is in another process.
+            labels: ``[B]``.
+        """
         schedule, own, last = self.plan.schedule, self.placement.own, self.plan.last
-        # As many batches in a row are timed as there are to a lesson, so that one of them has it whatever the lag.
+        # If only every n-th batch has a lesson, n batches in a row are timed, so that one of them has it.
         timed = self.batch % TIMED_EVERY < max(self.plan.source.lesson_every, 1)
         self.recorder.begin(self.batch, timed, labels.is_cuda)
         self._first = self._batch_of_first_piece()
@@ -151,7 +168,7 @@ class Runtime:
         self.batch += 1
 
     def _check_statistics(self, samples: int) -> None:
-        """Refuse a batch of which some replica would have nothing to normalise with the others."""
+        """Refuse a batch that is too small for each replica to have a sample in each piece."""
         pieces, replicas = self.plan.schedule.pieces, self.placement.statistics.size
         if replicas > 1 and samples < pieces * replicas:
             raise UserError(
@@ -161,7 +178,7 @@ class Runtime:
             )
 
     def drain(self) -> None:
-        """Do what is left of the pieces under way, so that the pipeline is empty."""
+        """Complete all pieces in the pipeline, so that it is empty."""
         self._first = self._batch_of_first_piece()
         rest = self.plan.schedule.rest(self.round, self.placement.own, self.plan.last)
         for n, actions in enumerate(rest, self.round):
@@ -169,6 +186,7 @@ class Runtime:
         self.round = 0
 
     def _carry_out(self, n: int, actions: Iterable[Action], x: Tensor | None, labels: Tensor | None) -> None:
+        """Carry out the actions of round n, with the piece that enters the pipeline in it, if there is one."""
         self.observer.before_round(self, n)
         updates, schedule = list[Action](), self.plan.schedule
         for action in actions:
@@ -179,7 +197,7 @@ class Runtime:
                 case "backward":
                     self._backward(action)
                     if schedule.flushes and (action.piece + 1) % schedule.pieces == 0:
-                        self._begin_sum(action.stage)  # it updates last of all
+                        self._begin_sum(action.stage)  # updates come after all backward passes
                 case "arrive":
                     self._arrive(action, draining=labels is None)
                 case "learn":
@@ -229,7 +247,7 @@ class Runtime:
         return self.plan.schedule.latency(self.plan.last)
 
     def _copy(self, i: int) -> dict[str, Tensor]:
-        """The parameters of stage i as they are now, for all pieces that go forward before its next update."""
+        """A copy of the parameters of stage i, shared by all pieces that go forward before its next update."""
         if i not in self._copies:
             parameters = self.stage(i).named_parameters()
             self._copies[i] = {name: p.detach().clone().requires_grad_() for name, p in parameters}
@@ -264,10 +282,10 @@ class Runtime:
         if i > 0 and plan.source.wants(passage.batch):
             assert passage.entered.grad is not None
             self.hand_up(i, passage.entered.grad)
-        self._be_done(i, passage)
+        self._release(i, passage)
 
-    def _be_done(self, i: int, passage: Passage) -> None:
-        """Forget a passage behind its last backward pass, but for a lesson."""
+    def _release(self, i: int, passage: Passage) -> None:
+        """Free the memory of a passage after its last backward pass; keep what a lesson needs."""
         passage.entered = passage.output = passage.weights = passage.ends = None
         if not self._is_lesson(i, passage):
             self.window[i].remove(passage)
@@ -292,7 +310,10 @@ class Runtime:
         return gradient
 
     def _arrive(self, action: Action, draining: bool) -> None:
-        """Let the true gradient of a passage go through the stage; without an update behind it only upwards."""
+        """Carry the true gradient of a passage through the stage.
+
+        Its parameters get their share of it, unless the pipeline is being drained, when no update would follow.
+        """
         i, passage = action.stage, self._passage(action)
         if passage is None:  # of a piece without samples
             return
@@ -304,7 +325,7 @@ class Runtime:
             output = self.plan.source.output(self.stage(i), passage)
             if part:
                 output.backward(true)
-                # Beside gradients of another batch, whose sum is divided by its own normaliser.
+                # The sum of gradients is that of another batch, and is divided by the normaliser of that batch.
                 part *= self.normalisers[i] / passage.normaliser
                 _move_gradients(passage.weights, self.stage(i), part)
             elif i > 0:
@@ -312,16 +333,16 @@ class Runtime:
         if i > 0:
             assert passage.entered.grad is not None
             self.hand_up(i, passage.entered.grad)
-        self._be_done(i, passage)
+        self._release(i, passage)
 
     def _keep_for_lesson(self, i: int, passage: Passage, true: Tensor) -> None:
-        """Keep a true gradient from which the estimator will learn."""
+        """Keep a true gradient if the estimator will learn from it."""
         if self._is_lesson(i, passage):
-            # The channel may lend its memory until the next gradient only.
+            # The channel may overwrite this memory with the next gradient.
             passage.target = true.clone() if self.placement.gradients[i].lends else true
 
     def compare_estimate(self, i: int, passage: Passage, true: Tensor) -> None:
-        """Note how well the estimator behind stage i predicts a true gradient."""
+        """Record how well the estimator after stage i predicts a true gradient."""
         estimate = self.plan.source.estimate(self.boundary(i), passage)
         named = compare(estimate, true).items()
         self.comparisons |= {f"estimator_{i}/{kind}": value for kind, value in named}
@@ -339,13 +360,13 @@ class Runtime:
         self.window[i].remove(passage)
 
     def _learn_without_samples(self, action: Action) -> None:
-        """Take part in a lesson of all replicas, of a batch of which this one has no part."""
+        """Take part in the lesson of all replicas if this one has no samples of the piece: they all must call it."""
         i, source, batch = action.stage, self.plan.source, self._batch_of(action.piece)
         parameter = next(self.stages.parameters())
         state = parameter.new_empty(self.plan.boundary_shape(i, 0))
         labels = torch.empty(0, dtype=torch.long, device=parameter.device)
         passage = Passage(action.piece, batch, labels, None, None, state, target=state)
-        if not source.lesson_every:  # learns in giving a gradient
+        if not source.lesson_every:  # the estimator learns while it predicts a gradient
             if action.kind == "backward":
                 source.gradient(self.boundary(i), passage, None)
         elif action.kind == "learn" and batch % source.lesson_every == 0:
@@ -371,11 +392,11 @@ class Runtime:
         return next((p for p in self.window[action.stage] if p.piece == action.piece), None)
 
     def _batch_of(self, piece: int) -> int:
-        """Number of the batch that a piece belongs to, from the beginning of the training."""
+        """The number of the batch that a piece belongs to, counted from the beginning of the training."""
         return self._first + piece // self.plan.schedule.pieces
 
     def _batch_of_first_piece(self) -> int:
-        """Number of the batch with which the pipeline began to fill; to be asked for between two batches."""
+        """The number of the batch with which the pipeline began to fill; correct only between two batches."""
         return self.batch - self.round // self.plan.schedule.pieces
 
     def _is_lesson(self, i: int, passage: Passage) -> bool:
@@ -383,9 +404,13 @@ class Runtime:
         return i < self.plan.last and every > 0 and passage.batch % every == 0
 
     def enter(self, i: int, x: Tensor | None, count: int, keep: bool = False) -> Tensor:
-        """What stage i begins with: the inputs, or the state of ``count`` samples from the stage before it.
+        """The tensor that enters stage i: the inputs, or the state from the stage before it.
 
-        The state is valid until the next call, or (``keep``) for good.
+        Args:
+            i: number of the stage.
+            x: the inputs, for the first stage.
+            count: the number of samples.
+            keep: whether the state must stay valid; otherwise the next call may overwrite it.
         """
         if i == 0:
             assert x is not None
@@ -396,17 +421,17 @@ class Runtime:
         return state.clone() if keep and channel.lends else state
 
     def hand_down(self, i: int, state: Tensor) -> None:
-        """Send the state behind stage i to the next one."""
+        """Send the state at the end of stage i to the next stage."""
         with self.recorder.phase("send", i):
             self.placement.states[i].send(state)
 
     def hand_up(self, i: int, gradient: Tensor) -> None:
-        """Send the gradient at the beginning of stage i to the one before it."""
+        """Send the gradient at the beginning of stage i to the stage before it."""
         with self.recorder.phase("send", i):
             self.placement.gradients[i - 1].send(gradient)
 
     def receive_gradient(self, i: int, count: int) -> Tensor:
-        """The next gradient that comes up through the boundary behind stage i; valid until the next call."""
+        """The next gradient from stage i + 1; the next call may overwrite it."""
         with self.recorder.phase("wait", i):
             return self.placement.gradients[i].receive(self.plan.boundary_shape(i, count))
 
@@ -416,7 +441,7 @@ class Runtime:
         return self.receive_gradient(i, len(passage.labels))
 
     def collect(self) -> None:
-        """Receive all gradients that are on their way, without using them yet."""
+        """Receive all gradients that have been sent to this worker, and keep them for later."""
         schedule, last = self.plan.schedule, self.plan.last
         for i in self.boundaries:
             behind = range(i + 1, i + 2)
@@ -429,7 +454,7 @@ class Runtime:
 
 
 def _move_gradients(weights: dict[str, Tensor], stage: Stage, part: float = 1.0) -> None:
-    """Add a part of the gradients of copies of a stage's parameters to those of the parameters themselves."""
+    """Add the gradients of copies of a stage's parameters, times ``part``, to those of the parameters themselves."""
     for name, parameter in stage.named_parameters():
         gradient, weights[name].grad = weights[name].grad, None
         if gradient is not None:

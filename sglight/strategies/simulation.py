@@ -1,4 +1,4 @@
-"""Who does what when: a schedule's own actions carried out on a clock instead of a network."""
+"""Simulates a schedule: its actions advance a clock instead of computing a network."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import NamedTuple
 
 from sglight.strategies.schedule import Action, Schedule
 
-# Over so many batches a pace is taken.
+# The number of batches from which the time for a batch is computed.
 BATCHES = 64
-# Tensors in a channel that nothing comes back through: nothing else keeps its sender from running ahead.
+# The most tensors in a channel whose receiver sends nothing back; only this limit keeps its sender from running ahead.
 UNANSWERED = 4
 
 
 class Span(NamedTuple):
-    """What a worker did from ``start`` to ``end``: seconds of `perf_counter`, or the unit of simulated costs.
+    """One phase of the work of a worker, from ``start`` to ``end``.
 
-    The clock is common to the processes of one machine. ``phase`` is ``forward``, ``estimate``, ``backward``,
-    ``arrive``, ``learn``, ``send``, or ``wait`` for what another worker sends.
+    Times are seconds of `perf_counter`, which is the same clock for all processes of one machine, or the unit of
+    simulated costs. ``phase`` is ``forward``, ``estimate``, ``backward``, ``arrive``, ``learn``, ``send``, or ``wait``
+    if the worker waits for another one.
     """
 
     phase: str
@@ -32,7 +33,7 @@ class Span(NamedTuple):
 
 @dataclass
 class StageTimes:
-    """What the phases of a stage, and of the estimator at its end, cost for a batch: seconds, or any other unit."""
+    """The cost of each phase of a stage and of the estimator at its end, for one batch, in seconds or another unit."""
 
     forward: float = 0.0
     estimate: float = 0.0
@@ -42,17 +43,17 @@ class StageTimes:
 
     @property
     def total(self) -> float:
-        """All phases in turn."""
+        """The sum over all phases."""
         return self.forward + self.estimate + self.backward + self.learn + self.arrive
 
 
 @dataclass(frozen=True)
 class Messages:
-    """What communication takes, in the unit of the costs; nothing by default.
+    """The time that communication takes, in the unit of the costs; none by default.
 
     Attributes:
-        states: by boundary, to send all states of a batch to another worker, or the gradients back.
-        sums: by stage, to sum its gradients over the replicas; empty where there is one of each.
+        states: by boundary, the time to send all states of a batch to another worker, or the gradients back.
+        sums: by stage, the time to sum its gradients over the replicas; empty if there is only one of each stage.
     """
 
     states: Sequence[float] = ()
@@ -60,19 +61,19 @@ class Messages:
 
 
 class _Line:
-    """What carries messages one after the other."""
+    """A connection that carries one message at a time."""
 
     def __init__(self) -> None:
         self._free = 0.0
 
     def carry(self, ready: float, time: float) -> float:
-        """When something has arrived that is ready to go at a time."""
+        """The time of arrival of a message that is sent at ``ready`` or later, and takes ``time``."""
         self._free = max(self._free, ready) + time
         return self._free
 
 
 class _Worker:
-    """One worker's actions that are left, what it has done, and when it is free again."""
+    """A simulated worker: the actions that it has yet to do, the spans of those that it has done, and its clock."""
 
     def __init__(self, actions: Iterator[Action]) -> None:
         self.left = deque(actions)
@@ -81,11 +82,11 @@ class _Worker:
         self.sums = _Line()
 
     def work(self, phase: str, cost: float, action: Action, batch: int) -> float:
-        """Do something as soon as the worker is free; returns when it is done."""
+        """Do something as soon as the worker is free; returns the time when it is done."""
         return self._until(self.free + cost, phase, action, batch)
 
     def wait(self, until: float, action: Action, batch: int) -> None:
-        """Do nothing before that time."""
+        """Wait until a time."""
         self._until(until, "wait", action, batch)
 
     def _until(self, end: float, phase: str, action: Action, batch: int) -> float:
@@ -102,16 +103,23 @@ def simulate(
     batches: int,
     messages: Messages | None = None,
 ) -> list[list[Span]]:
-    """The spans of each worker in the first ``batches`` of an epoch, with unbounded channels.
+    """The spans of each worker in the first ``batches`` of an epoch.
 
-    A state leaves a stage when its forward pass ends, a gradient when its backward pass ends. What costs nothing has
-    no span. Pieces of a batch cost equal parts of it, and carry its number; what is left to do behind the last batch
-    is not shown.
+    A state leaves a stage when its forward pass ends, a gradient when its backward pass ends; a sender never waits for
+    room in a channel. Each piece of a batch costs the same part of it. Phases without cost have no span, and the work
+    that is left after the last batch is not simulated.
 
     Args:
-        groups: the stages of each worker, neighbours in order.
-        costs: of each stage's phases for a batch, in any unit of time.
-        messages: what they take, besides the workers' time; None for nothing.
+        schedule: the order of the actions.
+        groups: the stages of each worker, in order.
+        costs: of the phases of each stage for a batch, in any unit of time.
+        batches: how many to simulate.
+        messages: the time of communication; None for none.
+
+    >>> from sglight.strategies.schedule import Locked
+    >>> (worker,) = simulate(Locked(), [range(1)], [StageTimes(forward=1, backward=2)], batches=1)
+    >>> [(span.phase, span.start, span.end) for span in worker]
+    [('forward', 0.0, 1.0), ('backward', 1.0, 3.0)]
     """
     messages = messages or Messages()
     last, pieces = len(costs) - 1, schedule.pieces
@@ -121,20 +129,22 @@ def simulate(
     workers = [
         _Worker(chain.from_iterable(order(schedule.actions(n, own, last)) for n in rounds)) for own in groups
     ]
-    states: dict[tuple[int, int], float] = {}  # by stage and piece: when it arrives below
-    gradients: dict[tuple[int, int], float] = {}  # and when it arrives above
-    sums: dict[tuple[int, int], float] = {}  # when the sum over the replicas is there
+    # By stage and piece: the times when states arrive at the next stage, gradients at the stage before, and sums over
+    # replicas at all of these.
+    states: dict[tuple[int, int], float] = {}
+    gradients: dict[tuple[int, int], float] = {}
+    sums: dict[tuple[int, int], float] = {}
     between = {own.stop - 1 for own in groups if own.stop <= last} if messages.states else set[int]()
     down, up = ({i: _Line() for i in between} for _ in range(2))
 
     def arrival(lines: dict[int, _Line], boundary: int, ready: float) -> float:
-        """When a piece of a batch has crossed a boundary."""
+        """The time when the state or gradient of a piece has crossed a boundary."""
         if boundary not in lines:
             return ready
         return lines[boundary].carry(ready, messages.states[boundary] / pieces)
 
     def awaited(action: Action) -> float | None:
-        """When what the action needs from a neighbouring stage is there; None if that is not known yet."""
+        """The time when the input of an action arrives from another worker or stage; None if not known yet."""
         kind, i, piece = action
         if kind == "forward" and i > 0:
             return states.get((i - 1, piece))
@@ -143,7 +153,7 @@ def simulate(
         return sums.get((i, piece), 0.0) if kind == "update" else 0.0
 
     def advance(worker: _Worker) -> bool:
-        """Carry out what can be; whether that was anything."""
+        """Carry out the actions whose input is known; whether there was any."""
         moved = False
         while worker.left and (ready := awaited(worker.left[0])) is not None:
             action, moved = worker.left.popleft(), True
@@ -176,12 +186,12 @@ def simulate(
 
 
 def _updates_last(actions: Iterator[Action]) -> list[Action]:
-    """As replicas do it: see `sglight.strategies.runtime`."""
+    """The actions of a round with updates at its end, as replicas do them: see `sglight.strategies.runtime`."""
     return sorted(actions, key=lambda action: action.kind == "update")
 
 
 def end_of(workers: Sequence[Sequence[Span]]) -> float:
-    """When the last of the workers is done."""
+    """The time when the last worker is done."""
     return max(span.end for span in chain(*workers))
 
 
@@ -192,32 +202,33 @@ def period(
     messages: Messages | None = None,
     batches: int = BATCHES,
 ) -> float:
-    """Time a batch of `simulate`'s workers, once in full swing: in the second half of so many."""
+    """The time for one batch once the pipeline is full: the mean over the second half of ``batches`` batches."""
     half = batches // 2
-    # What a worker does in a batch depends on nothing later: the first half is a run of its own.
+    # The simulation of half the batches is the first half of the simulation of all of them.
     end, middle = (end_of(simulate(schedule, groups, costs, count, messages)) for count in (batches, half))
     return (end - middle) / (batches - half)
 
 
 def speedup(schedule: Schedule, groups: Sequence[range], costs: Sequence[StageTimes]) -> float:
-    """How many times faster the groups' workers are than one worker that holds all stages and does the same."""
+    """How many times faster the workers with these groups of stages are than one worker with all stages."""
     return period(schedule, [range(len(costs))], costs) / period(schedule, groups, costs)
 
 
 def in_flight(schedule: Schedule, stages: int) -> int:
-    """How many tensors a channel must hold so that nobody waits for room in it where the schedule does not wait.
+    """The number of tensors that a channel must hold so that its sender never waits for room in it.
 
-    The receiver keeps one until it asks for the next, and may stand still just before that; meanwhile the sender goes
-    on until it needs what the receiver has not sent yet. The most of that, over all boundaries and both directions.
+    The receiver keeps one tensor until it asks for the next, and may stop just before that. Meanwhile the sender goes
+    on until it needs something that the receiver has not sent yet. The number is the largest that this gives, over
+    all boundaries and both directions.
     """
     return max((_backlog(schedule, i, stages - 1) for i in range(stages - 1)), default=0)
 
 
 def _backlog(schedule: Schedule, i: int, last: int) -> int:
-    """`in_flight` for the boundary behind stage i."""
+    """`in_flight` for the boundary after stage i."""
     above, below, answer = range(i + 1), range(i + 1, last + 1), schedule.sends(i + 1, last)
-    still = 2 * schedule.latency(last) + 2 * schedule.pieces  # a round in full swing
-    # The receiver of states stands still before round `still`: so many gradients have come back.
+    still = 2 * schedule.latency(last) + 2 * schedule.pieces  # a round in which the pipeline is full
+    # If the receiver of states stops before round `still`, it has sent these gradients.
     back = {a.piece for n in range(still) for a in schedule.actions(n, below, last) if _is(a, answer, i + 1)}
     states = gradients = 0
     for n in range(2 * still + UNANSWERED + schedule.pieces):
@@ -230,7 +241,7 @@ def _backlog(schedule: Schedule, i: int, last: int) -> int:
         break
     else:
         return UNANSWERED
-    # The receiver of gradients stands still before the first that it needs in round `still`.
+    # The receiver of gradients stops before the first that it needs in round `still`.
     received, sent = 0, 0
     for n in range(still + 1):
         for action in schedule.actions(n, above, last):
@@ -253,5 +264,5 @@ def _is(action: Action, kind: str, stage: int) -> bool:
 
 
 def _needs(schedule: Schedule, action: Action, i: int) -> bool:
-    """Whether an action needs the gradient behind stage i."""
+    """Whether an action needs the gradient at the end of stage i."""
     return _is(action, schedule.receives, i)

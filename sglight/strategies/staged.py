@@ -1,4 +1,4 @@
-"""A network in stages as a LightningModule: what Lightning asks of it, whatever its schedule and gradient source."""
+"""The LightningModule of a network in stages: validation, test, prediction and checkpoints."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ __all__ = ["Batch", "InStages", "Shared", "StagedModule", "limited"]
 
 
 class StagedModule(StagedTraining):
-    """A network in one or more stages, trained with manual optimisation by a schedule and a gradient source.
+    """A network cut into stages, trained in the order of a schedule with gradients from a source.
 
-    Gradients are those of the summed loss on their way through the network, and divided by the batch size where
-    they meet the parameters: the mean loss is minimised, and what crosses a boundary does not depend on the
-    batch size.
+    The gradients that stages exchange are those of the loss summed over the samples, so that they do not depend on
+    the batch size. Those of the parameters are divided by the batch size before the update: the mean loss is minimised.
 
-    The stages may live in several processes: `place` says which are here. All processes see the same batches in the
-    same order, and what is learnt does not depend on the placement.
+    The stages may be in several processes; `place` sets which of them are here. All processes get the same batches in
+    the same order, and the trained network does not depend on the placement.
 
-    Callbacks see ``on_before_optimizer_step`` once for each stage here and batch, and no ``on_after_backward``.
+    The module uses Lightning's manual optimisation. Callbacks get ``on_before_optimizer_step`` once for each stage
+    here and each batch, and no ``on_after_backward``.
 
     Args:
         network: the fields of `NetworkSpec`, as plain containers.
-        optimizer, scheduler: see `optim.py`; every stage has its own.
-        clip_norm: largest norm of a stage's gradient; None for no limit.
-        regularisation: weights of the penalties in `sglight.networks.regularisers.penalty`.
+        optimizer: of each stage, which has its own; see `optim.py`.
+        scheduler: of its learning rate; see `optim.py`.
+        clip_norm: the largest norm of a stage's gradient; None for no limit.
+        regularisation: the weights of the penalties in `sglight.networks.regularisers.penalty`.
         loss: the arguments of `Loss`.
-        stages: M.
-        cuts: the time steps with which stages 1 to M - 1 begin, see `given_cuts`; None for stages of nearly
-            equal cost by the cost model.
-        schedule, source: in which order the stages act, and where their gradients come from; by default true gradients
-            through all stages in turn.
+        stages: M, the number of stages.
+        cuts: the first time steps of stages 1 to M - 1, see `given_cuts`; None for stages of nearly equal cost.
+        schedule: the order in which the stages act; by default one after the other.
+        source: where their gradients come from; by default true gradients.
         diagnose_every_n_batches: see `Diagnosis`.
-        multiple: number of steps of which all cuts are multiples.
+        multiple: a number of steps of which all cuts must be multiples.
 
     Attributes:
-        arguments: those that the module was made with.
+        arguments: those with which the module was constructed.
         plan: all of the above.
-        level: how often the network has been refined: results before and after do not compare.
-        part: what the parts are called that workers share out.
-        inputs_everywhere: whether all workers need the inputs, not only that of the first stage.
+        level: how often the network has been refined; losses before and after a refinement do not compare.
+        part: what a stage is called in messages.
+        inputs_everywhere: whether all workers need the inputs, not only the worker with the first stage.
     """
 
     # Evaluation.
@@ -72,10 +72,10 @@ class StagedModule(StagedTraining):
 
     @override
     def on_validation_model_zero_grad(self) -> None:
-        """Leave gradients alone in a validation: in mid-epoch they may be sums that are not complete yet."""
+        """Keep the gradients: a validation within an epoch may come between the pieces that are summed."""
 
     def evaluate(self, batch: Batch) -> None:
-        """Let this replica's part of a batch stream through the stages here; that of the last keeps loss and hits."""
+        """Compute the stages here for this replica's part of a batch; the last stage adds up loss and hits."""
         x, labels = batch
         share = self.placement.replicas.share
         own, x = share(labels), None if x is None else share(x)
@@ -89,7 +89,7 @@ class StagedModule(StagedTraining):
         self.evaluation.count(self.plan.loss.normaliser(labels), len(labels))
 
     def evaluate_stage(self, i: int, output: Tensor, labels: Tensor) -> None:
-        """Look at what stage i gives for a batch that is evaluated, once that has been handed down."""
+        """Is called with the output of stage i for each batch of an evaluation; override it to measure something."""
 
     def _log_evaluation(self, prefix: str) -> dict[str, float]:
         """Log mean loss and accuracy over all batches since the last call, on every worker."""
@@ -99,7 +99,7 @@ class StagedModule(StagedTraining):
         return means
 
     def evaluation_means(self) -> dict[str, float]:
-        """What is logged of all batches that have been evaluated, on every worker; begins anew."""
+        """The values to log of all batches since the last call, on every worker."""
         return self.evaluation.take(self.placement.peers)
 
     @override
@@ -159,20 +159,20 @@ class StagedModule(StagedTraining):
         naming.by_number(checkpoint, self.optimizer_names())
 
     def progress(self) -> dict[str, Any]:
-        """Where a training is, besides its parameters, in plain containers and tensors; the same on all workers."""
+        """The state of a training besides its parameters, in plain containers and tensors; the same on all workers."""
         return {
             "batch": self.runtime.batch, "round": self.runtime.round, "next_diagnosis": self.diagnosis.next,
         }  # fmt: skip
 
     def restore_progress(self, progress: Mapping[str, Any]) -> None:
-        """Be where `progress` says, before parameters are loaded."""
+        """Restore the state that `progress` returned; call it before the parameters are loaded."""
         self.runtime.begin(progress["batch"], progress["round"])
         self.diagnosis.next = progress["next_diagnosis"]
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree on with the module that loads it, by the keys that set it."""
+        """The settings that must be the same in a checkpoint and in the module that loads it, by config key."""
         return naming.identity(type(self).__name__.lower(), self.plan)
 
     def training_identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree on besides for a training to go on from it: whose states it has."""
+        """The settings that must also be the same for the training to continue from the checkpoint, by config key."""
         return naming.training_identity(self.plan)

@@ -1,4 +1,4 @@
-"""How a network in stages is trained: optimisers, batches, and what is logged of them."""
+"""The training of a network in stages: its optimisers, the training step and the logged values."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WORKER_TIMES = ("busy", "waiting", "communicating")
 
 
 class StagedTraining(StagedNetwork):
-    """Optimisers, training step and logs of a network in stages; see `StagedModule`."""
+    """Optimisers, training step and logged values of a network in stages; see `StagedModule`."""
 
     # Optimisers and their schedules.
 
@@ -49,7 +49,7 @@ class StagedTraining(StagedNetwork):
         return configured
 
     def make_optimizers(self) -> list[tuple[str, Optimizer]]:
-        """Named optimisers: the stages' first, then those of the estimators that have one."""
+        """The optimisers of the stages here, and after them those of the estimators, each with its name."""
         plan, named = self.plan, list[tuple[str, Optimizer]]()
         for i, stage in self.own_stages():
             late = plan.schedule.lateness(i, plan.last)
@@ -61,7 +61,7 @@ class StagedTraining(StagedNetwork):
         return named
 
     def estimator_optimizer(self) -> dict[str, Any]:
-        """The settings of the estimators' optimisers."""
+        """The settings of the optimiser of each estimator."""
         return self.plan.source.estimator_optimizer()
 
     def optimizer_names(self) -> list[str]:
@@ -71,12 +71,12 @@ class StagedTraining(StagedNetwork):
         ]
 
     def _learners(self) -> list[tuple[str, TrainedEstimator]]:
-        """The estimators here that are trained by an optimiser of the strategy's."""
+        """The estimators here that the strategy gives an optimiser."""
         return [(k, e) for k, e in self.estimators.items() if isinstance(e, TrainedEstimator)]
 
     @override
     def step_stage(self, i: int) -> None:
-        """Step the optimiser of stage i and its learning rate's schedule, and clear the gradients."""
+        """Step the optimiser of stage i and the schedule of its learning rate, and clear its gradients."""
         index = list(self.stages).index(str(i))
         optimizer = self.trainer.strategy.optimizers[index]
         self.step_optimizer(optimizer)
@@ -84,11 +84,11 @@ class StagedTraining(StagedNetwork):
         self._step_schedule(self.schedulers()[index])
 
     def step_optimizer(self, optimizer: Optimizer, closure: Any = None) -> Any:
-        """Step an optimiser as Lightning does, with its hooks, but without counting."""
+        """Step an optimiser with the hooks that Lightning calls, but without Lightning's count of steps."""
         return self.trainer.strategy.optimizer_step(optimizer, closure or _nothing)
 
     def schedulers(self) -> list[Any]:
-        """All learning-rate schedules, in the order of the optimisers."""
+        """The learning-rate schedules, in the order of the optimisers."""
         schedulers = self.lr_schedulers()
         return [] if schedulers is None else schedulers if isinstance(schedulers, list) else [schedulers]
 
@@ -111,19 +111,24 @@ class StagedTraining(StagedNetwork):
         self.end_batch({**self.runtime.comparisons, **lessons, **drifts}, stepped=len(self.stages))
 
     def _diagnose(self, x: Tensor | None, labels: Tensor) -> None:
-        """Look at the gradients of this batch if that is due."""
+        """Measure the gradients of this batch, if it is one of those that are diagnosed."""
         trainer: Any = self.trainer
         runtime = self.runtime
         runtime.comparing = False
         if self.diagnosis.is_due(runtime.batch, trainer.log_every_n_steps):
             self.diagnosis.begin(runtime, x, labels)
-            # Passes that have true gradients compare on the way what estimators say.
+            # Backward passes with true gradients compare these with the predictions of estimators.
             runtime.comparing = bool(self.plan.source.lesson_every) and not self.plan.source.predicts
 
     def end_batch(self, known: Mapping[str, float | Tensor] | None = None, stepped: int = 0) -> None:
-        """Count the batch, step the schedules behind the first ``stepped``, log what is ``known`` of `curve_names`.
+        """Count the batch, step learning-rate schedules and log values.
 
-        Within the training step: a callback that then writes a checkpoint finds everything behind the batch.
+        This must happen within the training step, so that a callback that writes a checkpoint after it saves a state
+        in which the batch is complete.
+
+        Args:
+            known: the values among `curve_names` that this worker knows.
+            stepped: the number of learning-rate schedules, from the first, that have been stepped already.
         """
         count_batches(self.trainer, self.runtime.batch)
         for scheduler in self.schedulers()[stepped:]:
@@ -151,7 +156,7 @@ class StagedTraining(StagedNetwork):
             self._log_epoch()
 
     def _warn_of_drifts(self) -> None:
-        """Warn once of stages whose rebuilt states are too far from those of the forward passes."""
+        """Warn, once for each stage, if its rebuilt states differ too much from those of the forward pass."""
         for i, error in self.runtime.drifts.items():
             if float(error) > LIMIT and i not in self._warned:
                 self._warned.add(i)
@@ -165,7 +170,7 @@ class StagedTraining(StagedNetwork):
         self.runtime.drifts = {}
 
     def _log_epoch(self) -> None:
-        """Log the epoch's mean loss and accuracy, if there was a batch, for callbacks on every worker."""
+        """Log mean loss and accuracy of the epoch, for callbacks on every worker, if it has had a batch."""
         weights = self._weights(self.runtime.means.epoch)
         means = self.runtime.means.epoch.take()
         known = [float(means[name]) * weights[name] if means else 0.0 for name in weights]
@@ -176,18 +181,18 @@ class StagedTraining(StagedNetwork):
                 self.log(name, value / weight, prog_bar=True, logger=False)
 
     def _weights(self, means: RunningMeans) -> dict[str, float]:
-        """By what to weigh means of this replica's samples; 1 where it has all samples."""
+        """The weights of the means over this replica's samples in the means over all samples; 1 without replicas."""
         return means.weights if self.placement.replicas.size > 1 else dict.fromkeys(means.weights, 1.0)
 
     @property
     def is_logging(self) -> bool:
-        """Whether what happens in this batch is logged (asked when it has been counted)."""
+        """Whether values of this batch are logged; to be read after the batch has been counted."""
         trainer: Any = self.trainer  # Lightning does not declare the attribute
         every = trainer.log_every_n_steps  # 0: never
         return every > 0 and self.runtime.batch % every == 0
 
     def curve_names(self) -> list[str]:
-        """All names that `end_batch` may get, on whichever worker."""
+        """The names of all values that `end_batch` may get at any worker."""
         boundaries = range(self.plan.last if self.plan.source.has_estimators else 0)
         kinds = ("loss", *COMPARED)
         measured = MEASURED if self.diagnosis.every else ()
@@ -202,7 +207,7 @@ class StagedTraining(StagedNetwork):
 
     @override
     def on_train_start(self) -> None:
-        # Lightning has restored its count of batches by now, if the training goes on from a checkpoint.
+        # If the training continues from a checkpoint, Lightning has restored its count of batches by now.
         self.runtime.batch = self.global_step
         flight.take_up_sums(self.runtime)
         self.diagnosis.forget()
@@ -231,7 +236,7 @@ class StagedTraining(StagedNetwork):
 
     @override
     def on_train_epoch_end(self) -> None:
-        # A run may end in mid-epoch (max_time, an early stop).
+        # A run may end within an epoch, by max_time or an early stop.
         self.runtime.drain()
         self.average_statistics()
         self.curves.write(self, wait=True, hidden=SHOWN)
@@ -243,18 +248,23 @@ class StagedTraining(StagedNetwork):
             {f"worker_{rank}/{kind}_s": s for kind, s in times.items()},
         )
         phases = self.phase_times()
-        if all(stage.total for stage in phases):  # not if a run goes on behind the last batch that is timed
+        if all(stage.total for stage in phases):  # a resumed run may have had no timed batch yet
             self.log_phases(phases)
 
     def log_everywhere(self, names: Sequence[str], known: Mapping[str, float]) -> None:
-        """Log values of which each is known to one worker, on all of them; every worker waits for the others."""
+        """Log, at all workers, values that only one of them knows; all workers must call it, and wait for each other.
+
+        Args:
+            names: of all values, the same at all workers.
+            known: the values of this worker.
+        """
         values = self.placement.peers.total([known.get(name, 0.0) for name in names]).result()
         self.log_dict(dict(zip(names, values, strict=True)))
 
     def phase_times(self) -> list[StageTimes]:
-        """Median seconds a batch of the phases of all stages, wherever they live; every worker waits for the others.
+        """The seconds of each phase of all stages, in the median batch; all workers must call it.
 
-        Of replicas, each of which has its part of a batch, the mean.
+        For replicas, each with its part of a batch, it is the mean over them.
         """
         names = [field.name for field in fields(StageTimes)]
         lessons = max(self.plan.source.lesson_every, 1)
@@ -266,7 +276,7 @@ class StagedTraining(StagedNetwork):
         return [replace(t, learn=t.learn / lessons) for t in times]
 
     def log_phases(self, times: Sequence[StageTimes]) -> None:
-        """Log what `phase_times` gives, and what the schedule would gain by it."""
+        """Log the times of `phase_times`, and the speed-up that the schedule would have with them."""
         for i, stage in enumerate(times):
             self.log_dict({f"time/stage_{i}/{phase}_s": s for phase, s in vars(stage).items()})
         replicas = self.placement.replicas.size
@@ -276,7 +286,7 @@ class StagedTraining(StagedNetwork):
 
 
 def training_length(trainer: pl.Trainer) -> Length:
-    """How long a training is, as far as that is known when optimisers are configured."""
+    """The length of a training, as far as it is known when optimisers are configured."""
     available, limit = batches_in_loader(trainer), trainer.limit_train_batches
     if available is None:
         batches = max(limit, 1) if isinstance(limit, int) else None
@@ -289,7 +299,15 @@ def training_length(trainer: pl.Trainer) -> Length:
 
 
 def limited(available: int, limit: int | float | None) -> int:
-    """Batches in an epoch, of those ``available``: a limit is a number of them or a part; at least one."""
+    """The number of batches in an epoch, at least one.
+
+    Args:
+        available: the number of batches that the data has.
+        limit: how many of them to use, as a number (int) or as a fraction (float); None for all.
+
+    >>> limited(100, 0.25), limited(100, 30), limited(100, None)
+    (25, 30, 100)
+    """
     if limit is None:
         return available
     return max(min(available, limit) if isinstance(limit, int) else int(available * limit), 1)

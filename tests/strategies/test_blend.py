@@ -48,7 +48,7 @@ class Plain:
         self.own_adam = [torch.optim.Adam(e.parameters(), lr=3e-3) for e in self.estimators]
 
     def own(self, i: int, state: Tensor, y: Tensor, learns: bool) -> Tensor:
-        """What the head (which learns) or estimator behind stage i says."""
+        """The gradient that the head (which learns) or the estimator after stage i predicts."""
         if not learns:
             with torch.no_grad():
                 return self.estimators[i](state, y)

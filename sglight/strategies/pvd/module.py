@@ -1,4 +1,4 @@
-"""Parallel variable distribution as a strategy: the method is in the modules beside this one, Lightning's part here."""
+"""Parallel variable distribution (PVD) as a strategy for Lightning; the other modules here have the method itself."""
 
 from __future__ import annotations
 
@@ -33,28 +33,34 @@ from sglight.strategies.staged import Batch, Shared, StagedModule
 
 
 class PVD(StagedModule):
-    """p processors, one a block; other arguments as in `StagedModule`. Its epochs are iterations, by `PVDLoop`.
+    """Trains blocks of the parameters in parallel, each by a processor, and combines the results in each iteration.
+
+    The parameters x are cut into p blocks. In an iteration processor i minimises the objective f over block i, and
+    perhaps over a step size for the directions of the other blocks; then a synchronisation chooses the next x from
+    what the processors have found. One epoch of Lightning is one iteration, which `PVDLoop` sees to.
 
     >>> pl.Trainer().fit(PVD(network, optimizer, processors=2), datamodule)  # doctest: +SKIP
 
     Args:
+        network: see `StagedModule`.
         optimizer: of the local solver; its weight decay is part of the objective, as decay/2 ||x||^2.
         processors: p, from 1 to the number of steps.
-        forget_me_not: whether a processor moves the foreign blocks along their directions.
-        directions: ``gradient``, ``normalised`` or ``rms``, see `Directions`; None: those of the size of the local
-            solver's steps, ``rms`` for Adam, else ``normalised``.
-        local_solver: ``first_order`` or ``lbfgs``, see `local.py`; the latter goes without the optimiser's settings.
-        local_steps: of the local solver on each batch; at most so many with ``lbfgs``.
+        forget_me_not: whether a processor also moves the other blocks along their directions.
+        directions: ``gradient``, ``normalised`` or ``rms``, see `Directions`; None for those as large as the steps of
+            the local solver: ``rms`` for Adam, otherwise ``normalised``.
+        local_solver: ``first_order`` or ``lbfgs``, see `local.py`; the latter does not use the optimiser's settings.
+        local_steps: the number of steps of the local solver for each batch; the largest number for ``lbfgs``.
         acceptance: ``no_worse``, see `acceptance.py`.
         synchronisation: ``best``, ``average`` or ``affine``, see `synchronisation.py`.
-        synchronisation_steps: most iterations of the search for affine weights.
-        objective_samples: f is the mean over so many training samples, drawn anew for each iteration; None for all.
-        chunk_samples: most samples that pass the network at once.
-        target_accuracy: the training ends when so large a share of the objective's samples is right; None for never.
-        min_decrease: the training ends when an iteration lowers f by a smaller part than this; None for never.
+        synchronisation_steps: the largest number of iterations of the search for affine weights.
+        objective_samples: the number of training samples of f, drawn again for each iteration; None for all.
+        chunk_samples: the largest number of samples that pass the network at once.
+        target_accuracy: ends the training when this share of the samples of f is classified correctly; None for never.
+        min_decrease: ends the training when an iteration lowers f by less than this part of it; None for never.
+        shared: see `StagedModule`.
 
     Attributes:
-        report: what the last iteration has come to, by name, until it is logged.
+        report: the results of the last iteration, by name, until they are logged.
 
     Raises:
         ValueError: for choices that do not exist or do not go together; the text names the key.
@@ -108,7 +114,7 @@ class PVD(StagedModule):
         self._forget()
 
     def _forget(self) -> None:
-        """Forget an earlier training."""
+        """Remove the state of an earlier training."""
         self.directions = Directions(self.directions.kind)
         self.report: dict[str, float] = {}
         self._progress = Progress()
@@ -131,7 +137,7 @@ class PVD(StagedModule):
                 f"{workers} workers for {self.processors} processor(s): raise strategy.processors, or lower "
                 "trainer.devices"
             )
-        # Each passes the whole network.
+        # All processors cost the same, since each computes the whole network.
         bounds = balanced([1.0] * self.processors, workers)
         return [range(a, b) for a, b in pairwise(bounds)]
 
@@ -151,19 +157,19 @@ class PVD(StagedModule):
     @property
     @override
     def local_stages(self) -> range:
-        # Every worker has the whole network; its own are the processors.
+        # Every worker has the whole network; what workers share out is the processors.
         return range(self.processors)
 
     @override
     def configure_callbacks(self) -> list[Callback]:
         trainer: Any = self.trainer  # Lightning does not declare the attribute
-        # One that the Trainer has may be of a subclass, which Lightning would not replace.
+        # The Trainer may have a subclass of PVDLoop, which Lightning would not replace by this.
         return [] if any(isinstance(each, PVDLoop) for each in trainer.callbacks) else [PVDLoop()]
 
     @override
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        # Comes before a checkpoint is loaded.
+        # Lightning calls it before it loads a checkpoint.
         if stage == "fit":
             self._forget()
             trainer: Any = self.trainer
@@ -192,7 +198,7 @@ class PVD(StagedModule):
 
     @property
     def iterations(self) -> Iterations:
-        """These, while there is a training."""
+        """The iterations of the present training."""
         assert self._iterations is not None
         return self._iterations
 
@@ -202,15 +208,15 @@ class PVD(StagedModule):
         return self._iterations is not None and self._iterations.current is not None
 
     def begin_iteration(self) -> None:
-        """Find the directions, or go on where a checkpoint was."""
+        """Compute the directions, or continue the iteration of a checkpoint."""
         self.iterations.begin(self.trainer.train_dataloader, self.current_epoch)
 
     def end_iteration(self) -> None:
-        """Exchange the candidates and go to the next point."""
+        """Exchange the candidates of all processors, and move to the next point."""
         self.report = self.iterations.end()
 
     def is_done(self) -> bool:
-        """Whether the last iteration has reached what the training is to end with."""
+        """Whether the last iteration has reached ``target_accuracy`` or fallen below ``min_decrease``."""
         if not self.report:
             return False
         before, after = self.report["pvd/objective_before"], self.report["pvd/objective_after"]
@@ -235,7 +241,7 @@ class PVD(StagedModule):
                 if i == 0:
                     self.runtime.means.add(loss, right, self.plan.loss.normaliser(labels), len(labels))
         finally:
-            # Between batches, and in what is saved after an error, the weights are those of the last synchronisation.
+            # Between batches, also for a checkpoint after an error, the weights are those of the last synchronisation.
             self.iterations.shared.objective.write(iteration.start.point)
         self.runtime.batch += 1
         self.end_batch()
@@ -243,7 +249,7 @@ class PVD(StagedModule):
     @override
     def on_train_epoch_end(self) -> None:
         super().on_train_epoch_end()
-        # Empty if the run ends in mid-iteration (max_time): the weights are those with which that began.
+        # The report is empty if the run ends within an iteration, by max_time; then the weights are those of its start.
         self.log_dict(self.report)
         self.report = {}
 
@@ -271,7 +277,7 @@ class PVD(StagedModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        # The other blocks come from the other workers.
+        # Other workers save the other blocks.
         own = tuple(f"stages.{i}." for i in self.placement.own)
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith(own)}
         checkpoint["pvd"] = {
@@ -293,7 +299,7 @@ class PVD(StagedModule):
 
 
 def _check(plan: Plan) -> None:
-    """Refuse what has no objective that depends on the weights alone."""
+    """Refuse settings with which the objective is not a function of the weights alone."""
     for key in ("normalisation", "opening_normalisation"):
         if getattr(plan.spec, key) == "batch":
             raise ValueError(
