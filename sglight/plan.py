@@ -1,8 +1,10 @@
-"""Where to put how many workers: ``python -m sglight.plan strategy=delayed plan.workers=64 plan.bandwidth=1e10``.
+"""Finds the fastest way to use a number of workers, by simulation.
 
-Every split of the workers into groups of stages, replicas and pieces of a batch is simulated by the strategy's own
-schedule, with the times of passes that are measured here, or follow from ``plan.flops``, and with messages at
-``plan.bandwidth``.
+    python -m sglight.plan strategy=delayed plan.workers=64 plan.bandwidth=1e10
+
+It simulates the strategy's schedule for every split of the workers into groups of stages and replicas, and of a batch
+into pieces. The times of passes are measured on this machine, or computed from ``plan.flops``; those of messages are
+computed from ``plan.bandwidth`` and ``plan.latency``.
 """
 
 from __future__ import annotations
@@ -22,10 +24,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich import box
 from rich.console import Console
-from rich.filesize import decimal
 from rich.table import Table
 
-from sglight.callbacks.console import count, seconds
+from sglight import units
 from sglight.config.composing import CONF, check, to_plain
 from sglight.config.explanations import explain
 from sglight.errors import UserError
@@ -36,24 +37,26 @@ from sglight.strategies.plan import Plan
 from sglight.strategies.schedule import Decoupled, Pipelined
 from sglight.strategies.simulation import Messages, StageTimes, period
 
-FLOAT = 4  # bytes
-ROUNDS = 5  # of a pass, of which the shortest counts
-BATCHES = 16  # that are simulated
+FLOAT = 4  # bytes of a number
+ROUNDS = 5  # a pass is measured so often, and the shortest time is taken
+BATCHES = 16  # the number of batches that are simulated
 MOST_PIECES = 64
 SHOWN = 12  # rows of the table
-# What a split without messages, or without sums, must gain for these to be what bounds it.
+# Messages, or sums, bound a split if it would be faster by this part without them.
 GAIN = 0.05
 
 
 @dataclass
 class Machines:
-    """The keys ``plan.*``.
+    """The workers to plan for: the keys ``plan.*`` of the command line.
 
     Attributes:
-        workers: how many there are. bandwidth: bytes a second between two of them. latency: seconds of a message.
-        flops: floating-point operations a second of a worker; None to measure passes on this machine.
-        cores: on which all workers together compute; None if each has a device of its own.
-        split: one split as ``[groups, replicas, pieces]``, instead of all.
+        workers: how many there are.
+        bandwidth: the bytes per second from one worker to another.
+        latency: the seconds that a message takes besides.
+        flops: the floating-point operations per second of a worker; None to measure passes on this machine.
+        cores: the number of cores that all workers share; None if each has its own device.
+        split: one split, as ``[groups, replicas, pieces]``, to simulate only that; None for all.
     """
 
     workers: int = 1
@@ -66,12 +69,17 @@ class Machines:
 
 @dataclass(frozen=True)
 class Split:
-    """A way to use the workers, and what it comes to.
+    """A way to use the workers, with its simulated speed.
 
     Attributes:
-        batch_s: time a batch. memory: bytes of the worker that needs the most, by the sizes of tensors.
-        bound: what to improve for a shorter time: ``computing`` of the busiest worker, the ``cores`` that all share,
-            ``messages`` between stages, ``sums`` over replicas, or how much of the time all are ``waiting``.
+        groups: the number of groups of stages, each at another worker.
+        replicas: the number of workers for each group.
+        pieces: the number of pieces of a batch.
+        stages: the number of stages.
+        batch_s: the seconds for a batch.
+        memory: the bytes of the tensors of the worker that needs most.
+        bound: what limits the speed: ``computing`` of the busiest worker, the ``cores`` that all share, ``messages``
+            between stages, ``sums`` over replicas, or ``waiting``, with the share of the time.
     """
 
     groups: int
@@ -84,7 +92,13 @@ class Split:
 
 
 class Clock:
-    """Seconds of passes, by the multiplications and the number of samples; measured once for each number."""
+    """Gives the seconds of passes, from their multiplications; measured once for each number of samples.
+
+    Args:
+        spec: of the network.
+        optimizer: the settings of the optimiser.
+        flops: see `Machines`.
+    """
 
     def __init__(self, spec: NetworkSpec, optimizer: Mapping[str, Any], flops: float | None) -> None:
         self.spec, self.optimizer, self.flops = spec, optimizer, flops
@@ -93,7 +107,7 @@ class Clock:
         self._update_s: float | None = None
 
     def multiplication_s(self, samples: int) -> float:
-        """Seconds of a multiplication of the cost model, in passes of so many samples."""
+        """The seconds of one multiplication of the cost model, in passes with so many samples."""
         if self.flops is not None:
             return 2 / self.flops
         if samples not in self._known:
@@ -101,7 +115,7 @@ class Clock:
         return self._known[samples]
 
     def update_s(self) -> float:
-        """Seconds of the optimiser's step for the whole network; none where times are calculated."""
+        """The seconds of a step of the optimiser for the whole network; 0 if times are computed, not measured."""
         if self.flops is not None:
             return 0.0
         if self._update_s is None:
@@ -110,13 +124,13 @@ class Clock:
 
     @property
     def net(self) -> Stage:
-        """The whole network."""
+        """The whole network, constructed at the first use."""
         if self._net is None:
             self._net = Stage(self.spec)
         return self._net
 
     def _pass_s(self, samples: int) -> float:
-        """Of a forward and a backward pass."""
+        """The seconds of a forward and a backward pass."""
         x = torch.randn(samples, *self.spec.shape)
         return _shortest(lambda: self.net(x).sum().backward())
 
@@ -137,7 +151,10 @@ def splits(
     """All splits of the workers that the strategy allows.
 
     Args:
-        free_stages: whether there may be as many stages as groups; otherwise there are ``strategy.stages``.
+        plain: the config.
+        machines: the workers.
+        datamodule: the data.
+        free_stages: whether to use as many stages as groups, not ``strategy.stages``.
     """
     samples, clock = datamodule.batch_size, None
     for groups, replicas, pieces in _candidates(machines, samples, "microbatches" in plain["strategy"]):
@@ -172,7 +189,16 @@ def _candidates(machines: Machines, samples: int, has_pieces: bool) -> Iterator[
 def evaluate(
     plan: Plan, groups: Sequence[range], replicas: int, samples: int, clock: Clock, machines: Machines
 ) -> Split:
-    """What a split comes to."""
+    """A split with its simulated speed and its memory.
+
+    Args:
+        plan: of the network.
+        groups: the stages of each worker of a replica.
+        replicas: how many there are.
+        samples: in a batch.
+        clock: gives the times of passes.
+        machines: the workers.
+    """
     schedule = plan.schedule
     share = math.ceil(samples / replicas)
     costs = stage_seconds(plan, math.ceil(share / schedule.pieces), share, clock)
@@ -184,7 +210,7 @@ def evaluate(
         return max(period(schedule, groups, costs, messages, BATCHES), together)
 
     time = batch_s(messages)
-    bound = f"waiting, {1 - max(busy) / time:.0%}"
+    bound = f"waiting, {units.share(1 - max(busy) / time)}"
     if batch_s(Messages(sums=messages.sums)) < (1 - GAIN) * time:
         bound = "messages"
     elif batch_s(Messages(states=messages.states)) < (1 - GAIN) * time:
@@ -198,7 +224,7 @@ def evaluate(
 
 
 def stage_seconds(plan: Plan, piece: int, share: int, clock: Clock) -> list[StageTimes]:
-    """The phases of each stage for a replica's share of a batch, in pieces of so many samples."""
+    """The seconds of the phases of each stage, for the ``share`` of samples of a replica, in pieces of ``piece``."""
     scale = clock.multiplication_s(piece) * share
     counts = parameter_counts(plan.spec, plan.cuts)
     times = []
@@ -210,7 +236,10 @@ def stage_seconds(plan: Plan, piece: int, share: int, clock: Clock) -> list[Stag
 
 
 def message_seconds(plan: Plan, share: int, replicas: int, machines: Machines) -> Messages:
-    """What crosses the boundaries for a batch, and the sums over replicas: 2 (R - 1) / R of the bytes, in a ring."""
+    """The seconds of communication for a batch: the states at all boundaries, and the sums over replicas.
+
+    A sum over R replicas in a ring sends 2 (R - 1) / R of the bytes of all gradients, in 2 (R - 1) messages.
+    """
     pieces = plan.schedule.pieces
     states = [
         FLOAT * math.prod(plan.boundary_shape(i, share)) / machines.bandwidth + pieces * machines.latency
@@ -228,13 +257,17 @@ def message_seconds(plan: Plan, share: int, replicas: int, machines: Machines) -
 
 @cache
 def parameter_counts(spec: NetworkSpec, cuts: tuple[int, ...]) -> list[int]:
-    """Of each stage."""
+    """The number of parameters of each stage."""
     stages = [Stage(spec, a, b) for a, b in pairwise(cuts)]
     return [sum(p.numel() for p in stage.parameters()) for stage in stages]
 
 
 def stage_bytes(plan: Plan, i: int, share: int, replicas: int) -> float:
-    """What a stage keeps: weights, gradients, moments, copies of weights, and the pieces between their two passes."""
+    """The bytes that a stage keeps for ``share`` samples of a batch.
+
+    These are its weights, their gradients, the moments of the optimiser, copies of weights, and the states of all
+    pieces between their forward and backward pass.
+    """
     schedule, spec, parameters = plan.schedule, plan.spec, parameter_counts(plan.spec, plan.cuts)[i]
     moments = {"adam": 2, "adamw": 2, "nadam": 2}.get(plan.optimizer["name"], 1)
     delay = schedule.delay(i, plan.last) if isinstance(schedule, Pipelined) else 0
@@ -246,7 +279,7 @@ def stage_bytes(plan: Plan, i: int, share: int, replicas: int) -> float:
         if spec.reversible or plan.source.rebuilds
         else sum(spec.step_values()[start:stop]) + (stop - start) * state
     )
-    # Passes that are done anew, or states that are rebuilt, have the inside of one piece at a time.
+    # If passes are repeated or states rebuilt, only one piece at a time keeps the values within the stage.
     kept = delay + 1 if plan.source.stashes or schedule.flushes else 1
     waiting = schedule.lag + 1 if isinstance(schedule, Decoupled) else delay + 1
     values = math.ceil(share / schedule.pieces) * (waiting * state + kept * inside)
@@ -254,15 +287,15 @@ def stage_bytes(plan: Plan, i: int, share: int, replicas: int) -> float:
 
 
 def show(found: Sequence[Split], machines: Machines, samples: int) -> None:
-    """The best splits as a table, the fastest first."""
+    """Print a table of the fastest splits, and the settings of the first."""
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("groups", "replicas", "stages", "pieces", "a batch", "samples / s", "memory a worker"):
         table.add_column(name, justify="right")
     table.add_column("bound by")
     for split in found[:SHOWN]:
         table.add_row(
-            str(split.groups), str(split.replicas), str(split.stages), str(split.pieces), seconds(split.batch_s),
-            count(samples / split.batch_s), decimal(int(split.memory)), split.bound,
+            str(split.groups), str(split.replicas), str(split.stages), str(split.pieces), units.seconds(split.batch_s),
+            units.count(samples / split.batch_s), units.size(split.memory), split.bound,
         )  # fmt: skip
     console = Console()
     console.print(table)
@@ -275,10 +308,10 @@ def show(found: Sequence[Split], machines: Machines, samples: int) -> None:
 
 
 def parsed(words: Sequence[str]) -> tuple[Machines, DictConfig, bool]:
-    """The keys of ``plan``, the config of the other words, and whether the number of stages is left open.
+    """The keys ``plan.*`` of a command line, the config of all others, and whether ``strategy.stages`` is not set.
 
     Raises:
-        UserError: for a key that there is not, or a value that is not allowed.
+        UserError: for a key that does not exist, or a value that is not allowed.
     """
     own = [word.removeprefix("plan.") for word in words if word.startswith("plan.")]
     rest = [word for word in words if not word.startswith("plan.")]
@@ -299,7 +332,7 @@ def parsed(words: Sequence[str]) -> tuple[Machines, DictConfig, bool]:
 
 
 def main() -> None:
-    """Print the best splits; mistakes end the command with a sentence."""
+    """Run the command: print the fastest splits, or a sentence about a mistake on the command line."""
     try:
         machines, cfg, free_stages = parsed(sys.argv[1:])
         plain = to_plain(cfg)

@@ -85,6 +85,18 @@ def plain(mean: float, std: float | None = None) -> str:
     return f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 
+def short(value: float) -> str:
+    """A number of any size, with at most three digits.
+
+    >>> short(0.0123), short(4), short(2540), short(1.2e6)
+    ('0.0123', '4', '2.54 k', '1.2 M')
+    """
+    for factor, letter in ((1e6, " M"), (1e3, " k")):
+        if value >= factor:
+            return f"{value / factor:.3g}{letter}"
+    return f"{value:.3g}"
+
+
 def tick(value: float, step: float) -> str:
     """A number at an axis, with as many digits as the step between numbers needs.
 

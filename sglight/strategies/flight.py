@@ -16,7 +16,7 @@ from sglight.strategies.evaluation import RunningMeans
 if TYPE_CHECKING:
     from sglight.strategies.runtime import Runtime
 
-# Parts of a passage that have a row for each sample.
+# Fields of a passage with a row for each sample.
 BY_SAMPLE = ("labels", "state", "entered", "target")
 
 
@@ -39,10 +39,10 @@ def _of_stage(runtime: Runtime, i: int) -> dict[str, Any]:
 
 
 def joined(replicas: Sequence[Mapping[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """What `under_way` gives on one worker that has the whole batch, from what it gives on the replicas in order.
+    """The state of the pipeline without replicas, from those that `under_way` returned at the replicas, in order.
 
-    The gradients are summed; those of each replica are kept besides, as ``shares``: the order of summation decides how
-    sums are rounded, and as many replicas go on with the same numbers.
+    Gradients are summed, and those of each replica are also kept, as ``shares``: a training that continues with the
+    same number of replicas then adds them up in the same order, with the same rounding errors.
     """
     if len(replicas) == 1:
         return dict(replicas[0])
@@ -69,7 +69,7 @@ def _joined_stage(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _joined_piece(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A piece of a batch from its parts, all of the same piece in the same stage."""
+    """A piece of a batch in a stage, from the parts that the replicas have."""
     whole = dict(parts[0])
     for name in BY_SAMPLE:
         if whole[name] is not None:
@@ -80,7 +80,7 @@ def _joined_piece(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _shared_piece(whole: Mapping[str, Any], replicas: Replicas) -> dict[str, Any]:
-    """The part of a piece that one of the replicas has."""
+    """The part of a piece for this replica."""
 
     def share(tensor: Tensor) -> Tensor:
         return replicas.share(tensor).clone()
@@ -110,7 +110,10 @@ def take_up(runtime: Runtime, under_way: Mapping[str, dict[str, Any]]) -> None:
 
 
 def _share_of_sums(found: Mapping[str, Any], replicas: Replicas) -> dict[str, Tensor]:
-    """The gradients with which one of the replicas goes on: as many have each its own, of others the first has all."""
+    """The gradients with which this replica continues.
+
+    They are its own if the checkpoint has as many replicas; otherwise the first replica gets the sum, and others none.
+    """
     shares = found.get("shares", [])
     if len(shares) == replicas.size:
         return dict(shares[replicas.rank])

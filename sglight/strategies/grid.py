@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import chain
 from string import digits
 
+from sglight import units
 from sglight.strategies.schedule import Schedule
 from sglight.strategies.simulation import Span, StageTimes, end_of, period, simulate
 
@@ -32,7 +33,13 @@ def schedule_grid(
         worker 1  ...F0 B0--- F1 B1--- ...F2 B2---
 
     Args:
-        replicas: R, each of which does the same with a part of each batch; one of them is shown.
+        schedule: the order of the actions.
+        groups: the stages of each worker, in order.
+        costs: of the phases of each stage for a batch.
+        batches: how many to show.
+        width: of the text, in characters.
+        replicas: the number of workers with the same stages, each with a part of each batch; one of them is shown.
+        unit: of the costs.
     """
     shared = [StageTimes(*(cost / replicas for cost in vars(stage).values())) for stage in costs]
     workers = simulate(schedule, groups, shared, batches)
@@ -44,25 +51,18 @@ def schedule_grid(
     alone, together = period(schedule, [range(len(costs))], costs), period(schedule, groups, shared)
     of = f" {unit}" if unit else ""
     each = f" in each of {replicas} replicas" if replicas > 1 else ""
-    what = f"{_count(len(groups), 'worker')}{each}, {_count(len(costs), 'stage')}, {schedule.describe()}"
+    workers_and_stages = f"{units.plural(len(groups), 'worker')}{each}, {units.plural(len(costs), 'stage')}"
+    what = f"{workers_and_stages}, {schedule.describe()}"
     return "\n".join(
         [
-            f"{what}: the first {_count(batches, 'batch', 'batches')}, a column is {number(column)}{of}",
+            f"{what}: the first {units.plural(batches, 'batch', 'batches')}, a column is {units.short(column)}{of}",
             _wrapped(names, rows, room),
             "[stage] F forward, E estimate, B backward, L learn [batch]; | one of these, short; . waits",
             *filter(None, [schedule.explain()]),
-            f"a batch every {number(together)}{of}, with one worker every {number(alone)}: "
+            f"a batch every {units.short(together)}{of}, with one worker every {units.short(alone)}: "
             f"{alone / together:.2f} times as fast",
         ]
     )
-
-
-def number(value: float) -> str:
-    """A number with three digits, with ``k`` or ``M`` if it is large."""
-    for size, letter in ((1e6, " M"), (1e3, " k")):
-        if value >= size:
-            return f"{value / size:.3g}{letter}"
-    return f"{value:.3g}"
 
 
 def _wrapped(names: Sequence[str], rows: Sequence[str], room: int) -> str:
@@ -119,7 +119,3 @@ def _column(workers: Sequence[Sequence[Span]], room: int, with_stage: bool) -> f
 def _at(time: float, column: float) -> int:
     """The nearest border of a column; halves are rounded up, also if they are a little smaller by rounding errors."""
     return int(time / column + 0.5 + 1e-6)
-
-
-def _count(number: int, one: str, several: str = "") -> str:
-    return f"{number} {one if number == 1 else several or one + 's'}"
