@@ -82,26 +82,26 @@ def forget_run() -> None:
         _note().unlink(missing_ok=True)
 
 
-def continued(words: Sequence[str]) -> list[str]:
+def continued(arguments: Sequence[str]) -> list[str]:
     """The arguments with which a command continues its run after torchrun has restarted it.
 
-    They are the arguments ``words``, and if the run has left a checkpoint, ``ckpt`` and the run's folder. Only the
+    They are ``arguments`` with the folder of the run, and with ``ckpt`` if the run has left a checkpoint. Only the
     first worker has a folder, and the others follow it.
     """
     if TORCHRUN not in os.environ or rank() > 0:
-        return list(words)
+        return list(arguments)
     note = _note()
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         note.unlink(missing_ok=True)  # an earlier process with the same process id may have left one
     if not note.is_file() or note.stat().st_uid != os.getuid():
-        return list(words)
+        return list(arguments)
     folder = Path(note.read_text())
     last = folder / "checkpoints" / "last.ckpt"
     own = {"hydra.run.dir": folder}
     # An older checkpoint is that of another run in the same folder.
     if last.is_file() and last.stat().st_mtime >= note.stat().st_mtime:
         own["ckpt"] = folder
-    kept = [word for word in words if word.partition("=")[0] not in own]
+    kept = [argument for argument in arguments if argument.partition("=")[0] not in own]
     return [*kept, *(f"{key}={_quoted(str(path))}" for key, path in own.items())]
 
 

@@ -307,14 +307,14 @@ def show(found: Sequence[Split], machines: Machines, samples: int) -> None:
     )  # fmt: skip
 
 
-def parsed(words: Sequence[str]) -> tuple[Machines, DictConfig, bool]:
+def parsed(arguments: Sequence[str]) -> tuple[Machines, DictConfig, bool]:
     """The keys ``plan.*`` of a command line, the config of all others, and whether ``strategy.stages`` is not set.
 
     Raises:
         UserError: for a key that does not exist, or a value that is not allowed.
     """
-    own = [word.removeprefix("plan.") for word in words if word.startswith("plan.")]
-    rest = [word for word in words if not word.startswith("plan.")]
+    own = [each.removeprefix("plan.") for each in arguments if each.startswith("plan.")]
+    rest = [each for each in arguments if not each.startswith("plan.")]
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Machines), OmegaConf.from_dotlist(own))
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="sglight"):
@@ -328,7 +328,7 @@ def parsed(words: Sequence[str]) -> tuple[Machines, DictConfig, bool]:
             raise UserError(f"plan.{key}={value} must be above 0")
     if machines.split is not None and len(machines.split) != 3:
         raise UserError(f"plan.split={machines.split} must be [groups, replicas, pieces]")
-    return machines, check(cfg), not any(word.startswith("strategy.stages=") for word in rest)
+    return machines, check(cfg), not any(each.startswith("strategy.stages=") for each in rest)
 
 
 def main() -> None:

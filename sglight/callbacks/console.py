@@ -71,10 +71,10 @@ class Summary(Callback):
         assert isinstance(module, StagedModule)
         # Counted again before the test, because the network may have been refined.
         self.parameters = all_parameter_counts(module)
-        held = module.placement.peers.gather(module.placement.own)
+        stages_by_worker = module.placement.peers.gather(module.placement.own)
         if not self._printed and not self.brief and trainer.is_global_zero:
             data = trainer.datamodule  # type: ignore[attr-defined]
-            print_summary(module, self.parameters, held, data, trainer, self.folder)
+            print_summary(module, self.parameters, stages_by_worker, data, trainer, self.folder)
             if self.schedule:
                 print(module.schedule(module.placement.pipeline.size, module.placement.replicas.size))
         self._printed, self._level = True, module.level
@@ -101,7 +101,7 @@ def all_parameter_counts(module: StagedModule) -> dict[str, int]:
 def print_summary(
     module: StagedModule,
     parameters: Mapping[str, int],
-    held: Sequence[range],
+    stages_by_worker: Sequence[range],
     datamodule: Any,
     trainer: pl.Trainer,
     folder: Path,
@@ -111,7 +111,7 @@ def print_summary(
     Args:
         module: the strategy, with its network.
         parameters: the number of parameters of each part.
-        held: the stages that each worker holds.
+        stages_by_worker: the stages that each worker has, by rank.
         datamodule: the data.
         trainer: of the run.
         folder: of the run.
@@ -123,7 +123,7 @@ def print_summary(
         facts.add_row(name, escape(text))
     console = Console()
     console.print(facts)
-    console.print(_stage_table(module, parameters, held, narrow=console.width < NARROW))
+    console.print(_stage_table(module, parameters, stages_by_worker, narrow=console.width < NARROW))
     if warning := _oversized(parameters):
         console.print(warning, style="yellow")
     _print_line(console, "folder", str(folder))
@@ -197,7 +197,10 @@ def _network(spec: NetworkSpec) -> str:
 
 
 def _stage_table(
-    module: StagedModule, parameters: Mapping[str, int], held: Sequence[range], narrow: bool = False
+    module: StagedModule,
+    parameters: Mapping[str, int],
+    stages_by_worker: Sequence[range],
+    narrow: bool = False,
 ) -> Table:
     """The table of stages: a row for each, and one for all of them; ``narrow`` leaves out some columns."""
     spec, costs = module.spec, module.spec.step_costs()
@@ -213,7 +216,7 @@ def _stage_table(
         cost = sum(costs[start:stop])
         add(
             stage=str(i),
-            worker=", ".join(str(rank) for rank, own in enumerate(held) if i in own),
+            worker=", ".join(str(rank) for rank, own in enumerate(stages_by_worker) if i in own),
             steps=f"{start + 1}-{stop}",
             h=", ".join(sorted({f"{h:.3g}" for h in spec.step_sizes()[start:stop]})),
             parameters=units.count(parameters[f"stage_{i}"]),
@@ -224,8 +227,8 @@ def _stage_table(
     if len(module.cuts) > 2:
         total = sum(number for name, number in parameters.items() if name.startswith("stage_"))
         add(
-            "bold", stage="all", worker=str(len(held)), steps=str(spec.total_steps), parameters=units.count(total),
-            cost=units.count(sum(costs)), share=units.share(1),
+            "bold", stage="all", worker=str(len(stages_by_worker)), steps=str(spec.total_steps),
+            parameters=units.count(total), cost=units.count(sum(costs)), share=units.share(1),
         )  # fmt: skip
     return table
 

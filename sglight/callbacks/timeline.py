@@ -184,9 +184,9 @@ def _event(worker: int, span: Span, begin: float) -> dict[str, Any]:
 
 
 def _worker_name(worker: int, stages: Sequence[int], part: str, replicas: Sequence[int]) -> str:
-    held = [stage_names(stages, part)] if stages else []
-    held += [f"replica {replicas[worker]}"] if replicas else []
-    return f"worker {worker}: {', '.join(held)}" if held else f"worker {worker}"
+    parts = [stage_names(stages, part)] if stages else []
+    parts += [f"replica {replicas[worker]}"] if replicas else []
+    return f"worker {worker}: {', '.join(parts)}" if parts else f"worker {worker}"
 
 
 def draw(spans: Sequence[Sequence[Span]], path: Path) -> None:
@@ -205,6 +205,7 @@ def timeline_figure(
         spans: of each worker.
         run: the beginning of the title.
         part: what a stage is called.
+        replicas: the replica that each worker belongs to; empty if there is only one.
     """
     begin, end = min(s.start for s in chain(*spans)), max(s.end for s in chain(*spans))
     lanes = _lanes(spans, part, replicas)
