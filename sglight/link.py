@@ -199,31 +199,37 @@ class Alone(Peers):
 
 
 class Replicas(Waits):
-    """The workers that hold the same stages and share each batch; this one is alone, and has all of it.
+    """The workers with the same stages, each of which trains on its part of every batch.
 
-    Every one of them makes the same calls in the same order.
+    This class is for one worker alone, which has the whole batch. All replicas must make the same calls in the same
+    order.
 
     Attributes:
-        rank: of this worker among them, from 0. size: R.
+        rank: the number of this worker among them, from 0.
+        size: R, their number.
+
+    >>> import torch
+    >>> Replicas().share(torch.arange(3))
+    tensor([0, 1, 2])
     """
 
     rank, size = 0, 1
 
     def share(self, samples: Tensor) -> Tensor:
-        """This worker's part of a batch, or of a piece of it: parts differ by one sample at most."""
+        """This worker's part of a batch, or of a piece of it; the sizes of parts differ by at most one."""
         return samples if self.size == 1 else samples.tensor_split(self.size)[self.rank]
 
     def begin_sum(self, values: Tensor) -> Callable[[], None]:
-        """Begin to replace ``values`` by their sum over the replicas; the function returned waits for that."""
+        """Start to replace ``values`` by their sum over the replicas; returns a function that waits for it."""
         return _nothing
 
     def sum(self, values: Tensor) -> Tensor:
-        """``values``, replaced by their sum over the replicas."""
+        """Replace ``values`` by their sum over the replicas, and return them."""
         self.begin_sum(values)()
         return values
 
     def close(self) -> None:
-        """Leave."""
+        """End the connections to the other replicas."""
 
 
 def _nothing() -> None:
@@ -269,7 +275,7 @@ class Placement:
 
     @property
     def channels(self) -> list[Channel]:
-        """Of all boundaries, in both directions."""
+        """The channels of all boundaries, in both directions."""
         return [*self.states.values(), *self.gradients.values()]
 
 

@@ -390,7 +390,7 @@ def check_workers(cfg: DictConfig) -> None:
 
 
 def _check_replicas(cfg: DictConfig, replicas: int, workers: int) -> None:
-    """Refuse replicas that would not all hold every stage, or of which some had nothing to do."""
+    """Refuse a number of replicas that does not divide the workers, or that leaves a replica without samples."""
     try:
         check_divides(replicas, workers)
         if OmegaConf.get_type(cfg.strategy) is PVDConfig:

@@ -68,16 +68,20 @@ class TrainedEstimator(Estimator):
     replicas = Replicas()
 
     def average(self, loss: Tensor, weight: float) -> Tensor:
-        """Make a loss and its gradients, means over this replica's samples, those over all; returns the loss.
+        """Average the loss and the gradients of a lesson over all replicas, which must all call it.
 
         Args:
-            weight: of this replica's mean: its number of samples, or whatever else it has been divided by.
+            loss: the mean over this replica's samples, whose gradients the parameters have.
+            weight: the weight of this mean: the number of its samples, or what else the sum has been divided by.
+
+        Returns:
+            the mean over the samples of all replicas.
         """
         if self.replicas.size == 1:
             return loss
         trained = [p for p in self.parameters() if p.grad is not None]
         own = torch.cat([loss.detach().view(1), *(p.grad.flatten() for p in trained if p.grad is not None)])
-        own = weight * own if weight else torch.zeros_like(own)  # without samples the mean is no number
+        own = weight * own if weight else torch.zeros_like(own)  # without samples the mean is NaN
         sums = self.replicas.sum(torch.cat([own, own.new_tensor([weight])]))
         mean, *gradients = (sums[:-1] / sums[-1]).split([1, *(p.numel() for p in trained)])
         for p, gradient in zip(trained, gradients, strict=True):
@@ -248,7 +252,7 @@ def synthetic_gradient(
 
 
 def shares_lessons(name: str) -> bool:
-    """Whether an estimator's replicas learn together: those do that leave `SyntheticGradient.learn` as it is."""
+    """Whether the replicas of an estimator learn the same, which they do if it does not override `learn`."""
     if name in READY_MADE:
         return True
     kind = _outside(name)

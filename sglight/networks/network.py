@@ -122,7 +122,7 @@ class NetworkSpec:
 
     @property
     def has_statistics(self) -> bool:
-        """Whether something in it is normalised by batches."""
+        """Whether it has batch normalisation, with its running statistics."""
         return "batch" in (self.normalisation, self.opening_normalisation)
 
     @property

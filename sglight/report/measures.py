@@ -254,7 +254,7 @@ def _ratio(row: Row, reference: Row, key: str) -> float | None:
     return row[key].mean / reference[key].mean
 
 
-# How a run on one worker is configured; runs of earlier versions have the first two of these keys only.
+# The settings of a run on one worker. Runs of earlier versions have only the first two of these keys.
 ALWAYS = ("trainer.devices", "trainer.num_nodes")
 ONE_WORKER = {
     **dict.fromkeys(ALWAYS, 1),

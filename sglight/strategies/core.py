@@ -147,7 +147,7 @@ class StagedNetwork(pl.LightningModule):
         return self.plan.groups(workers)
 
     def check_replicas(self, replicas: int) -> None:
-        """Refuse replicas where the strategy cannot share a batch.
+        """Refuse replicas if the strategy cannot train with them.
 
         Raises:
             ValueError: about ``trainer.replicas``.
@@ -198,7 +198,7 @@ class StagedNetwork(pl.LightningModule):
         self.share()
 
     def share(self) -> None:
-        """Tell the parts of stages and estimators with whom they share batches."""
+        """Set the replicas of all stages and estimators that take means over their samples."""
         for part in self.stages.modules():
             if isinstance(part, Segment | BatchNorm2d):
                 part.replicas = self.placement.statistics

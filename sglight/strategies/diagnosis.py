@@ -154,7 +154,7 @@ def exact_pass(
                 for i, gradient in _exact_piece(runtime, part, mine, at).items():
                     totals[i] = gradient if i not in totals else totals[i] + gradient
     for i in runtime.placement.own if replicas.size > 1 else ():
-        if i not in totals:  # no sample of the batch is this replica's
+        if i not in totals:  # this replica has no samples of the batch
             totals[i] = (
                 torch.cat([p.flatten() for p in runtime.stage(i).parameters() if p.requires_grad]).detach()
                 * 0

@@ -39,7 +39,7 @@ class RunningMeans:
 
     @property
     def weights(self) -> dict[str, float]:
-        """Of how much ``loss`` and ``acc`` are means: by such weights those of several workers become one."""
+        """The weights of ``loss`` and ``acc`` in the means over several workers."""
         return {"loss": self._normaliser, "acc": float(self._samples)}
 
     def sum_of_losses(self) -> float:
@@ -54,7 +54,7 @@ class RunningMeans:
 
     @classmethod
     def joined(cls, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The `state` of one worker that has seen all samples, from those of several."""
+        """The `state` for the samples of all workers, from the states of the workers."""
         whole = dict[str, Any]()
         if known := [state for state in states if "sums" in state]:
             whole["sums"] = [
