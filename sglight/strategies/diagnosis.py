@@ -176,7 +176,7 @@ def _exact_piece(
         inputs[i] = runtime.enter(i, x, len(labels)).detach().requires_grad_(i > 0)
         outputs[i] = runtime.stage(i)(inputs[i])
         if i < plan.last:
-            runtime.hand_down(i, outputs[i].detach())
+            runtime.send_state(i, outputs[i].detach())
     for i in reversed(own):
         state, gradient = outputs[i].detach(), None
         if i == plan.last:
@@ -190,7 +190,7 @@ def _exact_piece(
         wanted = [inputs[i], *parameters] if i > 0 else parameters
         gradients = torch.autograd.grad(outputs[i], wanted, gradient, materialize_grads=True)
         if i > 0:
-            runtime.hand_up(i, gradients[0])
+            runtime.send_gradient(i, gradients[0])
             gradients = gradients[1:]
         found[i] = torch.cat([g.flatten() for g in gradients])
     return found

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 BY_SAMPLE = ("labels", "state", "entered", "target")
 
 
-def under_way(runtime: Runtime) -> dict[str, dict[str, Any]]:
+def state(runtime: Runtime) -> dict[str, dict[str, Any]]:
     """What is in flight, by stage, as plain containers and tensors."""
     runtime.collect()
     found = {f"stage_{i}": found for i in runtime.placement.own if (found := _of_stage(runtime, i))}
@@ -39,7 +39,7 @@ def _of_stage(runtime: Runtime, i: int) -> dict[str, Any]:
 
 
 def joined(replicas: Sequence[Mapping[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """The state of the pipeline without replicas, from those that `under_way` returned at the replicas, in order.
+    """The state of the pipeline without replicas, from those that `state` returned at the replicas, in order.
 
     Gradients are summed, and those of each replica are also kept, as ``shares``: a training that continues with the
     same number of replicas then adds them up in the same order, with the same rounding errors.
@@ -91,14 +91,14 @@ def _shared_piece(whole: Mapping[str, Any], replicas: Replicas) -> dict[str, Any
     return part
 
 
-def take_up(runtime: Runtime, under_way: Mapping[str, dict[str, Any]]) -> None:
-    """Restores what `under_way` returned."""
+def restore(runtime: Runtime, state: Mapping[str, dict[str, Any]]) -> None:
+    """Restores what `state` returned."""
     counter = runtime.plan.last if runtime.counter is None else runtime.counter
     replicas = runtime.placement.replicas
     if counter in runtime.placement.own and replicas.rank == 0:
-        runtime.means.load(under_way.get("means", {}), next(runtime.stages.parameters()).device)
+        runtime.means.load(state.get("means", {}), next(runtime.stages.parameters()).device)
     for i in runtime.placement.own:
-        found = under_way.get(f"stage_{i}", {})
+        found = state.get(f"stage_{i}", {})
         passages, gradients = found.get("passages", []), found.get("gradients", {})
         runtime.totals |= {saved["batch"]: saved["normaliser"] for saved in passages}
         if replicas.size > 1:
@@ -120,8 +120,8 @@ def _share_of_sums(found: Mapping[str, Any], replicas: Replicas) -> dict[str, Te
     return dict(found.get("gradients", {})) if replicas.rank == 0 else {}
 
 
-def take_up_sums(runtime: Runtime) -> None:
-    """Gives parameters the gradients that `take_up` has read, because Lightning clears them before a training."""
+def restore_sums(runtime: Runtime) -> None:
+    """Gives parameters the gradients that `restore` has read, because Lightning clears them before a training."""
     for i, gradients in runtime.sums.items():
         for name, gradient in gradients.items():
             parameter = runtime.stage(i).get_parameter(name)

@@ -66,7 +66,7 @@ class Local(StagedModule):
         if i > 0:  # the sum of the logits of earlier stages, which follows the state
             logits = logits + self.placement.states[i - 1].receive(logits.shape)
         if head is not None:
-            self.runtime.hand_down(i, logits)
+            self.runtime.send_state(i, logits)
             return
         mean = logits / (self.plan.last + 1)
         self.together.add(self.plan.loss.total(mean, labels), hits(mean, labels))

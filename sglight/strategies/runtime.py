@@ -239,7 +239,7 @@ class Runtime:
         passage.state = output.detach()
         passage.output = output if output.requires_grad else None
         if i < self.plan.last:
-            self.hand_down(i, passage.state)
+            self.send_state(i, passage.state)
         self.window[i].append(passage)
 
     @property
@@ -281,7 +281,7 @@ class Runtime:
             return
         if i > 0 and plan.source.wants(passage.batch):
             assert passage.entered.grad is not None
-            self.hand_up(i, passage.entered.grad)
+            self.send_gradient(i, passage.entered.grad)
         self._release(i, passage)
 
     def _release(self, i: int, passage: Passage) -> None:
@@ -332,7 +332,7 @@ class Runtime:
                 (passage.entered.grad,) = torch.autograd.grad(output, passage.entered, true)
         if i > 0:
             assert passage.entered.grad is not None
-            self.hand_up(i, passage.entered.grad)
+            self.send_gradient(i, passage.entered.grad)
         self._release(i, passage)
 
     def _keep_for_lesson(self, i: int, passage: Passage, true: Tensor) -> None:
@@ -420,12 +420,12 @@ class Runtime:
             state = channel.receive(self.plan.boundary_shape(i - 1, count)).detach()
         return state.clone() if keep and channel.lends else state
 
-    def hand_down(self, i: int, state: Tensor) -> None:
+    def send_state(self, i: int, state: Tensor) -> None:
         """Send the state at the end of stage i to the next stage."""
         with self.recorder.phase("send", i):
             self.placement.states[i].send(state)
 
-    def hand_up(self, i: int, gradient: Tensor) -> None:
+    def send_gradient(self, i: int, gradient: Tensor) -> None:
         """Send the gradient at the beginning of stage i to the stage before it."""
         with self.recorder.phase("send", i):
             self.placement.gradients[i - 1].send(gradient)

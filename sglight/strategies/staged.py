@@ -82,7 +82,7 @@ class StagedModule(StagedTraining):
         for i, stage in self.own_stages() if len(own) else ():
             output = stage(self.runtime.enter(i, x, len(own)))
             if i < self.plan.last:
-                self.runtime.hand_down(i, output)
+                self.runtime.send_state(i, output)
             else:
                 self.evaluation.add(self.plan.loss.total(output, own), hits(output, own))
             self.evaluate_stage(i, output, own)
@@ -138,7 +138,7 @@ class StagedModule(StagedTraining):
         checkpoint["sglight"] = self.identity()
         checkpoint["sglight_training"] = self.training_identity()
         checkpoint["progress"] = self.progress()
-        checkpoint["in_flight"] = flight.under_way(self.runtime)
+        checkpoint["in_flight"] = flight.state(self.runtime)
         checkpoint[DATA] = contents.plain_or_nothing(
             contents.of_data(getattr(self.trainer, "datamodule", None))
         )
@@ -153,7 +153,7 @@ class StagedModule(StagedTraining):
         naming.check(checkpoint, self.identity(), training, f"ckpt_path={path}" if path else "this")
         self.restore_progress(checkpoint["progress"])
         self._build()
-        flight.take_up(self.runtime, checkpoint.get("in_flight", {}))
+        flight.restore(self.runtime, checkpoint.get("in_flight", {}))
         own = self.state_dict()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in own}
         naming.by_number(checkpoint, self.optimizer_names())

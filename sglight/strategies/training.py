@@ -209,7 +209,7 @@ class StagedTraining(StagedNetwork):
     def on_train_start(self) -> None:
         # If the training continues from a checkpoint, Lightning has restored its count of batches by now.
         self.runtime.batch = self.global_step
-        flight.take_up_sums(self.runtime)
+        flight.restore_sums(self.runtime)
         self.diagnosis.forget()
         self.rates.begin(self.trainer, self.placement.peers)
         self._compared = False
