@@ -35,8 +35,8 @@ PROFILE = "profile"  # the end of the name of a profiler's file
 IDEAL, MEASURED = "speedup/theoretical", "speedup/backprop"
 BRIEF = ("test/acc", "time/fit_s", MEASURED)  # the results in the line about one of many runs
 UNMEASURED = (
-    "Speed-up over backprop: not measured, for want of a run of strategy=backprop with the same data and network under "
-    "outputs."
+    "Speed-up over backprop: not measured, because there is no run of strategy=backprop with the same data and network "
+    "under outputs."
 )
 
 

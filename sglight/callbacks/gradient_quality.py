@@ -138,6 +138,7 @@ def draw(history: History, picture: str = "gradient_quality", run: str = "") -> 
         axes.axhline(PERFECT[kind], **GUIDE)
         tidy(axes, kind.replace("_", " "))
     panels[-1].set_xlabel("batch")
+    panels[-1].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
     return figure

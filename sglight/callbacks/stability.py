@@ -171,4 +171,6 @@ def _panel(axes: Axes, name: str, places: range, curves: dict[str, list[float]])
         axes.set_yscale("log", nonpositive="mask")
     tidy(axes, name)
     if len(curves) > 1:
-        axes.legend(frameon=False, fontsize=8, ncols=3)
+        axes.legend(
+            frameon=False, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0
+        )
