@@ -15,6 +15,6 @@ def forkserver_pid() -> int | None:
 
 
 def set_temporary_folder(folder: Path) -> None:
-    """Have multiprocessing make its sockets in ``folder``, and not in one of its own that stays after SIGKILL."""
+    """Let multiprocessing create its sockets in ``folder``, because its own folder would stay after SIGKILL."""
     config = process.current_process()._config  # type: ignore[attr-defined]
     config["tempdir"] = str(folder)

@@ -1,4 +1,4 @@
-"""Folders of processes that start workers: what is left of one that was killed goes with the next launch.
+"""Temporary folders of the processes that start workers. A launch removes those of earlier processes that were killed.
 
 Imports no torch.
 """
@@ -16,17 +16,17 @@ from pathlib import Path
 from sglight.compat.multiprocessing import set_temporary_folder
 
 PREFIX = "sglight-"
-# In each of them. The process that made one holds a lock on it, which the system lifts when that process has gone.
+# A file in each folder. The process that made the folder keeps a lock on it until it ends.
 MARK = ".made-by-sglight"
-FOLDER_BYTES = 50  # in longer paths there is no room for sockets, whose paths end at 104
+FOLDER_BYTES = 50  # a socket in a folder with a longer path may exceed the limit of 104 bytes
 
-# Of this process, and its number: a fork has none yet.
+# The process and its folder; a forked process must make a folder of its own.
 _own: tuple[int, Path] | None = None
 
 
 @contextmanager
 def launch_folder() -> Iterator[Path]:
-    """A folder for the workers of one launch, which is gone afterwards."""
+    """Context with a folder for the workers of one launch, which is removed at its end."""
     folder = Path(tempfile.mkdtemp(prefix="", dir=process_folder()))
     try:
         yield folder
@@ -35,9 +35,9 @@ def launch_folder() -> Iterator[Path]:
 
 
 def process_folder() -> Path:
-    """The folder of this process, for its user alone, which is gone when it ends.
+    """The folder of this process, which only its user can read; it is removed when the process ends.
 
-    Folders of processes that were killed are removed beside it.
+    The first call also removes folders of processes that were killed.
     """
     global _own
     if _own is None or _own[0] != os.getpid() or not _own[1].is_dir():
@@ -46,7 +46,7 @@ def process_folder() -> Path:
         remove_abandoned(Path(parent))
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         _lock(folder)
-        (folder / MARK).touch()  # last: whoever sees it finds the lock held
+        (folder / MARK).touch()  # after the lock, so that a folder with a mark is never without its lock
         util.Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=-100)
         set_temporary_folder(folder)
         _own = os.getpid(), folder
@@ -54,7 +54,7 @@ def process_folder() -> Path:
 
 
 def remove_abandoned(parent: Path) -> None:
-    """Remove the folders of processes that have gone, as after SIGKILL."""
+    """Remove the folders of processes that have ended without removing them, as after SIGKILL."""
     for mark in parent.glob(f"{PREFIX}*/{MARK}"):
         if (descriptor := _lock(mark.parent)) is not None:
             shutil.rmtree(mark.parent, ignore_errors=True)
@@ -62,9 +62,9 @@ def remove_abandoned(parent: Path) -> None:
 
 
 def _lock(folder: Path) -> int | None:
-    """Lock a folder until the descriptor is closed, or this process ends.
+    """Lock a folder, until the descriptor that is returned is closed or this process ends.
 
-    Nothing if another process holds it, or it is another user's, or where there are no locks.
+    Returns None if another process has the lock, if the folder belongs to another user, or if there are no locks.
     """
     if os.name == "nt":
         return None

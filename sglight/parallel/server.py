@@ -13,7 +13,7 @@ from sglight.compat.multiprocessing import forkserver_pid
 from sglight.signals import ENDING
 
 PRELOAD = ["torch", "pytorch_lightning", "sglight.experiment"]
-TIED = "sglight.parallel.tied"  # imported first
+TIED = "sglight.parallel.tied"  # the first module that the server imports
 
 BLOCKED = {signal.SIGINT, *ENDING}  # signals that the server does not receive
 
@@ -29,7 +29,7 @@ def start_context() -> Context:
     if "forkserver" not in methods:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    # What the system takes for the parent is the thread that starts it.
+    # The signal comes at the end of the thread that has started the server, so this must be the main thread.
     tied = [TIED] if threading.current_thread() is threading.main_thread() else []
     context.set_forkserver_preload([*tied, *PRELOAD])
     _start_server()

@@ -1,6 +1,7 @@
-"""Importing this ends the process with its parent (Linux): the server of workers does so before it imports torch.
+"""Ends the process that imports this when its parent ends (Linux only).
 
-It would notice only afterwards, seconds later, that nobody is left who needs it.
+The server of workers imports it first. Otherwise it would notice the end of its parent only after it has imported
+torch, some seconds later.
 """
 
 import ctypes

@@ -240,7 +240,7 @@ def _end_with_parent(worker: Worker) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     connection.wait([parent.sentinel])
-    shutil.rmtree(worker.folder.parent, ignore_errors=True)  # of all its launches
+    shutil.rmtree(worker.folder.parent, ignore_errors=True)  # the folder with those of all launches
     worker.status.hurry()
     os.kill(os.getpid(), signal.SIGTERM)
     sleep(STOP_S)
