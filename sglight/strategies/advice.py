@@ -65,7 +65,7 @@ def advise(spec: NetworkSpec, samples: int, cores: int) -> str:
     name, other = ("backprop", "delayed") if exact.gain * LATE_GAIN >= late.gain else ("delayed", "backprop")
     return (
         f"Prefer strategy={name} {command}: {offers[name]} as fast as backprop on one worker by the cost model. "
-        f"The model gives {offers[other]}, and {offers['dni']}. It does not count messages, so measure."
+        f"The model gives {offers[other]}, and {offers['dni']}; it does not count messages, so measure."
     )
 
 

@@ -46,7 +46,7 @@ def test_differences_across_pieces_count() -> None:
 
 
 def test_penalty_of_stages_is_the_wholes_across_the_cuts() -> None:
-    net = StableNet((1, 6, 6), 3, kernel="conv", steps=4, channels=[3, 4], seed=1)
+    net = StableNet((1, 6, 6), 3, kernel="conv", steps=4, channels=[3, 4], horizon=1.0, seed=1)
     weights = {"smoothness": 0.3, "classifier_smoothness": 0.7}
     whole = penalty([net], **weights)
     torch.testing.assert_close(penalty(net.split([0, 1, 3, 6, 8]), **weights), whole)
