@@ -27,8 +27,8 @@ check: $(STAMP)
 
 # Any warning ends it: a link that leads nowhere, a page that no other one leads to. No network is needed.
 docs: $(STAMP)
-	$(BIN)/python -m sphinx -W --keep-going --quiet docs docs/_build
-	@echo "written: docs/_build/index.html"
+	$(BIN)/python -m sphinx -W --keep-going --quiet docs docs/_build/html
+	@echo "written: docs/_build/html/index.html"
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

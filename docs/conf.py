@@ -1,4 +1,4 @@
-"""The documentation's site: `make docs` builds it into docs/_build, without a network."""
+"""The documentation's site: `make docs` builds it into docs/_build/html, without a network."""
 
 import sys
 from pathlib import Path
