@@ -173,10 +173,31 @@ class Run:
             time.sleep(0.01)
         return []
 
-    def left(self) -> list[str]:
-        """What it has left behind but should not."""
-        files = [*self.folder.rglob("*.tmp"), *self.temporary.iterdir()]
-        return [str(path) for path in files] + [f"process {pid}" for pid in self.processes()]
+    def left(self, excused: tuple[str, ...] = ()) -> list[str]:
+        """What it has left behind but should not, `END_S` seconds after its end if there is something till then.
+
+        Args:
+            excused: parts of the names of files that may be left.
+        """
+        deadline = time.monotonic() + END_S
+        while (left := self._left(excused)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return left
+
+    def _left(self, excused: tuple[str, ...]) -> list[str]:
+        files = map(str, (*self.folder.rglob("*.tmp"), *self.temporary.iterdir()))
+        processes = [_described(pid) for pid in self.processes()]
+        return [name for name in files if not any(part in name for part in excused)] + processes
+
+
+def _described(pid: int) -> str:
+    """A process with its state and command line, as far as it is still there."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return f"process {pid} (just gone)"
+    return f"process {pid} ({state}: {words.strip()[:200]})"
 
 
 def _parent(pid: int) -> int:
@@ -252,15 +273,9 @@ def kill(run: Run, victim: str, signum: int, moment: str, generator: random.Rand
         os.kill(run.pid, signal.SIGKILL)
         run.wait(END_S)
     hard = signum == signal.SIGKILL and target == run.pid
-    # The server of workers sees what has become of the command once it has imported torch.
-    deadline = time.monotonic() + (END_S if hard else 5)
-    # Nobody is left to clean up behind SIGKILL: the next run does.
-    excused = (".tmp", "/sglight-") if hard else ()
-    while (left := [x for x in run.left() if not any(part in x for part in excused)]) and (
-        time.monotonic() < deadline
-    ):
-        time.sleep(0.05)
-    wrong += left
+    # The server of workers sees what has become of the command once it has imported torch. Nobody is left to clean up
+    # behind SIGKILL: the next run does.
+    wrong += run.left((".tmp", "/sglight-") if hard else ())
     told, code = status.read(run.folder).get("status"), run.code
     right = {0: ("finished",), 1: ("failed",)} | {-s: ("stopped", None, "finished") for s in SIGNALS}
     if told not in right.get(code or 0, ("interrupted", None)):
