@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -107,4 +108,8 @@ def _prepare(plain: dict[str, Any]) -> None:
 def _run(plain: dict[str, Any], folder: Path, brief: bool = False) -> float:
     from sglight.experiment import run
 
-    return run(plain, folder, brief)
+    if TORCHRUN not in os.environ:
+        return run(plain, folder, brief)
+    from sglight.parallel.divergence import end_together
+
+    return end_together(partial(run, plain, folder, brief))

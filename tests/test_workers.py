@@ -303,6 +303,26 @@ def test_torchrun_starts_a_run_again_which_goes_on_from_its_checkpoint(
 
 
 @pytest.mark.slow
+def test_a_divergence_under_torchrun_ends_all_workers_with_one_sentence(
+    commands: list[Command], tmp_path: Path
+) -> None:
+    agent = Forked(
+        "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--nproc-per-node=2", "--module", "sglight", *SMALL,
+        "strategy=delayed", "trainer.devices=2",
+        "strategy.optimizer.name=sgd", "strategy.optimizer.lr=1e6", f"hydra.run.dir={tmp_path}/run", cwd=tmp_path,
+        main=run_torchrun, OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    commands.append(agent)
+    code, _, err = agent.end()
+    assert code != 0
+    assert err.count("error: the loss is nan") == 1, err
+    assert "PeerLost" not in err
+    assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "diverged"
+    assert metrics(tmp_path / "run")["run/monitored"] is None
+    assert agent.no_process_is_left()
+
+
+@pytest.mark.slow
 def test_two_machines_by_srun(replicated: Path, tmp_path: Path) -> None:
     step = {
         "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0",

@@ -170,11 +170,11 @@ class Raised:
         """The report of an exception."""
         text = "".join(traceback.format_exception(error))
         user = isinstance(error, UserError)
-        lost = not user and _comes_from_another(error)
+        lost = not user and comes_from_another(error)
         return cls(type(error).__name__, str(error), user, lost, text, _pickled_error(error))
 
 
-def _comes_from_another(error: BaseException | None) -> bool:
+def comes_from_another(error: BaseException | None) -> bool:
     """Whether a lost connection to another worker is among an exception's causes."""
     while error is not None:
         if isinstance(error, PeerLost | ConnectionError) or (
