@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
@@ -56,14 +56,17 @@ def resolve_ckpt(ckpt: str | None, cfg: DictConfig | None = None) -> str | None:
     own = Path(absolute("hydra.run.dir", hydra.runtime.output_dir), "checkpoints", "last.ckpt")
     if own.is_file():
         return str(own)
-    choices = "-".join(hydra.runtime.choices[group] for group in CHOICES)
-    found = sorted(_last_checkpoints(Path(absolute("outputs", "outputs")), choices), key=_age)
-    for path in found:
-        if cfg is None or _fits(path, cfg):
-            return str(path)
-    which = f"; none of the {len(found)} that there are fits the keys given" if found else ""
+    choices = {group: str(hydra.runtime.choices[group]) for group in CHOICES}
+    found = 0
+    for path in sorted(Path(absolute("outputs", "outputs")).rglob("checkpoints/last.ckpt"), key=_age):
+        if _has_choices(path, choices):
+            if cfg is None or _fits(path, cfg):
+                return str(path)
+            found += 1
+    which = f"; none of the {found} that there are fits the keys given" if found else ""
+    name = "-".join(choices.values())
     raise UserError(
-        f"ckpt=last finds no run of {choices} with a checkpoint under outputs/{which}; give the path of one"
+        f"ckpt=last finds no run of {name} with a checkpoint under outputs/{which}; give the path of one"
     )
 
 
@@ -116,7 +119,12 @@ def _age(path: Path) -> float:
     return -path.stat().st_mtime
 
 
-def _last_checkpoints(outputs: Path, choices: str) -> Iterator[Path]:
-    for folder in (f"*/*-{choices}", f"multirun/*/*/*-{choices}"):
-        yield from outputs.glob(f"{folder}/checkpoints/last.ckpt")
-        yield from outputs.glob(f"{folder}-seed*/checkpoints/last.ckpt")
+def _has_choices(path: Path, choices: Mapping[str, str]) -> bool:
+    """Whether a checkpoint is of a run with these choices: its folder is named after them, or its record has them."""
+    folder, name = path.parents[1].name, "-".join(choices.values())
+    if folder.endswith(f"-{name}") or f"-{name}-seed" in folder:
+        return True
+    try:
+        return bool(read_record(path, "it").get("choices") == choices)
+    except UserError:
+        return False

@@ -114,3 +114,13 @@ def test_last_is_the_newest_that_fits_and_is_whole(call, write, tmp_path, capfd)
     cfg = call("ckpt=last", "strategy.stages=4", "trainer.max_epochs=8")
     assert (cfg["ckpt"], cfg["trainer"]["max_epochs"]) == (str(four), 8)
     assert "none of the 3 that there are fits the keys given; give the path" in call("ckpt=last", "seed=2")
+
+
+def test_last_is_also_found_in_a_folder_of_another_name(call, write, tmp_path):
+    choices = ("dataset=ellipse", "model=hamiltonian", "strategy=dni")
+    mine = write(tmp_path / "outputs/mine/checkpoints/last.ckpt", 20, *choices, "trainer.max_epochs=3")
+    write(tmp_path / "outputs/other/checkpoints/last.ckpt", 10, *choices[:2], "strategy=pvd")
+    (tmp_path / "outputs/empty/checkpoints").mkdir(parents=True)
+    (tmp_path / "outputs/empty/checkpoints/last.ckpt").touch()
+    cfg = call("ckpt=last", *choices)
+    assert (cfg["ckpt"], cfg["trainer"]["max_epochs"]) == (str(mine), 3)
