@@ -51,7 +51,7 @@ def run(cfg: DictConfig, folder: Path | None = None) -> float:
     if TORCHRUN not in os.environ:
         for name in LEFT_OVER:
             os.environ.pop(name, None)
-    elif int(os.environ["RANK"]) > 0:  # worker 0 writes the status
+    elif cluster.rank() > 0:  # worker 0 writes the status
         return _run(plain, folder)
     brief = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     with recorded(folder, EARLIER.pop(folder.resolve(), None)):

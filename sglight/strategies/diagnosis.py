@@ -143,22 +143,18 @@ def exact_pass(
         the gradient of the summed loss with respect to the states.
     """
     runtime.collect()
-    pieces, replicas = runtime.plan.schedule.pieces, runtime.placement.replicas
-    inputs = [None] * pieces if x is None else x.tensor_split(pieces)
+    replicas = runtime.placement.replicas
     totals: dict[int, Tensor] = {}
     at: defaultdict[int, list[Tensor]] = defaultdict(list)
     with own_statistics(runtime.stages):
-        for piece, y in zip(inputs, labels.tensor_split(pieces), strict=True):
-            if len(mine := replicas.share(y)):
-                part = None if piece is None else replicas.share(piece)
+        for part, mine in runtime.shares(x, labels):
+            if len(mine):
                 for i, gradient in _exact_piece(runtime, part, mine, at).items():
                     totals[i] = gradient if i not in totals else totals[i] + gradient
     for i in runtime.placement.own if replicas.size > 1 else ():
         if i not in totals:  # this replica has no samples of the batch
-            totals[i] = (
-                torch.cat([p.flatten() for p in runtime.stage(i).parameters() if p.requires_grad]).detach()
-                * 0
-            )
+            trained = [p.detach().flatten() for p in runtime.stage(i).parameters() if p.requires_grad]
+            totals[i] = torch.zeros_like(torch.cat(trained))
         replicas.sum(totals[i])
     normaliser = runtime.plan.loss.normaliser(labels)
     means = {i: total / normaliser for i, total in totals.items()}

@@ -18,7 +18,7 @@ stages of this worker go backward.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -161,11 +161,21 @@ class Runtime:
         self.totals = {batch: total for batch, total in self.totals.items() if batch >= oldest}
         self.totals[self.batch] = self._normaliser
         self._check_statistics(len(labels))
-        share = self.placement.replicas.share
-        for piece in zip(_cut(x, schedule.pieces), labels.tensor_split(schedule.pieces), strict=True):
-            mine = (None if part is None else share(part) for part in piece)
-            self._carry_out(self.round, schedule.actions(self.round, own, last), *mine)
+        for piece in self.shares(x, labels):
+            self._carry_out(self.round, schedule.actions(self.round, own, last), *piece)
         self.batch += 1
+
+    def shares(self, x: Tensor | None, labels: Tensor) -> Iterator[tuple[Tensor | None, Tensor]]:
+        """The inputs and labels that this replica gets of each piece of a batch; perhaps none.
+
+        Args:
+            x: the inputs ``[B, ...]``; None if the first stage is in another process.
+            labels: ``[B]``.
+        """
+        pieces, share = self.plan.schedule.pieces, self.placement.replicas.share
+        inputs = [None] * pieces if x is None else x.tensor_split(pieces)
+        for part, own in zip(inputs, labels.tensor_split(pieces), strict=True):
+            yield None if part is None else share(part), share(own)
 
     def _check_statistics(self, samples: int) -> None:
         """Refuse a batch that is too small for each replica to have a sample in each piece."""
@@ -460,7 +470,3 @@ def _move_gradients(weights: dict[str, Tensor], stage: Stage, part: float = 1.0)
         if gradient is not None:
             gradient = gradient if part == 1 else part * gradient
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-
-
-def _cut(x: Tensor | None, pieces: int) -> Iterable[Tensor | None]:
-    return [None] * pieces if x is None else x.tensor_split(pieces)
