@@ -26,12 +26,14 @@ DYNAMICS = {
 }
 # Papers by strategy, or by mode of a level.
 STRATEGIES = {
+    "blend": ["jaderberg2017"],
     "delayed": ["huo2018decoupled", "narayanan2019", "narayanan2021"],
     "dni": ["jaderberg2017"],
     "local": ["belilovsky2020"],
     "multilevel": ["haber2017", "chang2018multilevel"],
     "pvd": ["ferris1994"],
 }
+STASHED = ["huo2018decoupled", "narayanan2019"]  # a blend whose true gradients arrive later
 BACKWARD = {"replayed": ["huo2018replay"], "rebuilt": ["rivaud2025"]}
 OPTIMIZERS = {"adam": ["kingma2015"], "adamw": ["loshchilov2019"], "nadam": ["dozat2016"]}
 
@@ -63,12 +65,14 @@ def cited(strategy: str, config: Mapping[str, Any]) -> Iterator[str]:
     yield from DYNAMICS.get(model["dynamics"], [])
     yield from STRATEGIES.get(strategy, [])
     modes = _modes(strategy, settings)
-    for mode in modes:
+    for mode in sorted(modes):
         yield from STRATEGIES.get(mode, [])
     if strategy == "backprop" and settings["stages"] > 1:
         yield "narayanan2021"
     if "delayed" in modes:
         yield from BACKWARD.get(settings["backward"], [])
+    if strategy == "blend" and settings["arrival"] == "late":
+        yield from STASHED
     if "local" in modes and settings["head"]["loss"] == "predsim":
         yield "nokland2019"
     optimizer = settings.get("optimizer", {}).get("name")
@@ -78,7 +82,9 @@ def cited(strategy: str, config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _modes(strategy: str, settings: Mapping[str, Any]) -> set[str]:
-    """How stages are trained: the strategy, or the modes of its levels."""
+    """How stages are trained: the strategy, also the one with which it blends, or the modes of its levels."""
+    if strategy == "blend":
+        return {strategy, "local" if settings["source"] == "local" else "dni"}
     if strategy != "multilevel":
         return {strategy}
     return {level.mode for level in make_levels(settings["levels"], {"mode": settings["level"]["mode"]})}

@@ -3,7 +3,7 @@
 With b the weight, d the gradient of the estimator or head, and t the gradient that the next stage sends:
 
     waiting     b t + (1 - b) d, where t has been blended at later boundaries
-                (as in TD(lambda); compare Pemberton & Costa 2024, BP(lambda))
+                (BP(lambda), Jaderberg et al. 2017, supplement A)
     arriving    (1 - b) d at once, and b t of an earlier batch when it arrives; t is not blended
 """
 
