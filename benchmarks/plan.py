@@ -3,8 +3,9 @@
     python benchmarks/plan.py --network conv
 
 Of late gradients in two stages (two microbatches) on groups x replicas = 1 x 2, 2 x 1 and 2 x 2 workers of one thread,
-which share the cores of this machine. In each round passes are measured anew in a process by themselves, from these
-follow the times that are foretold, and then each split trains. Ratios are within a round, then the median over rounds.
+which share the cores of this machine. In each round a few batches are measured anew in processes by themselves, from
+these follow the times that are foretold, and then each split trains. Ratios are within a round, then the median over
+rounds.
 
 Bandwidth and latency are those of sums between two processes, measured in each round by the sizes that occur.
 """
@@ -17,6 +18,7 @@ import os
 import tempfile
 from functools import partial
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -30,7 +32,7 @@ from timing import Length, by_name, in_turn, ratios, spread
 
 from sglight.networks import Stage
 from sglight.parallel.launcher import launch
-from sglight.plan import Clock, Machines, evaluate
+from sglight.plan import Machines, evaluate, stage_seconds
 
 SPLITS = ((1, 2), (2, 1), (2, 2))
 TRIES = 30
@@ -38,32 +40,26 @@ make = partial(delayed, microbatches=2)
 
 
 def message_s(size: int) -> float:
-    """Seconds of a sum of so many floats over the processes of the group; the shortest of some."""
-    values, best = torch.zeros(size), float("inf")
+    """Typical seconds of a sum of so many floats over the processes of the group."""
+    values, times = torch.zeros(size), []
     for _ in range(TRIES):
         begin = perf_counter()
         dist.all_reduce(values)
-        best = min(best, perf_counter() - begin)
-    return best
-
-
-def foretell(case: Case, bandwidth: float, latency: float) -> list[float]:
-    """Milliseconds a batch of each split, by passes measured in this process."""
-    module = make(case)
-    machines = Machines(bandwidth=bandwidth, latency=latency, cores=len(os.sched_getaffinity(0)))
-    clock = Clock(module.spec, module.plan.optimizer, None)
-    return [
-        1e3 * evaluate(module.plan, module.groups(groups), replicas, case.batch, clock, machines).batch_s
-        for groups, replicas in SPLITS
-    ]
+        times.append(perf_counter() - begin)
+    return median(times)
 
 
 def foretold(case: Case) -> list[float]:
-    """`foretell`, in new processes, with what messages take here."""
+    """Milliseconds a batch of each split, with what messages take here."""
     count = sum(p.numel() for p in Stage(case.spec).parameters())
     short, long = (in_processes(2, 1, message_s, size)[0] for size in (1, count))
     bandwidth = 4 * count / (long - short)  # of two processes each sends all of its values once
-    found: list[float] = in_processes(1, 1, foretell, case, bandwidth, short / 2)[0]
+    module, found, cores = make(case), [], len(os.sched_getaffinity(0))
+    for groups, replicas in SPLITS:
+        machines = Machines(groups * replicas, bandwidth, short / 2, cores=cores)
+        costs = stage_seconds(module, case.batch, replicas, machines)
+        split = evaluate(module.plan, module.groups(groups), replicas, case.batch, costs, machines)
+        found.append(1e3 * split.batch_s)
     return found
 
 

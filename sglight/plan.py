@@ -3,8 +3,8 @@
     python -m sglight.plan strategy=delayed plan.workers=64 plan.bandwidth=1e10
 
 It simulates the strategy's schedule for every split of the workers into groups of stages and replicas, and of a batch
-into pieces. The times of passes are measured on this machine, or computed from ``plan.flops``; those of messages are
-computed from ``plan.bandwidth`` and ``plan.latency``.
+into pieces. What a batch costs a worker is measured by training a few batches on this machine, or computed from
+``plan.flops``; messages are computed from ``plan.bandwidth`` and ``plan.latency``.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from itertools import pairwise
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -32,13 +31,13 @@ from sglight.config.explanations import explain
 from sglight.errors import UserError
 from sglight.experiment import build_datamodule, build_module
 from sglight.networks import NetworkSpec, Stage
-from sglight.strategies.optim import make_optimizer
+from sglight.rehearsal import rehearse
 from sglight.strategies.plan import Plan
 from sglight.strategies.schedule import Decoupled, Pipelined
 from sglight.strategies.simulation import Messages, StageTimes, period
+from sglight.strategies.staged import StagedModule
 
 FLOAT = 4  # bytes of a number
-ROUNDS = 5  # a pass is measured so often, and the shortest time is taken
 BATCHES = 16  # the number of batches that are simulated
 MOST_PIECES = 64
 SHOWN = 12  # rows of the table
@@ -54,7 +53,7 @@ class Machines:
         workers: how many there are.
         bandwidth: the bytes per second from one worker to another.
         latency: the seconds that a message takes besides.
-        flops: the floating-point operations per second of a worker; None to measure passes on this machine.
+        flops: the floating-point operations per second of a worker; None to measure on this machine.
         cores: the number of cores that all workers share; None if each has its own device.
         split: one split, as ``[groups, replicas, pieces]``, to simulate only that; None for all.
     """
@@ -91,60 +90,6 @@ class Split:
     bound: str
 
 
-class Clock:
-    """Gives the seconds of passes, from their multiplications; measured once for each number of samples.
-
-    Args:
-        spec: of the network.
-        optimizer: the settings of the optimiser.
-        flops: see `Machines`.
-    """
-
-    def __init__(self, spec: NetworkSpec, optimizer: Mapping[str, Any], flops: float | None) -> None:
-        self.spec, self.optimizer, self.flops = spec, optimizer, flops
-        self._net: Stage | None = None
-        self._known: dict[int, float] = {}
-        self._update_s: float | None = None
-
-    def multiplication_s(self, samples: int) -> float:
-        """The seconds of one multiplication of the cost model, in passes with so many samples."""
-        if self.flops is not None:
-            return 2 / self.flops
-        if samples not in self._known:
-            self._known[samples] = self._pass_s(samples) / (3 * sum(self.spec.step_work()) * samples)
-        return self._known[samples]
-
-    def update_s(self) -> float:
-        """The seconds of a step of the optimiser for the whole network; 0 if times are computed, not measured."""
-        if self.flops is not None:
-            return 0.0
-        if self._update_s is None:
-            self._update_s = _shortest(make_optimizer(self.optimizer, self.net.parameters()).step)
-        return self._update_s
-
-    @property
-    def net(self) -> Stage:
-        """The whole network, constructed at the first use."""
-        if self._net is None:
-            self._net = Stage(self.spec)
-        return self._net
-
-    def _pass_s(self, samples: int) -> float:
-        """The seconds of a forward and a backward pass."""
-        x = torch.randn(samples, *self.spec.shape)
-        return _shortest(lambda: self.net(x).sum().backward())
-
-
-def _shortest(function: Any) -> float:
-    best = math.inf
-    function()
-    for _ in range(ROUNDS):
-        begin = perf_counter()
-        function()
-        best = min(best, perf_counter() - begin)
-    return best
-
-
 def splits(
     plain: Mapping[str, Any], machines: Machines, datamodule: Any, free_stages: bool
 ) -> Iterator[Split]:
@@ -156,7 +101,7 @@ def splits(
         datamodule: the data.
         free_stages: whether to use as many stages as groups, not ``strategy.stages``.
     """
-    samples, clock = datamodule.batch_size, None
+    samples, threads = datamodule.batch_size, plain["trainer"]["threads"] or 1
     for groups, replicas, pieces in _candidates(machines, samples, "microbatches" in plain["strategy"]):
         strategy = {**plain["strategy"]}
         if free_stages and "stages" in strategy:
@@ -171,8 +116,8 @@ def splits(
             continue
         if replicas * module.plan.schedule.pieces > samples:
             continue
-        clock = clock or Clock(module.spec, module.plan.optimizer, machines.flops)
-        yield evaluate(module.plan, own, replicas, samples, clock, machines)
+        costs = stage_seconds(module, samples, replicas, machines, threads)
+        yield evaluate(module.plan, own, replicas, samples, costs, machines)
 
 
 def _candidates(machines: Machines, samples: int, has_pieces: bool) -> Iterator[tuple[int, int, int]]:
@@ -186,8 +131,37 @@ def _candidates(machines: Machines, samples: int, has_pieces: bool) -> Iterator[
             pieces *= 2
 
 
+def stage_seconds(
+    module: StagedModule, samples: int, replicas: int, machines: Machines, threads: int = 1
+) -> list[StageTimes]:
+    """The seconds of the phases of each stage for a replica's part of a batch, computed or measured.
+
+    They are measured in as many processes at once as share the cores: each is slower then.
+
+    Args:
+        module: of the strategy.
+        samples: in a batch.
+        replicas: how many there are.
+        machines: the workers.
+        threads: of each worker.
+    """
+    if machines.flops is None:
+        at_once = min(machines.workers, machines.cores or 1)
+        return rehearse(module, samples, replicas, at_once, threads)
+    scale = 2 / machines.flops * math.ceil(samples / replicas)
+    return [
+        StageTimes(**{name: scale * cost for name, cost in vars(stage).items()})
+        for stage in module.plan.stage_times()
+    ]
+
+
 def evaluate(
-    plan: Plan, groups: Sequence[range], replicas: int, samples: int, clock: Clock, machines: Machines
+    plan: Plan,
+    groups: Sequence[range],
+    replicas: int,
+    samples: int,
+    costs: Sequence[StageTimes],
+    machines: Machines,
 ) -> Split:
     """A split with its simulated speed and its memory.
 
@@ -196,43 +170,38 @@ def evaluate(
         groups: the stages of each worker of a replica.
         replicas: how many there are.
         samples: in a batch.
-        clock: gives the times of passes.
+        costs: see `stage_seconds`.
         machines: the workers.
     """
-    schedule = plan.schedule
+    schedule, cores = plan.schedule, machines.cores
     share = math.ceil(samples / replicas)
-    costs = stage_seconds(plan, math.ceil(share / schedule.pieces), share, clock)
     messages = message_seconds(plan, share, replicas, machines)
     busy = [sum(costs[i].total for i in own) for own in groups]
 
-    def batch_s(messages: Messages | None) -> float:
-        together = replicas * sum(busy) / (machines.cores or math.inf)
-        return max(period(schedule, groups, costs, messages, BATCHES), together)
+    def least(sums: Sequence[float]) -> float:
+        """The time for a batch if all cores that the workers share are always busy."""
+        return replicas * (sum(busy) + sum(sums)) / (cores or math.inf)
 
-    time = batch_s(messages)
-    bound = f"waiting, {units.share(1 - max(busy) / time)}"
-    if batch_s(Messages(sums=messages.sums)) < (1 - GAIN) * time:
+    def batch_s(states: Sequence[float], sums: Sequence[float]) -> float:
+        slower, together = costs, least(sums)
+        if cores is not None and len(groups) * replicas >= cores and sums:
+            # No core is free to sum meanwhile: a worker computes or sums.
+            slower = [replace(cost, backward=cost.backward + s) for cost, s in zip(costs, sums, strict=True)]
+            sums = [0.0] * len(sums)
+        return max(period(schedule, groups, slower, Messages(states, sums), BATCHES), together)
+
+    time = batch_s(messages.states, messages.sums)
+    bound = f"waiting, {units.share(max(1 - max(busy) / time, 0))}"
+    if batch_s([], messages.sums) < (1 - GAIN) * time:
         bound = "messages"
-    elif batch_s(Messages(states=messages.states)) < (1 - GAIN) * time:
+    elif batch_s(messages.states, [0.0] * len(messages.sums)) < (1 - GAIN) * time:
         bound = "sums"
     elif max(busy) > (1 - GAIN) * time:
         bound = "computing"
-    elif machines.cores is not None and replicas * sum(busy) / machines.cores > (1 - GAIN) * time:
+    elif least(messages.sums) > (1 - GAIN) * time:
         bound = "cores"
     memory = max(sum(stage_bytes(plan, i, share, replicas) for i in own) for own in groups)
     return Split(len(groups), replicas, schedule.pieces, plan.last + 1, time, memory, bound)
-
-
-def stage_seconds(plan: Plan, piece: int, share: int, clock: Clock) -> list[StageTimes]:
-    """The seconds of the phases of each stage, for the ``share`` of samples of a replica, in pieces of ``piece``."""
-    scale = clock.multiplication_s(piece) * share
-    counts = parameter_counts(plan.spec, plan.cuts)
-    times = []
-    for stage, own in zip(plan.stage_times(), counts, strict=True):
-        found = StageTimes(**{name: scale * cost for name, cost in vars(stage).items()})
-        found.backward += clock.update_s() * own / sum(counts)
-        times.append(found)
-    return times
 
 
 def message_seconds(plan: Plan, share: int, replicas: int, machines: Machines) -> Messages:

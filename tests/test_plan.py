@@ -9,7 +9,15 @@ import pytest
 
 from sglight import plan as planning
 from sglight.errors import UserError
-from sglight.plan import Clock, Machines, Split, evaluate, message_seconds, parameter_counts, parsed
+from sglight.plan import (
+    Machines,
+    Split,
+    evaluate,
+    message_seconds,
+    parameter_counts,
+    parsed,
+    stage_seconds,
+)
 from sglight.strategies.backprop import Backprop
 from sglight.strategies.delayed import Delayed
 from tests.strategies.common import ADAM, NETWORK
@@ -21,8 +29,8 @@ SAMPLES = 64
 
 def split(module: Any, groups: int, replicas: int, **machines: Any) -> Split:
     settings = Machines(workers=groups * replicas, flops=1e9, **machines)
-    clock = Clock(module.spec, module.plan.optimizer, settings.flops)
-    return evaluate(module.plan, module.groups(groups), replicas, SAMPLES, clock, settings)
+    costs = stage_seconds(module, SAMPLES, replicas, settings)
+    return evaluate(module.plan, module.groups(groups), replicas, SAMPLES, costs, settings)
 
 
 def delayed(stages: int, pieces: int) -> Delayed:
