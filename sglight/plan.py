@@ -32,7 +32,9 @@ from sglight.errors import UserError
 from sglight.experiment import build_datamodule, build_module
 from sglight.networks import NetworkSpec, Stage
 from sglight.rehearsal import rehearse
+from sglight.strategies.multilevel import Multilevel
 from sglight.strategies.plan import Plan
+from sglight.strategies.pvd.module import PVD
 from sglight.strategies.schedule import Decoupled, Pipelined
 from sglight.strategies.simulation import Messages, StageTimes, period
 from sglight.strategies.staged import StagedModule
@@ -100,7 +102,11 @@ def splits(
         machines: the workers.
         datamodule: the data.
         free_stages: whether to use as many stages as groups, not ``strategy.stages``.
+
+    Raises:
+        UserError: for a strategy without one schedule for all batches.
     """
+    _check(build_module(plain, datamodule))
     samples, threads = datamodule.batch_size, plain["trainer"]["threads"] or 1
     for groups, replicas, pieces in _candidates(machines, samples, "microbatches" in plain["strategy"]):
         strategy = {**plain["strategy"]}
@@ -118,6 +124,18 @@ def splits(
             continue
         costs = stage_seconds(module, samples, replicas, machines, threads)
         yield evaluate(module.plan, own, replicas, samples, costs, machines)
+
+
+def _check(module: StagedModule) -> None:
+    if isinstance(module, Multilevel):
+        raise UserError(
+            "strategy=multilevel cannot be planned, as each level has its own network and schedule: plan a level "
+            "by itself, such as strategy=delayed with its model.steps"
+        )
+    if isinstance(module, PVD):
+        raise UserError(
+            "strategy=pvd cannot be planned: its processors minimise in parallel, without a schedule"
+        )
 
 
 def _candidates(machines: Machines, samples: int, has_pieces: bool) -> Iterator[tuple[int, int, int]]:

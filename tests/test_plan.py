@@ -95,6 +95,25 @@ def test_the_command_prints_the_best_split(
     assert "trainer.devices x trainer.num_nodes = 4" in out
 
 
+@pytest.mark.parametrize("strategy", ["multilevel", "pvd"])
+def test_what_has_no_schedule_of_its_own_is_refused(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["plan", f"strategy={strategy}", "plan.workers=2", "plan.flops=1e9"])
+    with pytest.raises(SystemExit, match=f"strategy={strategy} cannot be planned"):
+        planning.main()
+
+
+def test_sums_cost_time_where_no_core_is_free() -> None:
+    free, shared = (
+        split(delayed(1, 1), 1, 2, bandwidth=1e5, latency=1e-12, **more) for more in ({}, {"cores": 2})
+    )
+    (sums,) = message_seconds(
+        delayed(1, 1).plan, SAMPLES // 2, 2, Machines(bandwidth=1e5, latency=1e-12)
+    ).sums
+    computing = sum(cost.total for cost in stage_seconds(delayed(1, 1), SAMPLES, 2, Machines(flops=1e9)))
+    assert shared.batch_s == pytest.approx(computing + sums)
+    assert free.batch_s <= shared.batch_s
+
+
 def test_mistakes_name_the_key() -> None:
     with pytest.raises(UserError, match=r"bandwith.*plan\.bandwidth"):
         parsed(["plan.bandwith=1"])
