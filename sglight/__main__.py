@@ -7,6 +7,7 @@ import traceback
 from contextlib import suppress
 from math import nan
 from pathlib import Path
+from time import sleep
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -23,13 +24,16 @@ from sglight.config.checks import TORCHRUN
 from sglight.config.completed import Completed, find_completed
 from sglight.config.composing import CONF, DIVERGED, SWEEPS, check, to_plain
 from sglight.config.explanations import explain
-from sglight.errors import Diverged, UserError, interruption
+from sglight.config.quoting import typed
+from sglight.errors import Diverged, Terminated, UserError, interruption
 from sglight.output import tolerate
 
 # What can be raised while the config is composed.
 COMPOSITION = (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError)
 # For workers other than 0 under torchrun: only worker 0 makes a run folder.
 WITHOUT_FOLDER = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
+
+STAY_S = 5.0  # the longest time to wait until worker 0 has refused a command, too
 
 # The folders of the runs of this command; the last one is the present run.
 _begun: list[str] = []
@@ -62,6 +66,18 @@ def main() -> None:
         print(f"sglight {__version__}")
         return
     handlers = signals.answer()
+    try:
+        _main()
+    except SystemExit as end:
+        if cluster.rank() > 0 and isinstance(end.code, str):
+            _leave_to_the_first_worker()
+        raise
+    finally:
+        signals.restore(handlers)
+
+
+def _main() -> None:
+    """`main` while it answers signals."""
     DIVERGED.clear()
     _begun.clear()
     SWEEPS.clear()
@@ -70,10 +86,7 @@ def main() -> None:
         sys.argv += WITHOUT_FOLDER
     sys.argv[1:] = cluster.continued(sys.argv[1:])
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        try:
-            launch()
-        finally:
-            signals.restore(handlers)
+        launch()
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its exceptions instead of printing them
     try:
@@ -98,7 +111,18 @@ def main() -> None:
         sys.exit(f"error: {explain(error, CONF, sys.argv[1:])}")
     finally:
         del os.environ["HYDRA_FULL_ERROR"]
-        signals.restore(handlers)
+
+
+def _leave_to_the_first_worker() -> None:
+    """Wait for the end of worker 0 before this worker prints why the command is refused.
+
+    Worker 0 refuses it for the same reason and prints it, and torchrun then ends this worker. If this one ended first,
+    torchrun would interrupt worker 0 before it has said anything.
+    """
+    try:
+        sleep(STAY_S)
+    except Terminated:
+        sys.exit(1)
 
 
 def _launch() -> None:
@@ -165,6 +189,8 @@ def _job(cfg: DictConfig) -> float:
             traceback.print_exc()
             print(f"error in {name}: {type(error).__name__}, see the traceback above", file=sys.stderr)
         raise JobFailed(name) from None
+    finally:
+        signals.release()  # one that came behind the results of this job ends the sweep
 
 
 def _came_from_a_run(error: BaseException) -> bool:
@@ -173,12 +199,16 @@ def _came_from_a_run(error: BaseException) -> bool:
 
 
 def _interrupted(signum: int) -> None:
-    """Print where the run was interrupted and how to resume it, and end the process."""
+    """Print where the run was interrupted and how to resume it (worker 0 does), and end the process."""
+    if cluster.rank() > 0:
+        sys.exit(128 + signum)
     folder = _begun[-1] if _begun else ""
     if not folder:
         message = "interrupted"
+    elif status.read(Path(folder)).get("status") == "finished":  # in a sweep
+        message = f"interrupted behind {folder}, which is finished; go on with the same command and skip_completed=true"
     elif (Path(folder) / "checkpoints" / "last.ckpt").is_file():
-        message = f"interrupted in {folder}; go on with: {python('sglight')} ckpt={shlex.quote(folder)}"
+        message = f"interrupted in {folder}; go on with: {python('sglight')} {typed('ckpt', folder)}"
     else:
         message = f"interrupted in {folder}, before the first checkpoint; begin anew with the same command"
     print(message, file=sys.stderr)

@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import gettempdir
 
 from sglight.config.checks import TORCHRUN
+from sglight.config.quoting import quoted
 
 PORTS = range(15000, 25000)  # for the first worker to listen at, under Slurm
 
@@ -102,15 +103,9 @@ def continued(arguments: Sequence[str]) -> list[str]:
     if last.is_file() and last.stat().st_mtime >= note.stat().st_mtime:
         own["ckpt"] = folder
     kept = [argument for argument in arguments if argument.partition("=")[0] not in own]
-    return [*kept, *(f"{key}={_quoted(str(path))}" for key, path in own.items())]
+    return [*kept, *(f"{key}={quoted(str(path))}" for key, path in own.items())]
 
 
 def _note() -> Path:
     """The file of `note_run`; it is named after the parent process, which is the agent of torchrun."""
     return Path(gettempdir()) / f"sglight-{os.getuid()}-{os.getppid()}-{os.environ[TORCHRUN]}"
-
-
-def _quoted(text: str) -> str:
-    """A text quoted for Hydra's command line."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"

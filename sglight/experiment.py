@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Callback
 
-from sglight import results
+from sglight import results, signals
 from sglight.building import (
     build_datamodule,
     build_module,
@@ -36,7 +36,7 @@ from sglight.parallel.seats import of_trainer as seats_of
 from sglight.process import set_up
 from sglight.report.measures import BACKPROP
 from sglight.strategies.staged import StagedModule, limited
-from sglight.trainer import build_callbacks, build_trainer, results_of
+from sglight.trainer import build_callbacks, build_trainer, check_limits, results_of
 from sglight.yardstick import measured_speedup, versions
 
 __all__ = [
@@ -127,6 +127,7 @@ def build(task: Task) -> Parts:
     set_up(plain, task.rank)
     opens = seats_of(plain["trainer"])[task.rank].group == 0
     datamodule = build_datamodule(plain, inputs=opens or strategy_class(plain).inputs_everywhere)
+    check_limits(plain["trainer"], datamodule)
     data = describe_data(datamodule)
     module = build_module(plain, datamodule)
     forget_peak()  # now the libraries that read data are loaded, but not the data
@@ -169,7 +170,8 @@ def test(parts: Parts) -> dict[str, Any]:
 
 
 def write(task: Task, parts: Parts, metrics: Mapping[str, Any], monitored: float) -> None:
-    """Write the results to ``metrics.json`` and the loggers, and print them."""
+    """Write the results to ``metrics.json`` and the loggers, and print them; signals wait meanwhile."""
+    signals.hold()
     sizes, plain = parts.summary.parameters.items(), task.plain
     found = {
         **metrics,

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from functools import partial
-from math import inf
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,18 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from sglight import cluster
+from sglight import cluster, signals
 from sglight.config.checks import DEPLOYMENT, TORCHRUN
 from sglight.config.completed import config_hash
 from sglight.config.composing import EARLIER, to_plain
+from sglight.config.quoting import typed
 from sglight.errors import Diverged, Terminated, interruption
 from sglight.files import write_atomically
 from sglight.parallel import launcher
 from sglight.parallel.launcher import WorkerFailed
 from sglight.status import recorded
 
+METRICS = "metrics.json"
 # Variables of schedulers and launchers, from which Lightning would conclude that there are other workers.
 LEFT_OVER = (
     "RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "SLURM_LOCALID",
@@ -56,21 +58,45 @@ def run(cfg: DictConfig, folder: Path | None = None) -> float:
     brief = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     with recorded(folder, EARLIER.pop(folder.resolve(), None)):
         cluster.note_run(folder)
+        earlier = _stamp(folder)
         try:
             monitored = _start(plain, folder, brief)
+            signals.hold()
             cluster.forget_run()
             return monitored
         except Diverged:
             _write_diverged(plain, folder)
             raise
-        except WorkerFailed as error:
-            if (signum := interruption(error)) is not None:
+        except (Terminated, KeyboardInterrupt, WorkerFailed) as error:
+            signum = interruption(error)
+            if signum is not None and _stamp(folder) not in (earlier, None):
+                # Workers that are asked to end while they write their results write them first.
+                signals.hold(signum)
+                cluster.forget_run()
+                return _monitored(folder)
+            if not isinstance(error, WorkerFailed):
+                raise
+            if signum is not None:
                 print(error, file=sys.stderr)
                 raise Terminated(signum) from error
             if not (folder / "checkpoints" / "last.ckpt").is_file():
                 raise
-            advice = f"{error}; go on from its last checkpoint with ckpt={folder}"
+            advice = f"{error}; go on from its last checkpoint with {typed('ckpt', str(folder))}"
             raise WorkerFailed(advice, error.rank, error.cause) from error
+
+
+def _stamp(folder: Path) -> tuple[int, int] | None:
+    """A value that changes when ``metrics.json``, the last file of a run, is written; None if there is none."""
+    try:
+        stat = (folder / METRICS).stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns
+
+
+def _monitored(folder: Path) -> float:
+    found = json.loads((folder / METRICS).read_text())["run/monitored"]
+    return nan if found is None else float(found)
 
 
 def _write_diverged(plain: dict[str, Any], folder: Path) -> None:
@@ -79,7 +105,7 @@ def _write_diverged(plain: dict[str, Any], folder: Path) -> None:
         "run/config_hash": config_hash(plain), "run/monitored": None, "run/seed": plain["seed"],
         "run/status": "diverged",
     }  # fmt: skip
-    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    write_atomically(folder / METRICS, json.dumps(metrics, indent=2) + "\n")
 
 
 def _start(plain: dict[str, Any], folder: Path, brief: bool) -> float:

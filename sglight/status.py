@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from sglight import signals
 from sglight.errors import Diverged, RunFailed, UserError, interruption
 from sglight.files import remove_temporaries, replacing, write_atomically
 
@@ -25,7 +26,8 @@ Contents = dict[Path, bytes]
 def recorded(folder: Path, before: Contents | None = None) -> Iterator[None]:
     """Context of a run, which writes its status: ``running``, then ``finished``, ``failed`` or ``interrupted``.
 
-    If a command is refused before it has changed any result, the folder of an earlier run is restored.
+    It stays ``finished`` if a signal comes behind the end of the context. If a command is refused before it has changed
+    any result, the folder of an earlier run is restored.
 
     Args:
         folder: of the run.
@@ -39,10 +41,12 @@ def recorded(folder: Path, before: Contents | None = None) -> Iterator[None]:
         before, results = beside(folder) if before is None else before, _signature(folder)
         remove_temporaries(folder)
         process = {"host": platform.node(), "pid": os.getpid(), "started": started(os.getpid())}
-        _write(folder, {"status": "running", **process})
         try:
+            _write(folder, {"status": "running", **process})
             yield
+            signals.hold()
         except BaseException as error:
+            signals.hold()  # until the status is written
             refused = isinstance(error, UserError) and not isinstance(error, RunFailed)
             if interruption(error) is not None:
                 _write(folder, {"status": "interrupted", **process})

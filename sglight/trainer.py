@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,23 @@ def build_trainer(
             f"trainer.precision={asked['precision']}: {' '.join(str(error).split())} "
             "trainer.accelerator=auto takes the device that is there"
         ) from error
+
+
+def check_limits(trainer: Mapping[str, Any], datamodule: Any) -> None:
+    """Refuse a part of the validation or test batches that is less than one, before anything is trained.
+
+    Raises:
+        UserError: that names the key.
+    """
+    size = getattr(datamodule, "eval_batch_size", None)
+    for part, samples in (("val", datamodule.val_size), ("test", datamodule.test_size)):
+        key = f"limit_{part}_batches"
+        limit, batches = trainer[key], ceil(samples / size) if size else 0
+        if isinstance(limit, float) and batches and int(batches * limit) < 1:
+            raise UserError(
+                f"trainer.{key}={limit} is no whole batch of the {batches} that there are; give more, a number of "
+                "batches, or a smaller dataset.eval_batch_size"
+            )
 
 
 def _workers(trainer: Mapping[str, Any]) -> dict[str, Any]:

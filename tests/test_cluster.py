@@ -73,10 +73,9 @@ def test_a_command_that_is_started_again_goes_on_with_its_run(
     last.touch()
     os.utime(last, (time.time() - 60,) * 2)  # of an earlier run in the same folder
     cluster.note_run(folder)
-    escaped = str(folder).replace("'", "\\'")
-    assert cluster.continued(words) == [*words, f"hydra.run.dir='{escaped}'"]
+    assert cluster.continued(words) == [*words, f'hydra.run.dir="{folder}"']
     os.utime(last, (time.time() + 60,) * 2)
-    assert cluster.continued(words) == ["seed=2", f"hydra.run.dir='{escaped}'", f"ckpt='{escaped}'"]
+    assert cluster.continued(words) == ["seed=2", f'hydra.run.dir="{folder}"', f'ckpt="{folder}"']
     monkeypatch.setenv("RANK", "1")
     assert cluster.continued(words) == words
     monkeypatch.setenv("RANK", "0")

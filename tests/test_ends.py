@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 import torch
 
-from sglight import signals, status
+from sglight import experiment, results, signals, status
 from sglight import start as start_module
+from sglight.callbacks.checkpoint import LastCheckpoint
 from sglight.callbacks.limits import Divergence
 from sglight.config.composing import check
 from sglight.errors import Diverged, Terminated, UserError
@@ -93,6 +94,72 @@ def test_a_signal_in_a_process_of_its_own(tmp_path: Path, signum: int, code: int
         _, err = process.communicate(timeout=30)
     assert (process.returncode, state(tmp_path / "here")) == (code, "interrupted")
     assert err.startswith("interrupted in ") and len(err.splitlines()) == 1
+
+
+def test_a_signal_behind_the_last_checkpoint_ends_the_run(
+    start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answered: None
+) -> None:
+    epoch_end = LastCheckpoint.on_train_epoch_end
+
+    def killed(self: Any, trainer: Any, module: Any) -> None:
+        epoch_end(self, trainer, module)
+        if trainer.current_epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(LastCheckpoint, "on_train_epoch_end", killed)
+    common = ("strategy=dni", "trainer.max_epochs=2")
+    with pytest.raises(Terminated):
+        start(tmp_path, *common)
+    assert state(tmp_path) == "interrupted" and not (tmp_path / "metrics.json").exists()
+    monkeypatch.undo()
+    signals.answer()
+    start(tmp_path, *common, f"ckpt={tmp_path}/checkpoints/last.ckpt")
+    assert state(tmp_path) == "finished" and "test/acc" in metrics(tmp_path)
+
+
+@pytest.mark.parametrize("moment", ["write_metrics", "finish_loggers"])
+def test_a_signal_while_the_results_are_written_lets_them_be_written(
+    start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answered: None, moment: str
+) -> None:
+    module = results if moment == "write_metrics" else experiment
+    whole = getattr(module, moment)
+
+    def killed(*args: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        whole(*args)
+
+    monkeypatch.setattr(module, moment, killed)
+    assert start(tmp_path, "trainer.max_epochs=1") == metrics(tmp_path)["run/monitored"]
+    assert state(tmp_path) == "finished"
+    with pytest.raises(Terminated):
+        signals.release()
+
+
+def test_workers_that_were_asked_to_end_while_they_wrote_the_results_have_finished(
+    tmp_path: Path, compose_config, monkeypatch: pytest.MonkeyPatch, answered: None
+) -> None:
+    def launch(function: Any, *args: Any, **_: Any) -> None:
+        if function is start_module._run:
+            (tmp_path / "metrics.json").write_text('{"run/monitored": 0.75}')
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(start_module.launcher, "launch", launch)
+    cfg = compose_config("trainer.devices=2")
+    assert start_module.run(cfg, tmp_path) == 0.75
+    assert state(tmp_path) == "finished"
+
+
+def test_results_of_an_earlier_run_do_not_make_an_interrupted_one_finished(
+    tmp_path: Path, compose_config, monkeypatch: pytest.MonkeyPatch, answered: None
+) -> None:
+    (tmp_path / "metrics.json").write_text('{"run/monitored": 0.75}')
+    monkeypatch.setattr(
+        start_module.launcher, "launch", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    with pytest.raises(Terminated):
+        start_module.run(compose_config("trainer.devices=2"), tmp_path)
+    assert state(tmp_path) == "interrupted"
 
 
 def test_a_training_that_diverges_ends_at_once_and_leaves_the_best_as_it_was(start, tmp_path: Path) -> None:

@@ -552,3 +552,14 @@ def test_overfitting_sees_the_same_batches_in_every_epoch(compose_config):
 def test_a_misplaced_interval_is_refused(start, tmp_path):
     with pytest.raises(UserError, match=r"trainer\.val_check_interval=9 is more than the 2 batches"):
         start(tmp_path, "trainer.val_check_interval=9")
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_a_part_of_the_batches_that_is_none_is_refused_before_the_training(
+    start: Callable[..., float], tmp_path: Path, part: str
+) -> None:
+    with pytest.raises(
+        UserError, match=rf"limit_{part}_batches=0\.5 is no whole batch of the 1 that there are"
+    ):
+        start(tmp_path, f"trainer.limit_{part}_batches=0.5")
+    assert not (tmp_path / "checkpoints").exists()

@@ -15,7 +15,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 import sglight.__main__ as command
+from sglight import signals, status
 from sglight.commandline import python
+from sglight.config.checks import TORCHRUN
 from sglight.config.completed import config_hash
 from sglight.config.composing import CONF, check, to_plain
 from sglight.errors import Diverged, Terminated, UserError
@@ -278,7 +280,7 @@ def test_who_is_interrupted_hears_how_to_go_on(call, tmp_path):
         raise KeyboardInterrupt
 
     done = call("hydra.run.dir=a b", run=run)
-    assert done.err.endswith(f"go on with: {python('sglight')} ckpt='{tmp_path}/a b'\n")
+    assert done.err.endswith(f"go on with: {python('sglight')} 'ckpt=\"{tmp_path}/a b\"'\n")
 
 
 def test_any_other_error_keeps_its_traceback(call):
@@ -473,3 +475,55 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path):
         _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert re.fullmatch(r"interrupted in \S+, before the first checkpoint; begin anew .*\n", err)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_of_torchruns_workers_the_first_says_why_a_command_is_refused(call, monkeypatch, ended):
+    for name, value in ((TORCHRUN, "x"), ("RANK", "1")):
+        monkeypatch.setenv(name, value)
+    waits = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        if ended:  # by torchrun, because worker 0 has ended
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(command, "sleep", sleep)
+    done = call("model.stpes=3")
+    assert (done.status, waits) == (1, [command.STAY_S])
+    assert done.err == ("" if ended else "error: model.stpes is unknown; did you mean model.steps?\n")
+
+
+def test_of_torchruns_workers_the_first_says_that_the_run_was_interrupted(call, monkeypatch):
+    for name, value in ((TORCHRUN, "x"), ("RANK", "1")):
+        monkeypatch.setenv(name, value)
+    done = call(run=fail(Terminated(signal.SIGTERM)))
+    assert (done.status, done.err) == (143, "")
+
+
+def test_a_signal_behind_the_results_of_a_job_ends_the_sweep_and_says_so(call):
+    ran = []
+
+    def run(cfg):
+        ran.append(Path(HydraConfig.get().runtime.output_dir))
+        with status.recorded(ran[-1]):
+            signals.hold()  # the results are being written
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 0.5
+
+    done = call("-m", "seed=1,2,3", run=run)
+    assert (done.status, len(ran), status.read(ran[0])["status"]) == (143, 1, "finished")
+    assert f"interrupted behind {ran[0]}, which is finished; go on with the same command and skip" in done.err
+
+
+def test_a_run_with_results_is_finished_whatever_signal_comes(call, tmp_path):
+    def run(cfg):
+        with status.recorded(tmp_path):
+            signals.hold()
+            for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                os.kill(os.getpid(), signum)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 0.5
+
+    done = call(run=run)
+    assert (done.status, done.err, status.read(tmp_path)["status"]) == (0, "", "finished")

@@ -4,7 +4,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from typing_extensions import override
 from sglight import signals
 from sglight.archive import check_whole, seal
 from sglight.compat.lightning import RedirectedCheckpoint
-from sglight.errors import UserError
+from sglight.errors import Terminated, UserError
 from sglight.files import replacing, temporary_of
 from sglight.strategies.staged import StagedModule
 
@@ -198,7 +198,14 @@ class LastCheckpoint(Checkpoint):
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._waiting.close()
+        self._waiting.close()  # raises `Terminated` for a signal behind the last checkpoint
+
+    @override
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        with suppress(Terminated):  # the exception that there is says why the run ends
+            self._waiting.close()
 
     @override
     def on_train_batch_end(

@@ -15,6 +15,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import MarkedYAMLError
 
 from sglight.compat.omegaconf import root
+from sglight.config.quoting import typed
 
 ELSEWHERE = {  # keys that users of Lightning look for, and what to use instead
     "trainer.accumulate_grad_batches": "cut a batch into pieces, whose gradients add up, by strategy.microbatches",
@@ -175,11 +176,11 @@ REPHRASED = [
         "{o} refers to ${{{i}}}, which is no key",
     ),
     (
-        r"Ambiguous value for argument '(?P<o>(?P<k>[^'=]*)=(?P<v>[^']*/[^']*))'",
-        "{o} gives several values; put a path with a comma in quotes: '{k}=\"{v}\"'",
+        r"Ambiguous value for argument '(?P<o>(?P<k>[^=\n]*)=(?P<v>[^\n]*/[^\n]*))'(?=\n|$)",
+        "{o} gives several values; put a path with a comma in quotes: {typed}",
     ),
     (
-        r"Ambiguous value for argument '(?P<o>[^']*)'",
+        r"Ambiguous value for argument '(?P<o>[^\n]*)'(?=\n|$)",
         "{o} gives several values; add -m to run each, or [] for a list",
     ),
     (r"An item is already at '(?P<o>[^']*)'", "{o} is there already; write it without the +"),
@@ -188,11 +189,11 @@ REPHRASED = [
         r"force-add of config groups is not supported: '\++(?P<o>[^']*)'",
         "++{o} is not possible for a group; write {o}",
     ),
-    (r"Sweep parameters '(?P<o>[^']*)' requires", "{o} gives several values; add -m to run each of them"),
-    (r"Error parsing override '(?P<o>[^']*)'\nmissing EQUAL", "{o} is not of the form key=value"),
+    (r"Sweep parameters '(?P<o>(?s:.*))' requires", "{o} gives several values; add -m to run each of them"),
+    (r"Error parsing override '(?P<o>(?s:.*?))'\nmissing EQUAL", "{o} is not of the form key=value"),
     (
-        r"Error parsing override '(?P<o>(?P<k>[^'=]*)=(?P<v>[^']*))'",
-        "{o} cannot be read; close its brackets, or put the value in quotes: '{k}=\"{v}\"'",
+        r"Error parsing override '(?P<o>(?P<k>[^=]*)=(?P<v>(?s:.*?)))'\n",
+        "{o} cannot be read; close its brackets and quotes, or put the value in quotes: {typed}",
     ),
     (r"Could not delete.*'(?P<o>[^']*)' does not exist", "~{o}: there is no such key"),
     (r"does not support deletion\n\s*full_key: (?P<o>\S*)", "{o} cannot be removed; give it another value"),
@@ -208,7 +209,9 @@ def _rephrase(chain: list[BaseException]) -> str:
         )
         for pattern, sentence in REPHRASED:
             if found := re.search(pattern, text):
-                return sentence.format(**found.groupdict())
+                parts = found.groupdict()
+                hint = typed(parts["k"], parts["v"]) if "v" in parts else ""
+                return sentence.format(**parts, typed=hint).replace("\n", r"\n")
     return next(filter(None, map(_first_line, chain)), type(chain[0]).__name__)
 
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sglight.archive import check_whole, read_record
 from sglight.config.datasets import SCHEMAS as DATASETS
-from sglight.config.resumption import conflicts, inherited, is_in
+from sglight.config.resumption import conflicts, flat, inherited, is_in
 from sglight.config.schema import STRATEGIES
 from sglight.errors import UserError
 
@@ -75,8 +75,7 @@ def with_record(cfg: DictConfig) -> DictConfig:
     record = read_record(Path(cfg.ckpt), f"ckpt={cfg.ckpt}")
     if not record or not HydraConfig.initialized():
         return cfg
-    plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
-    mixed, _ = inherited(record["config"], plain, HydraConfig.get().overrides.task)
+    mixed, _, plain = _mixed(record["config"], cfg)
     if mixed == plain:
         return cfg
     cfg = deepcopy(cfg)
@@ -99,13 +98,20 @@ def with_record(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
+def _mixed(saved: Mapping[str, Any], cfg: DictConfig) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
+    """What `inherited` returns for a checkpoint's config, and the present config as a plain one."""
+    plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
+    raw = flat(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False)))
+    derived = [key for key, value in raw.items() if isinstance(value, str) and "${" in value]
+    return *inherited(saved, plain, HydraConfig.get().overrides.task, derived), plain
+
+
 def _fits(path: Path, cfg: DictConfig) -> bool:
     """Whether a checkpoint is complete and has the same values for the keys on the command line."""
     try:
         record = read_record(path, "it")
         if record:
-            plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
-            mixed, given = inherited(record["config"], plain, HydraConfig.get().overrides.task)
+            mixed, given, _ = _mixed(record["config"], cfg)
             if any(is_in(key, given) or key == "strategy" for key, *_ in conflicts(record["config"], mixed)):
                 return False
         check_whole(path, "it")

@@ -10,6 +10,7 @@ from typing import Any
 
 from sglight.archive import read_record
 from sglight.config.completed import config_hash
+from sglight.config.schema import Config
 from sglight.errors import UserError
 
 # Keys and whole sections that may differ between a checkpoint and the training that resumes from it.
@@ -66,18 +67,25 @@ def conflicts(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tupl
 
 
 def inherited(
-    saved: Mapping[str, Any], now: Mapping[str, Any], overrides: Iterable[str]
+    saved: Mapping[str, Any], now: Mapping[str, Any], overrides: Iterable[str], derived: Iterable[str] = ()
 ) -> tuple[dict[str, Any], list[str]]:
     """The checkpoint's config with the values of the command line, and the keys that the command line gives.
 
     Args:
         saved: the plain config in the checkpoint.
         now: the present plain config.
-        overrides: the command line, such as ``seed=2``. If it has a preset, all keys of ``now`` count as given.
+        overrides: the command line, such as ``seed=2``. If it has a preset, all keys of ``now`` count as given, but not
+            the seed where it is the default.
+        derived: the keys of ``now`` that take their value from another key, such as ``dataset.seed``; they are not
+            given with their section.
     """
     given = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
     if any(key in PRESETS or key.partition("/")[0] in PRESETS for key in given):
-        return dict(now), list(now)
+        mixed = deepcopy(dict(now))
+        if "seed" not in given and now["seed"] == Config.seed:
+            for key in {"seed", "dataset.seed"} & {"seed", *derived}:
+                _set(mixed, key, _get(saved, key))
+        return mixed, list(now)
     if "trainer.replicas" in given:  # which are the devices where nobody says otherwise
         given.append("trainer.devices")
     own = [*given, *OWN]
@@ -94,6 +102,10 @@ def inherited(
         for key in ("seed", "trainer.precision"):
             if key not in given and key in tested:
                 _set(mixed, key, tested[key])
+    free, flat_saved = FREE if now["mode"] == "fit" else FREE_TO_TEST, flat(saved)
+    for key in derived:
+        if key in flat_saved and key not in given and not is_in(key, free):
+            _set(mixed, key, flat_saved[key])
     return mixed, given
 
 

@@ -124,3 +124,34 @@ def test_last_is_also_found_in_a_folder_of_another_name(call, write, tmp_path):
     (tmp_path / "outputs/empty/checkpoints/last.ckpt").touch()
     cfg = call("ckpt=last", *choices)
     assert (cfg["ckpt"], cfg["trainer"]["max_epochs"]) == (str(mine), 3)
+
+
+@pytest.mark.parametrize("mode", ["fit", "test"])
+def test_a_section_on_the_command_line_does_not_give_what_it_takes_from_other_keys(
+    call, write, tmp_path, mode
+):
+    """`dataset.seed` is ``${seed}``, and the kind of estimators follows `model.kernel`; neither is given here."""
+    choices = ("dataset=ellipse", "model=hamiltonian", "strategy=dni", "seed=7")
+    last = write(tmp_path / "outputs/today/mine/checkpoints/last.ckpt", 0, *choices)
+    for words in (("dataset=ellipse",), ("dataset=ellipse", "model=hamiltonian"), ("seed=7",)):
+        cfg = call(f"mode={mode}", "ckpt=last", "dataset=ellipse", "strategy=dni", *words)
+        assert (cfg["ckpt"], cfg["seed"], cfg["dataset"]["seed"]) == (str(last), 7, 7)
+        assert call(f"mode={mode}", f"ckpt={last}", *words)["dataset"]["seed"] == 7
+    assert "dataset.seed=7, not 3" in call(f"mode={mode}", f"ckpt={last}", "dataset.seed=3")
+    assert "was trained with" in call(f"mode={mode}", f"ckpt={last}", "dataset=ellipse", "seed=3")
+
+
+def test_estimators_of_a_strategy_on_the_command_line_follow_the_model_of_the_checkpoint(
+    call, write, tmp_path
+):
+    choices = ("dataset=digits", "model=hamiltonian", "strategy=dni", "model.kernel=conv")
+    last = write(tmp_path / "outputs/today/mine/checkpoints/last.ckpt", 0, *choices)
+    cfg = call("ckpt=last", "strategy=dni")
+    assert (cfg["ckpt"], cfg["strategy"]["estimator"]["name"]) == (str(last), "conv")
+
+
+def test_a_preset_goes_on_with_the_seed_of_the_checkpoint(call, write, tmp_path):
+    last = write(tmp_path / "last.ckpt", 0, "experiment=ellipse", "seed=7")
+    cfg = call(f"ckpt={last}", "experiment=ellipse")
+    assert (cfg["seed"], cfg["dataset"]["seed"]) == (7, 7)
+    assert "seed=7, not 2" in call(f"ckpt={last}", "experiment=ellipse", "seed=2")

@@ -102,4 +102,5 @@ def test_what_it_gives_wins(plain) -> None:
     mixed, _ = inherited(saved, now, ["strategy.optimizer.lr=0.5", "model.steps=4"])
     assert mixed["strategy"]["optimizer"] == now["strategy"]["optimizer"]
     assert (mixed["model"]["steps"], mixed["seed"]) == (4, 7)
-    assert inherited(saved, now, ["experiment=digits"])[0] == now
+    assert inherited(saved, now, ["experiment=digits"])[0] == {**now, "seed": 7}
+    assert inherited(saved, now, ["experiment=digits", "seed=1"])[0] == now
