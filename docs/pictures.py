@@ -1,6 +1,6 @@
 """Draws the pictures of the documentation.
 
-python docs/pictures.py schedules    # of each strategy, by the program's own simulation; a second
+python docs/pictures.py schedules    # of each strategy, most by the program's own simulation; a second
 python docs/pictures.py timelines    # two trainings on two workers, recorded; a minute, needs two free cores
 python docs/pictures.py all
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sglight.callbacks.pictures import new_figure
 from sglight.callbacks.timeline import STYLES, Timeline
-from sglight.strategies.schedule import Decoupled, Locked, Pipelined, Schedule, Unanswered
+from sglight.strategies.schedule import Arriving, Decoupled, Locked, Pipelined, Schedule, Unanswered
 from sglight.strategies.simulation import Span, StageTimes, simulate
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ WORKERS = 4
 PLAIN = StageTimes(forward=1.0, backward=2.0)
 PREDICTING = StageTimes(forward=1.0, estimate=0.15, backward=2.0, learn=0.45)
 CLASSIFYING = StageTimes(forward=1.0, estimate=0.45, backward=2.0)
+TWICE = StageTimes(forward=1.0, estimate=0.45, backward=2.0, arrive=2.0)
 # By name: the schedule, what a batch costs a stage, how many batches, and until when they are shown.
 SCHEDULES: dict[str, tuple[Schedule, StageTimes, int, float]] = {
     "locked": (Locked(), PLAIN, 3, 30),
@@ -36,6 +37,17 @@ SCHEDULES: dict[str, tuple[Schedule, StageTimes, int, float]] = {
     "delayed": (Pipelined(pieces=1), PLAIN, 12, 30),
     "dni": (Decoupled(lag=1), PREDICTING, 10, 30),
     "local": (Unanswered(), CLASSIFYING, 10, 30),
+    "blend": (Arriving(), TWICE, 10, 30),
+}
+PHASES = ("forward", "estimate", "backward", "arrive", "learn")
+# What is not simulated has colours of the same kind.
+LOOKS = {
+    **STYLES,
+    "directions": STYLES["backward"],
+    "minimise": STYLES["forward"],
+    "synchronise": STYLES["learn"],
+    "old step": STYLES["forward"],
+    "new step": STYLES["arrive"],
 }
 
 # The network of the timelines: what a stage computes for a batch takes long enough to be seen.
@@ -44,10 +56,17 @@ OPTIMIZER = {"name": "adam", "lr": 0.001}
 BATCHES, SHOWN = 60, 5  # recorded; shown of the locked training
 
 
-def lanes(axes: Axes, workers: Sequence[Sequence[Span]], end: float, size: float = 8) -> None:
+def lanes(
+    axes: Axes,
+    workers: Sequence[Sequence[Span]],
+    end: float,
+    size: float = 8,
+    names: Sequence[str] | None = None,
+) -> None:
     """A lane a worker from time 0 to ``end``: bars of its phases, with the batch's number where there is room."""
+    names = names or [f"worker {i}" for i in range(len(workers))]
     axes.set(xlim=(0, end), ylim=(len(workers), 0))
-    axes.set_yticks([i + 0.5 for i in range(len(workers))], [f"worker {i}" for i in range(len(workers))])
+    axes.set_yticks([i + 0.5 for i in range(len(workers))], names)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     for i, spans in enumerate(workers):
@@ -57,7 +76,7 @@ def lanes(axes: Axes, workers: Sequence[Sequence[Span]], end: float, size: float
         for span in spans:
             if span.phase in ("wait", "send") or span.start >= end:
                 continue
-            style, width = STYLES[span.phase], min(span.end, end) - span.start
+            style, width = LOOKS[span.phase], min(span.end, end) - span.start
             bar = (i + 0.08, 0.84)
             axes.broken_barh(
                 [(span.start, width)], bar, facecolor=style.colour, edgecolor="white", linewidth=0.6
@@ -76,12 +95,15 @@ def figure(panels: int, workers: int) -> tuple[Figure, Any]:
     return made, made.subplots(panels, 1, squeeze=False)[:, 0]
 
 
-def legend(made: Figure, phases: Sequence[str]) -> None:
+def legend(made: Figure, phases: Sequence[str], waits: bool = True) -> None:
     """The colours of the phases, and what is hatched."""
     from matplotlib.patches import Patch
 
-    handles = [Patch(facecolor=STYLES[phase].colour, label=phase) for phase in phases]
-    handles.append(Patch(facecolor="#F4F4F4", edgecolor="#BBBBBB", hatch="////", linewidth=0, label="waits"))
+    handles = [Patch(facecolor=LOOKS[phase].colour, label=phase) for phase in phases]
+    if waits:
+        handles.append(
+            Patch(facecolor="#F4F4F4", edgecolor="#BBBBBB", hatch="////", linewidth=0, label="waits")
+        )
     made.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
 
 
@@ -93,8 +115,48 @@ def schedules(folder: Path) -> None:
         made, (axes,) = figure(1, WORKERS)
         lanes(axes, workers, end)
         axes.set_xlabel("time, in forward passes of a stage; in the bars: number of the batch", fontsize=9)
-        legend(made, [p for p in ("forward", "estimate", "backward", "learn") if getattr(costs, p)])
+        legend(made, [phase for phase in PHASES if getattr(costs, phase)])
         made.savefig(folder / f"schedule-{name}.png")
+    levels(folder)
+    iterations(folder)
+
+
+def levels(folder: Path) -> None:
+    """The steps of three levels over the time of the network, from coarse to fine."""
+    numbers = (4, 8, 16)
+    steps = [
+        [Span("new step" if j % 2 and k else "old step", 0, j, j / n, (j + 1) / n) for j in range(n)]
+        for k, n in enumerate(numbers)
+    ]
+    made, (axes,) = figure(1, len(numbers))
+    lanes(axes, steps, 1.0, names=[f"level {k}: {n} steps" for k, n in enumerate(numbers)])
+    axes.set_xticks([0, 1], ["0", "T"])
+    axes.set_xlabel("time of the network; in the bars: number of the step", fontsize=9)
+    legend(made, ["old step", "new step"], waits=False)
+    made.savefig(folder / "schedule-multilevel.png")
+
+
+def iterations(folder: Path) -> None:
+    """A sketch of three iterations of parallel variable distribution; the processors are unequal a little."""
+    directions, longest, synchronise = 1.0, 6.0, 1.5
+    spans: list[list[Span]] = [[] for _ in range(WORKERS)]
+    start = 0.0
+    for n in range(3):
+        for i, own in enumerate(spans):
+            least = start + directions
+            most, end = least + longest, least + longest + synchronise
+            own += [
+                Span("directions", i, n, start, least),
+                Span("minimise", i, n, least, most - 0.3 * ((i + n) % WORKERS)),
+                Span("synchronise", i, n, most, end),
+            ]
+        start = end
+    made, (axes,) = figure(1, WORKERS)
+    lanes(axes, spans, start, names=[f"processor {i}" for i in range(WORKERS)])
+    axes.set_xticks([])
+    axes.set_xlabel("time (a sketch); in the bars: number of the iteration", fontsize=9)
+    legend(made, ["directions", "minimise", "synchronise"])
+    made.savefig(folder / "schedule-pvd.png")
 
 
 def record(module: Any, late: bool = False) -> list[list[Span]]:

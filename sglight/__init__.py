@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sglight.networks import StableNet as StableNet
     from sglight.parallel.strategy import StageStrategy as StageStrategy
     from sglight.strategies.backprop import Backprop as Backprop
+    from sglight.strategies.blend import Blend as Blend
     from sglight.strategies.delayed import Delayed as Delayed
     from sglight.strategies.dni import DNI as DNI
     from sglight.strategies.local import Local as Local
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 # The module of each public name. They are imported on first use, because torch takes seconds to import.
 _HOMES = {
     "Backprop": "sglight.strategies.backprop",
+    "Blend": "sglight.strategies.blend",
     "DNI": "sglight.strategies.dni",
     "Delayed": "sglight.strategies.delayed",
     "Local": "sglight.strategies.local",
