@@ -65,7 +65,7 @@ class StageStrategy(ParallelStrategy):
             for no other worker.
         workers: the number of workers on this machine, if it is not that of devices, which they then share.
         replicas: the number of replicas of each stage.
-        layout: see `seats`.
+        layout: which workers have neighbouring ranks: ``pipelines``: those of a replica, ``replicas``: of a stage.
         sync_batchnorm: whether batch normalisation uses the samples of all replicas.
     """
 

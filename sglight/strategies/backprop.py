@@ -17,14 +17,15 @@ from sglight.strategies.staged import InStages, StagedModule
 class Backprop(StagedModule):
     """Backpropagation: the true gradient of each batch.
 
-    Several workers form a pipeline that is emptied after each batch (1F1B; Narayanan et al. 2021, PipeDream-Flush).
+    Several workers form a pipeline that is emptied after each batch: one forward pass and one backward pass in
+    turn (1F1B; Narayanan et al. 2021, PipeDream-Flush).
 
     Args:
         network, optimizer, shared: see `StagedModule`.
         stages: M, from 1 to the number of steps; each worker has at least one.
         microbatches: m, into how many pieces a batch is split; their gradients are added up. None for 1 with one
             stage, otherwise at least 4 (M - 1), such that it divides the batch size.
-        diagnose_every_n_batches: see `Diagnosis`.
+        diagnose_every_n_batches: compare the gradients that stages use with exact ones so often; 0 for never.
 
     Raises:
         ValueError: for values that are not allowed; the text names the key.

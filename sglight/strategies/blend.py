@@ -30,8 +30,8 @@ class Blend(StagedModule):
             weight, and for all epochs.
         arrival: ``wait`` for the true gradient, or use it when it arrives (``late``). Then stages do not wait for each
             other; true gradients pass through all of them without being blended, and estimators learn from them.
-        estimator, head: the settings of `Synthetic` and `LocalLoss`.
-        diagnose_every_n_batches: see `Diagnosis`.
+        estimator, head: see `DNI` and `Local`.
+        diagnose_every_n_batches: compare the gradients that stages use with exact ones so often; 0 for never.
 
     Raises:
         ValueError: for values that are not allowed; the text names the key.

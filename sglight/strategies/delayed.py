@@ -27,7 +27,9 @@ from sglight.strategies.staged import Batch, InStages, StagedModule
 
 
 class Delayed(StagedModule):
-    """M stages, each trained with true gradients of microbatches that it saw d_i rounds ago.
+    """M stages, each trained with true gradients that come late: stage i saw their microbatch d_i rounds ago.
+
+    The first stage waits longest, d_0 = (1 + slack) (M - 1), the last one not at all.
 
     Args:
         network, optimizer, shared: see `StagedModule`.
@@ -41,7 +43,7 @@ class Delayed(StagedModule):
             Late gradients do less harm to a network that has begun with exact ones.
         moments: whether the optimisers ``reset`` or ``keep`` their moments when late gradients begin. The second
             moments of small exact gradients would make the first late steps too long.
-        diagnose_every_n_batches: see `Diagnosis`.
+        diagnose_every_n_batches: compare the gradients that stages use with exact ones so often; 0 for never.
 
     Raises:
         ValueError: for values that do not exist or do not go together; the text names the key.

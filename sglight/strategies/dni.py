@@ -26,8 +26,8 @@ class DNI(StagedModule):
         network, optimizer, shared: see `StagedModule`.
         stages: M, from 1 to the number of steps.
         lag: how many batches old the true gradient is from which an estimator learns.
-        estimator: the arguments of `Synthetic`.
-        diagnose_every_n_batches: see `Diagnosis`.
+        estimator: ``name, hidden, ...``, the keys of ``strategy.estimator`` in ``conf/strategy/dni.yaml``.
+        diagnose_every_n_batches: compare the gradients that stages use with exact ones so often; 0 for never.
 
     >>> network = {"shape": (2,), "classes": 3, "channels": 4, "steps": 8}
     >>> print(DNI(network, {"name": "adam", "lr": 0.01}, stages=2).describe())

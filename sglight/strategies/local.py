@@ -29,10 +29,10 @@ class Local(StagedModule):
     Args:
         network, optimizer, shared: see `StagedModule`.
         stages: M, from 1 to the number of steps.
-        head: the settings of `LocalLoss`.
+        head: ``name, hidden, ...``, the keys of ``strategy.head`` in ``conf/strategy/local.yaml``.
         ensemble: whether evaluations also log the loss and accuracy of the mean of all logits, those of the heads and
             of the network, as ``val/ensemble_acc`` and so on.
-        diagnose_every_n_batches: see `Diagnosis`.
+        diagnose_every_n_batches: compare the gradients that stages use with exact ones so often; 0 for never.
     """
 
     def __init__(

@@ -55,8 +55,8 @@ class Multilevel(StagedModule):
         microbatches, slack, backward: of levels with late gradients, see `Delayed`; microbatches also of levels with
             exact gradients and without estimators, see `Backprop`.
         levels: the number of levels; each has twice the steps of the one before it.
-        level: ``epochs, mode, lr, estimator_lr, microbatches``, see `sglight.config.levels.Level`.
-        prolongation: ``linear`` or ``constant``, see `sglight.networks.segment.prolong`.
+        level: ``epochs, mode, lr, estimator_lr, microbatches``: each one value for all levels, or a list.
+        prolongation: of the parameters in a refinement: ``linear``, or ``constant`` for each step twice.
         moments: ``prolong`` the moments of optimisers in a refinement, or ``reset`` those of the stages (estimators
             keep theirs); None for ``reset`` where late gradients begin, and ``prolong`` elsewhere.
         head: of levels with local losses, see `Local`.

@@ -34,16 +34,16 @@ class StagedModule(StagedTraining):
 
     Args:
         network: the fields of `NetworkSpec`, as plain containers.
-        optimizer: of each stage, which has its own; see `optim.py`.
-        scheduler: of its learning rate; see `optim.py`.
+        optimizer: of each stage, which has its own: ``name, lr, ...``, the keys of ``strategy.optimizer``.
+        scheduler: of its learning rate: the keys of ``strategy.scheduler``.
         clip_norm: the largest norm of a stage's gradient; None for no limit.
-        regularisation: the weights of the penalties in `sglight.networks.regularisers.penalty`.
-        loss: the arguments of `Loss`.
+        regularisation: the weights of the penalties: the keys of ``strategy.regularisation``.
+        loss: the keys of ``strategy.loss``.
         stages: M, the number of stages.
-        cuts: the first time steps of stages 1 to M - 1, see `given_cuts`; None for stages of nearly equal cost.
+        cuts: the first time steps of stages 1 to M - 1; None for stages of nearly equal cost.
         schedule: the order in which the stages act; by default one after the other.
         source: where their gradients come from; by default true gradients.
-        diagnose_every_n_batches: see `Diagnosis`.
+        diagnose_every_n_batches: compare the gradients that stages use with exact ones so often; 0 for never.
         multiple: a number of steps of which all cuts must be multiples.
 
     Attributes:
