@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent / "pictures"
 WORKERS = 4
+DPI = 130
 # A backward pass costs two forward passes; an estimator is small beside its stage, and the last stage has none.
 PLAIN = StageTimes(forward=1.0, backward=2.0)
 PREDICTING = StageTimes(forward=1.0, estimate=0.15, backward=2.0, learn=0.45)
@@ -91,7 +92,6 @@ def lanes(
 def figure(panels: int, workers: int) -> tuple[Figure, Any]:
     """An empty figure with so many panels beneath each other, and its legend's place."""
     made = new_figure(9, panels * (0.65 + 0.3 * workers) + 0.35)
-    made.set_dpi(130)
     return made, made.subplots(panels, 1, squeeze=False)[:, 0]
 
 
@@ -116,7 +116,7 @@ def schedules(folder: Path) -> None:
         lanes(axes, workers, end)
         axes.set_xlabel("time, in forward passes of a stage; in the bars: number of the batch", fontsize=9)
         legend(made, [phase for phase in PHASES if getattr(costs, phase)])
-        made.savefig(folder / f"schedule-{name}.png")
+        made.savefig(folder / f"schedule-{name}.png", dpi=DPI)
     levels(folder)
     iterations(folder)
 
@@ -133,7 +133,7 @@ def levels(folder: Path) -> None:
     axes.set_xticks([0, 1], ["0", "T"])
     axes.set_xlabel("time of the network; in the bars: number of the step", fontsize=9)
     legend(made, ["old step", "new step"], waits=False)
-    made.savefig(folder / "schedule-multilevel.png")
+    made.savefig(folder / "schedule-multilevel.png", dpi=DPI)
 
 
 def iterations(folder: Path) -> None:
@@ -156,7 +156,7 @@ def iterations(folder: Path) -> None:
     axes.set_xticks([])
     axes.set_xlabel("time (a sketch); in the bars: number of the iteration", fontsize=9)
     legend(made, ["directions", "minimise", "synchronise"])
-    made.savefig(folder / "schedule-pvd.png")
+    made.savefig(folder / "schedule-pvd.png", dpi=DPI)
 
 
 def record(module: Any, late: bool = False) -> list[list[Span]]:
@@ -217,7 +217,7 @@ def timelines(folder: Path) -> None:
         axes.set_title(f"{title} (workers compute {busy:.0%} of the time)", fontsize=10, loc="left")
     panels[-1].set_xlabel("time [ms]; in the bars: number of the batch", fontsize=9)
     legend(made, ["forward", "backward"])
-    made.savefig(folder / "locked-decoupled.png")
+    made.savefig(folder / "locked-decoupled.png", dpi=DPI)
 
 
 def fastest(workers: Sequence[Sequence[Span]]) -> tuple[float, float]:
