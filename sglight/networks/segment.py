@@ -126,8 +126,8 @@ class Segment(nn.Module):
     Args:
         dynamics: ``euler``, ``antisymmetric``, ``hamiltonian``, ``leapfrog`` or ``package.module.Class`` (see
             `find_dynamics`).
-        steps: N.
-        channels: C.
+        steps: their number N.
+        channels: the width C.
         horizon: T; the step size is h = T / N.
         kernel: ``dense`` on ``[B, C]`` or ``conv`` on ``[B, C, H, W]`` with ``kernel_size`` (odd).
         activation: ``tanh`` or ``relu``.
