@@ -36,7 +36,7 @@ autodoc_member_order = "bysource"
 def keep_together(app: Sphinx, docname: str, source: list[str]) -> None:
     """No line ends between a number and its deviation or unit: tables would have rows of two lines."""
     if not docname.startswith("notebooks/"):
-        source[0] = re.sub(r"(?<=\d) (?=[±%])|(?<=±) ", "\N{NO-BREAK SPACE}", source[0])
+        source[0] = re.sub(r"(?<=\d) (?=[±%]|\(\d)|(?<=±) ", "\N{NO-BREAK SPACE}", source[0])
 
 
 def constructor(
