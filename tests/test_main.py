@@ -201,9 +201,12 @@ def test_a_users_mistake_in_the_run_is_one_sentence(call):
 def test_a_folder_that_cannot_be_written_is_named(call, tmp_path):
     (tmp_path / "outputs").symlink_to(tmp_path / "nowhere")
     (tmp_path / "file").touch()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/checkpoints").touch()
     for words, sentence in (
         ([], "outputs is a broken link; remove it, or give another hydra.run.dir"),
         (["-m", "seed=1,2"], "outputs is a broken link; remove it, or give another hydra.sweep.dir"),
+        (["hydra.run.dir=run"], "run/checkpoints is not a folder; remove it, or give another hydra.run.dir"),
         (["hydra.run.dir=file/x"], "file is not a folder; remove it, or give another hydra.run.dir"),
     ):
         done = call(*words)

@@ -193,7 +193,8 @@ class CheckFirst(Callback):
 
     def _check(self, config: DictConfig, cfg: DictConfig, folder: Path) -> None:
         checked = check(cfg)
-        check_writable("hydra.run.dir", folder)
+        for name in (".", ".hydra", "checkpoints"):
+            check_writable("hydra.run.dir", folder, name)
         if folder.is_dir():
             with locked(folder):
                 EARLIER[folder.resolve()] = beside(folder)
@@ -219,14 +220,21 @@ class CheckFirst(Callback):
         SWEEPS.append(folder)
 
 
-def check_writable(key: str, folder: Path) -> None:
-    """Refuse a folder that cannot be made or written to; ``key`` is the config key that names it."""
+def check_writable(key: str, folder: Path, name: str = ".") -> None:
+    """Refuse a folder that cannot be made or written to.
+
+    Args:
+        key: that names the folder.
+        folder: to be written to.
+        name: of a folder in it that is the one to check.
+    """
+    path = folder / name
     try:
-        existing = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
+        existing = next(path for path in (path, *path.parents) if path.exists() or path.is_symlink())
     except OSError as error:
         raise UserError(f"{key}={folder}: {error.strerror}; give another {key}") from error
     if not existing.is_dir():
-        what = "a broken link" if existing.is_symlink() else "not a folder"
+        what = "not a folder" if existing.exists() else "a broken link"
         raise UserError(f"{key}={folder}: {existing} is {what}; remove it, or give another {key}")
     if not access(existing, W_OK | X_OK):
         raise UserError(f"{key}={folder}: {existing} cannot be written to; give another {key}")
