@@ -375,6 +375,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--share", type=float, default=0.5, help="of runs on two workers")
     options = parser.parse_args()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, also in the runs
     fine: Any = (
         kills(options.count, options.seed, options.share)
         if options.what == "kills"
