@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sglight import cluster, signals
+from sglight.compat.postponed import postpone
 from sglight.config.checks import DEPLOYMENT, TORCHRUN
 from sglight.config.completed import config_hash
 from sglight.config.composing import EARLIER, to_plain
@@ -110,6 +111,7 @@ def _write_diverged(plain: dict[str, Any], folder: Path) -> None:
 
 def _start(plain: dict[str, Any], folder: Path, brief: bool) -> float:
     if plain["mode"] in DEPLOYMENT:
+        postpone()
         from sglight import deployment
 
         return float(deployment.run(plain, folder))
@@ -126,12 +128,14 @@ def _start(plain: dict[str, Any], folder: Path, brief: bool) -> float:
 
 
 def _prepare(plain: dict[str, Any]) -> None:
+    postpone()
     from sglight.experiment import prepare
 
     prepare(plain)
 
 
 def _run(plain: dict[str, Any], folder: Path, brief: bool = False) -> float:
+    postpone()
     from sglight.experiment import run
 
     if TORCHRUN not in os.environ:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from sglight.compat.sklearn import digits
 from sglight.config.datasets import at_least, fraction
 from sglight.data.augment import Augmentation
 from sglight.data.making import ensure
@@ -126,15 +127,12 @@ class DigitsData(SampleData):
 
     def open(self) -> Contents:
         """The pictures, as training, validation and test samples."""
-        from sklearn.datasets import load_digits  # takes a second to import
-
-        digits = load_digits()
-        x = digits.images[:, None].astype(np.uint8)  # levels 0 ... 16
-        y = digits.target.astype(np.int64)
+        images, y = digits()
+        x = images[:, None]  # levels 0 ... 16
         rest, test = stratified(y, self.test_fraction, self.data_seed, "dataset.test_fraction")
         parts = {**self.split(x, rest, y), "test": Part(x, test, y[test])}
         mean, std = statistics(x, rest)
-        return Contents(parts, [str(label) for label in digits.target_names], mean, std)
+        return Contents(parts, [str(label) for label in range(10)], mean, std)
 
 
 # name: (torchvision's class, the folder below its root in which it looks for the files)

@@ -297,8 +297,6 @@ def stratified(
     Raises:
         UserError: a class has one sample only, or one side would have too few samples.
     """
-    from sklearn.model_selection import train_test_split  # takes a second to import
-
     check_fraction(key, fraction)
     classes, counts = np.unique(labels, return_counts=True)
     count = math.ceil(fraction * len(labels))
@@ -311,6 +309,34 @@ def stratified(
             f"{key}={fraction} holds out {count} of {len(labels)} samples: too few on one side for "
             f"{len(classes)} classes"
         )
-    rows = np.arange(len(labels))
-    kept, held_out = train_test_split(rows, test_size=fraction, random_state=seed % 2**32, stratify=labels)
-    return np.sort(kept), np.sort(held_out)
+    # The same draws as scikit-learn's `train_test_split` with `stratify`, which takes a second to import.
+    draw = np.random.RandomState(seed % 2**32)
+    kept = _shares(counts, len(labels) - count, draw)
+    held_out = _shares(counts - kept, count, draw)
+    members = np.split(np.argsort(labels, kind="stable"), counts.cumsum()[:-1])
+    drawn = [rows[draw.permutation(len(rows))] for rows in members]
+    chosen = zip(drawn, kept, kept + held_out, strict=True)
+    parts = [np.split(rows[:end], [middle]) for rows, middle, end in chosen]
+    first, second = (np.sort(np.concatenate(part)) for part in zip(*parts, strict=True))
+    return first, second
+
+
+def _shares(counts: np.ndarray[Any, Any], total: int, draw: np.random.RandomState) -> np.ndarray[Any, Any]:
+    """How many samples of each class are among ``total``: by largest remainders, ties broken at random.
+
+    Args:
+        counts: of all samples, by class.
+        total: to be chosen.
+        draw: breaks the ties.
+    """
+    exact = counts / counts.sum() * total
+    shares = np.floor(exact)
+    remainders, missing = exact - shares, int(total - shares.sum())
+    for remainder in np.unique(remainders)[::-1]:
+        if missing == 0:
+            break
+        (tied,) = np.nonzero(remainders == remainder)
+        raised = draw.choice(tied, size=min(len(tied), missing), replace=False)
+        shares[raised] += 1
+        missing -= len(raised)
+    return shares.astype(int)

@@ -12,7 +12,7 @@ from typing import Any
 from sglight.compat.multiprocessing import forkserver_pid
 from sglight.signals import ENDING
 
-PRELOAD = ["torch", "pytorch_lightning", "sglight.experiment"]
+PRELOAD = ["torch", "sglight.parallel.lean", "sglight.experiment"]
 TIED = "sglight.parallel.tied"  # the first module that the server imports
 
 BLOCKED = {signal.SIGINT, *ENDING}  # signals that the server does not receive

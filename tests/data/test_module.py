@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from pytorch_lightning.callbacks import ModelCheckpoint
+from sklearn.model_selection import train_test_split
 
 from sglight.data.images import DigitsData
 from sglight.data.loader import Resident, Streamed
@@ -190,6 +193,20 @@ def test_stratified_keeps_the_shares_of_the_classes():
     other, _ = stratified(labels, 0.2, seed=6, key="k")
     assert np.array_equal(kept, again)
     assert not np.array_equal(kept, other)
+
+
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=20, max_size=60),
+    fraction=st.floats(0.2, 0.6),
+    seed=st.integers(0, 2**34),
+)
+def test_a_split_is_that_of_scikit_learn(labels, fraction, seed):
+    labels = np.array(labels + [0, 1, 2, 3, 4] * 2)
+    expected = train_test_split(
+        np.arange(len(labels)), test_size=fraction, random_state=seed % 2**32, stratify=labels
+    )
+    for part, rows in zip(stratified(labels, fraction, seed, "k"), expected, strict=True):
+        assert np.array_equal(part, np.sort(rows))
 
 
 @pytest.mark.parametrize(
