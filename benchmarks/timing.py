@@ -47,6 +47,15 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": median(values), "min": min(values), "max": max(values)}
 
 
+def cpu_s_each(work: Callable[[], object], seconds: float) -> float:
+    """CPU seconds of one piece of work, done again and again for about so many seconds."""
+    count, start = 0, process_time()
+    while (elapsed := process_time() - start) < seconds or not count:
+        work()
+        count += 1
+    return elapsed / count
+
+
 def page_faults() -> int:
     """How often this process has had to wait for memory that the system gave it anew."""
     return getrusage(RUSAGE_SELF).ru_minflt
