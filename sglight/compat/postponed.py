@@ -74,7 +74,7 @@ def _postpone(package: ModuleType, **used: Any) -> None:
 def _complete(package: ModuleType) -> None:
     """Import a package in full, unless that has been done."""
     with _lock:
-        if not isinstance(package, Postponed):
+        if type(package) is ModuleType:
             return
         package.__class__ = ModuleType
         if package.__name__ == TRACER:
