@@ -3,6 +3,7 @@
 python docs/pictures.py schedules    # of each strategy, most by the program's own simulation; a second
 python docs/pictures.py timelines    # two trainings on two workers, recorded; a minute, needs two free cores
 python docs/pictures.py all
+python docs/pictures.py frontier FOLDER    # of the runs of experiment=frontier in a folder
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from sglight.callbacks.pictures import new_figure
+from sglight.callbacks.pictures import COLOURS, new_figure, tidy
 from sglight.callbacks.timeline import STYLES, Timeline
+from sglight.report.runs import find_runs
 from sglight.strategies.schedule import Arriving, Decoupled, Locked, Pipelined, Schedule, Unanswered
 from sglight.strategies.simulation import Span, StageTimes, simulate
 
@@ -235,9 +239,40 @@ def clipped(spans: Sequence[Span], begin: float, end: float) -> list[Span]:
     ]
 
 
+def frontier(runs: Path, folder: Path) -> None:
+    """Test accuracy over seconds, a line a strategy and a point a number of stages; means over seeds."""
+    found = means(runs)
+    made = new_figure(9, 4)
+    panels = made.subplots(1, 2, sharey=True)
+    for strategy, colour in zip(dict.fromkeys(name for name, _ in found), COLOURS, strict=False):
+        stages = sorted(m for name, m in found if name == strategy)
+        points = [found[strategy, m] for m in stages]
+        for axes, k in zip(panels, (1, 2), strict=True):
+            axes.plot([p[k] for p in points], [p[0] for p in points], "o-", color=colour, label=strategy)
+            for m, p in zip(stages, points, strict=True):
+                axes.annotate(f"{m}", (p[k], p[0]), xytext=(4, 4), textcoords="offset points", fontsize=8)
+    tidy(panels[0], "test accuracy, %")
+    tidy(panels[1], "")
+    panels[0].set(xscale="log", xlabel="CPU seconds in one process")
+    panels[1].set(xscale="log", xlabel="ideal seconds, a worker for each stage")
+    panels[1].legend(frameon=False, fontsize=9, title="numbers: stages", title_fontsize=9)
+    made.savefig(folder / "frontier.png")
+
+
+def means(runs: Path) -> dict[tuple[str, int], tuple[float, float, float]]:
+    """By strategy and number of stages: test accuracy in per cent, CPU seconds, and these by the ideal speed-up."""
+    values = defaultdict(list)
+    for m, run in ((run.metrics, run) for run in find_runs([runs]) if run.state == "finished"):
+        point = m["test/acc"] * 100, m["time/cpu_s"], m["time/cpu_s"] / m.get("speedup/theoretical", 1.0)
+        values[str(run.config["strategy"]), int(m["run/stages"])].append(point)
+    return {key: tuple(map(fmean, zip(*points, strict=True))) for key, points in values.items()}  # type: ignore[misc]
+
+
 if __name__ == "__main__":
-    wanted = sys.argv[1] if len(sys.argv) == 2 else ""
-    if wanted not in ("schedules", "timelines", "all"):
+    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
+    if wanted == "frontier" and len(sys.argv) == 3:
+        frontier(Path(sys.argv[2]), FOLDER)
+    elif wanted not in ("schedules", "timelines", "all") or len(sys.argv) > 2:
         sys.exit(__doc__)
     if wanted in ("schedules", "all"):
         schedules(FOLDER)
