@@ -135,7 +135,7 @@ class Comparison:
         task: has the groups.
         target: the validation accuracy for the time to target; None if there is none.
         rows: for each group, its statistics by measure, as far as its runs have values.
-        unmeasured: the groups without a run of backpropagation with which to compare their speed.
+        unmeasured: the groups whose speed has been compared with no run of backpropagation, now or when they ended.
     """
 
     task: Task
@@ -190,7 +190,11 @@ def compare(task: Task, target: float | None = None) -> Comparison:
     for group, row in zip(task.groups, rows, strict=True):
         if ratios := over_backprop(group.finished, yardsticks):
             row[BACKPROP] = statistic(ratios, len(group.finished))
-        elif RATE in row and any(run.config["strategy"] != "backprop" for run in group.finished):
+        elif (
+            BACKPROP not in row
+            and RATE in row
+            and any(run.config["strategy"] != "backprop" for run in group.finished)
+        ):
             unmeasured.append(group)
         for key, reference, of, value in (
             (ALONE, _one_worker(group, task.groups), RATE, float),

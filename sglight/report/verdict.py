@@ -51,7 +51,7 @@ def verdict(comparison: Comparison) -> str:
     sentences = [_most_accurate(entries, yardsticks, accuracy)]
     sentences += [_first(comparison, entries, yardsticks), _why(entries, yardsticks, accuracy)]
     if not yardsticks:
-        sentences.append("There is no run of strategy=backprop to measure them by.")
+        sentences.append("There is no run of strategy=backprop among these to measure them by.")
     return " ".join(sentence for sentence in sentences if sentence)
 
 

@@ -128,6 +128,8 @@ def test_a_speed_up_is_against_the_same_network_and_the_nearest_config():
     assert row[BACKPROP].mean == 2.0
     alone = only([other, one])
     assert BACKPROP not in alone.rows[1] and "No speed-up over backprop for dni" in alone.note
+    measured = only([other, run({RATE: 200.0, BACKPROP: 0.5}, strategy="dni", trainer__max_epochs=7)])
+    assert measured.rows[1][BACKPROP].mean == 0.5 and not measured.note  # by a run that is not among these
     elsewhere = only([replace(near, machine="another"), replace(one, machine="this")])
     assert BACKPROP not in elsewhere.rows[1] and not comparison.note
 
