@@ -24,6 +24,10 @@ LEAVE_S = 3.0  # the time that the other workers have to end by themselves after
 
 STARTING = "its start"
 IN_SCRIPT = 'see above; a script that starts workers does so under `if __name__ == "__main__":`'
+NO_SERVER = (
+    "workers cannot be started: the process that forks them has ended; if nothing above says why, this user may not "
+    "execute {}; or train in one process with trainer.devices=1"
+)
 MORE_TIME = "allow more time with trainer.idle_timeout_s"
 
 
@@ -132,9 +136,16 @@ class Member:
 
 
 def start(members: Sequence[Member], task: bytes) -> None:
-    """Start all processes, and send each the task."""
+    """Start all processes, and send each the task.
+
+    Raises:
+        WorkerFailed: if the server from which they are forked has ended.
+    """
     for member in members:
-        member.start()
+        try:
+            member.start()
+        except (ConnectionError, EOFError) as error:
+            raise WorkerFailed(NO_SERVER.format(sys.executable), member.rank, "was not started") from error
     for member in members:
         member.send_task(task)
 

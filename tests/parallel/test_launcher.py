@@ -325,6 +325,17 @@ def unpicklable() -> Iterator[int]:
     return (i for i in range(3)) if me.rank == 0 else iter([1])
 
 
+def test_workers_that_cannot_be_forked_are_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: supervisor.Member) -> None:
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    monkeypatch.setattr(supervisor.Member, "start", refuse)
+    with pytest.raises(
+        WorkerFailed, match=rf"has ended; .* may not execute {sys.executable}; or train in one"
+    ):
+        launch(print, workers=2)
+
+
 def test_results_and_tasks_that_do_not_pickle_are_refused() -> None:
     with pytest.raises(WorkerFailed, match=r"worker 0 .* the result does not pickle: .*generator"):
         launch(unpicklable, workers=2)
