@@ -121,9 +121,8 @@ def build_trainer(
             c for c in callbacks if not isinstance(c, BestCheckpoint | LastCheckpoint | LearningRateMonitor)
         ]
     if not config.get("deterministic") and not torch.are_deterministic_algorithms_enabled():
-        config.pop(
-            "deterministic", None
-        )  # to say so once more would import torch's compiler, a third of the start
+        # To say so once more would import torch's compiler, a third of the start.
+        config.pop("deterministic", None)
     config |= _workers(plain["trainer"])
     if (name := config.get("profiler")) is not None:
         config["profiler"] = PROFILERS[name](dirpath=folder, filename=PROFILE)
