@@ -155,7 +155,8 @@ def check_limits(trainer: Mapping[str, Any], datamodule: Any) -> None:
     """
     size = getattr(datamodule, "eval_batch_size", None)
     for part, samples in (("val", datamodule.val_size), ("test", datamodule.test_size)):
-        key = f"limit_{part}_batches"
+        # Lightning overfits in the validation too.
+        key = "overfit_batches" if part == "val" and trainer["overfit_batches"] else f"limit_{part}_batches"
         limit, batches = trainer[key], ceil(samples / size) if size else 0
         if isinstance(limit, float) and batches and int(batches * limit) < 1:
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 import warnings
 from collections import Counter
@@ -88,10 +89,11 @@ def test_some_configs_that_are_accepted_are_trained(compose_config, data: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize("seed", range(4))
-def test_configs_that_are_accepted_are_trained(compose_config, data: Path, seed: int) -> None:
-    found = try_combinations(compose_config, data, 105, 100 + seed)
+@pytest.mark.timeout(300)
+def test_configs_that_are_accepted_are_trained(compose_config, data: Path) -> None:
+    """Of ``SGLIGHT_COMBINATIONS`` configs, 24 by default; 105 take five minutes."""
+    count = int(os.environ.get("SGLIGHT_COMBINATIONS", 24))
+    found = try_combinations(compose_config, data, count, seed=100)
     print(found)
     check_found(found)
-    assert found["trained"] > 20, found
+    assert found["trained"] > count // 6, found

@@ -554,12 +554,10 @@ def test_a_misplaced_interval_is_refused(start, tmp_path):
         start(tmp_path, "trainer.val_check_interval=9")
 
 
-@pytest.mark.parametrize("part", ["val", "test"])
+@pytest.mark.parametrize("key", ["limit_val_batches", "limit_test_batches", "overfit_batches"])
 def test_a_part_of_the_batches_that_is_none_is_refused_before_the_training(
-    start: Callable[..., float], tmp_path: Path, part: str
+    start: Callable[..., float], tmp_path: Path, key: str
 ) -> None:
-    with pytest.raises(
-        UserError, match=rf"limit_{part}_batches=0\.5 is no whole batch of the 1 that there are"
-    ):
-        start(tmp_path, f"trainer.limit_{part}_batches=0.5")
+    with pytest.raises(UserError, match=rf"{key}=0\.5 is no whole batch of the 1 that there are"):
+        start(tmp_path, f"trainer.{key}=0.5")
     assert not (tmp_path / "checkpoints").exists()

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing import connection
-from time import monotonic
+from time import monotonic, sleep
 
 from sglight.errors import PeerLost, RunFailed, Terminated, UserError
 from sglight.parallel.pulse import Pulse
@@ -20,6 +20,7 @@ from sglight.signals import ENDING, PATIENCE_S
 
 POLL_S = 0.25  # the time between two checks of the workers
 SETTLE_S = 1.0  # failures within this time are compared to find the cause
+TRIES, RETRY_S = 5, 0.2  # to fork a worker, while its server ends and another one begins
 LEAVE_S = 3.0  # the time that the other workers have to end by themselves after a failure
 
 STARTING = "its start"
@@ -135,6 +136,21 @@ class Member:
         self._its_end.close()
 
 
+def _fork(member: Member) -> None:
+    """Start a process; if the server has just ended, by another one, which multiprocessing then starts."""
+    for left in reversed(range(TRIES)):
+        try:
+            member.start()
+        except (ConnectionError, EOFError) as error:
+            if not left:
+                raise WorkerFailed(
+                    NO_SERVER.format(sys.executable), member.rank, "was not started"
+                ) from error
+            sleep(RETRY_S)
+        else:
+            return
+
+
 def start(members: Sequence[Member], task: bytes) -> None:
     """Start all processes, and send each the task.
 
@@ -142,10 +158,7 @@ def start(members: Sequence[Member], task: bytes) -> None:
         WorkerFailed: if the server from which they are forked has ended.
     """
     for member in members:
-        try:
-            member.start()
-        except (ConnectionError, EOFError) as error:
-            raise WorkerFailed(NO_SERVER.format(sys.executable), member.rank, "was not started") from error
+        _fork(member)
     for member in members:
         member.send_task(task)
 

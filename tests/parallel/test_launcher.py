@@ -336,6 +336,20 @@ def test_workers_that_cannot_be_forked_are_a_sentence(monkeypatch: pytest.Monkey
         launch(print, workers=2)
 
 
+def test_workers_are_forked_by_another_server_if_one_has_just_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin_process, tries = supervisor.Member.start, list[int]()
+
+    def refuse_once(member: supervisor.Member) -> None:
+        tries.append(member.rank)
+        if len(tries) == 1:
+            raise ConnectionRefusedError(111, "Connection refused")
+        begin_process(member)
+
+    monkeypatch.setattr(supervisor.Member, "start", refuse_once)
+    assert launch(int, workers=1) == 0
+    assert tries == [0, 0]
+
+
 def test_results_and_tasks_that_do_not_pickle_are_refused() -> None:
     with pytest.raises(WorkerFailed, match=r"worker 0 .* the result does not pickle: .*generator"):
         launch(unpicklable, workers=2)
