@@ -29,7 +29,7 @@ import machine
 import torch
 from rich.console import Console
 from rich.table import Table
-from segment import Naive
+from segment import Naive, one_pass
 from timing import by_name, cpu_s_each, in_turn, ratios, spread
 from torch import Tensor
 
@@ -128,13 +128,6 @@ def parts() -> tuple[Segment, Tensor, Tensor]:
     return Segment("hamiltonian", STEPS, WIDTH, "dense", seed=1), state.requires_grad_(), grad
 
 
-def both(module: torch.nn.Module, run: Callable[[Tensor], Tensor], state: Tensor, grad: Tensor) -> None:
-    """Forward and backward pass."""
-    state.grad = None
-    module.zero_grad()
-    run(state).backward(grad)
-
-
 def fewest(segment: Segment, state: Tensor, grad: Tensor) -> Work:
     """The operations that both passes cannot do without; their results are not used."""
     h, halves = segment.step_size, 2 * segment.steps
@@ -170,9 +163,9 @@ def first_call(cache: str, sender: Any) -> None:
     segment, state, grad = parts()
     run = compiled(segment)
     start = perf_counter()
-    both(segment, run, state, grad)
+    one_pass(segment, run, state, grad)
     first = perf_counter()
-    both(segment, run, state, grad)
+    one_pass(segment, run, state, grad)
     sender.send((first - start, perf_counter() - first))
 
 
@@ -225,7 +218,7 @@ def check(segment: Segment, run: Callable[[Tensor], Tensor], state: Tensor, grad
     """
 
     def results(forward: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        both(segment, forward, state, grad)
+        one_pass(segment, forward, state, grad)
         found = [forward(state).detach(), state.grad, segment.weight.grad, segment.bias.grad]
         return [x.clone() for x in found if x is not None]
 
@@ -239,15 +232,15 @@ def main() -> None:
     segment, state, grad = parts()
     naive, notes = Naive(segment), list[str]()
     runs: dict[str, Work] = {
-        "naive loop": partial(both, naive, naive.forward, state, grad),
-        "segment": partial(both, segment, segment.forward, state, grad),
+        "naive loop": partial(one_pass, naive, naive.forward, state, grad),
+        "segment": partial(one_pass, segment, segment.forward, state, grad),
         "fewest operations of torch": fewest(segment, state, grad),
     }
     with tempfile.TemporaryDirectory() as folder:
         if not options.without_cpp:
             extension, seconds = cpp(segment, folder)
             check(segment, extension, state, grad)
-            runs["C++"] = partial(both, segment, extension, state, grad)
+            runs["C++"] = partial(one_pass, segment, extension, state, grad)
             notes.append(f"C++: {seconds:.0f} s to build")
         if not options.without_compile:
             cache = os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(folder, "cache")
@@ -256,7 +249,7 @@ def main() -> None:
                 notes.append(f"torch.compile: first pass {first:.1f} s, second {second:.3f} s, {when}")
             run = compiled(segment)
             check(segment, run, state, grad)
-            runs["torch.compile"] = partial(both, segment, run, state, grad)
+            runs["torch.compile"] = partial(one_pass, segment, run, state, grad)
         turns = {name: partial(cpu_s_each, work, options.seconds) for name, work in runs.items()}
         times = by_name(in_turn(turns, options.rounds, warm_up=1))
     table = Table(title=f"CPU ms, median of {options.rounds} turns, 1 thread, {machine.summary()}")

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
+from segment import one_pass
 from timing import by_name, cpu_s_each, in_turn, ratios, spread
 from torch import Tensor
 
@@ -101,13 +102,7 @@ def segment(channels: int, batch: int, image: int, kernel: Conv) -> Work:
     made.kernel = kernel
     state, grad = (kernel.layout(torch.randn(batch, 2 * channels, image, image)) for _ in range(2))
     state.requires_grad_()
-
-    def work() -> None:
-        state.grad = None
-        made.zero_grad()
-        made(state).backward(grad)
-
-    return work
+    return partial(one_pass, made, made, state, grad)
 
 
 def weight_gradients(channels: int, batch: int, image: int) -> dict[str, Work]:

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
+from segment import one_pass
 from timing import by_name, cpu_s_each, in_turn, ratios, spread
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
@@ -79,13 +80,7 @@ def segment_pass(name: str) -> Work:
     if image:
         state, grad = (x.contiguous(memory_format=torch.channels_last) for x in (state, grad))
     state.requires_grad_()
-
-    def work() -> None:
-        state.grad = None
-        segment.zero_grad()
-        segment(state).backward(grad)
-
-    return work
+    return partial(one_pass, segment, segment, state, grad)
 
 
 def training_step(name: str) -> Work:

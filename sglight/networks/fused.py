@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from sglight.networks.activations import Activation, is_large
+from sglight.networks.activations import Activation
 from sglight.networks.derivative import first_derivative
 from sglight.networks.kernels import Kernel, Ledger
 
@@ -38,7 +38,6 @@ class Setting:
         h: the step size.
         rebuild: whether the backward pass rebuilds the states instead of storing them.
         lower: the precision of the linear maps under autocast; None if they keep that of the state.
-        doubled: whether the linear maps that are activated give twice their result, see `_doubled`.
     """
 
     scheme: Scheme
@@ -47,14 +46,6 @@ class Setting:
     h: float
     rebuild: bool
     lower: torch.dtype | None = None
-    doubled: bool = False
-
-    def activate(self, p: Tensor) -> Tensor:
-        """s(p), of the result p of a linear map, which it may overwrite."""
-        if self.doubled:
-            assert self.activation.from_double is not None
-            return self.activation.from_double(p)
-        return self.activation.into(p)
 
     def low(self, x: Tensor) -> Tensor:
         """x in the precision of the linear maps, in which it is also stored for the backward pass."""
@@ -125,10 +116,10 @@ class EulerScheme(Scheme):
 
     @override
     def forward(self, x: Fields, w: Weights, b: Biases, c: Setting, tape: list[Entry] | None) -> Fields:
-        (y,), apply, activate = x, c.kernel.apply, c.activate
+        (y,), apply, into = x, c.kernel.apply, c.activation.into
         for W, bias in zip(w[0], b[0], strict=True):
             y_low = c.low(y)
-            s = activate(apply(y_low, W, bias))
+            s = into(apply(y_low, W, bias))
             if tape is not None:
                 tape.append((y_low, c.low(s)))
             y = c.advance(y, s, c.h)
@@ -174,14 +165,14 @@ class HamiltonianScheme(Scheme):
 
     @override
     def forward(self, x: Fields, w: Weights, b: Biases, c: Setting, tape: list[Entry] | None) -> Fields:
-        (y, z), apply, activate = x, c.kernel.apply, c.activate
+        (y, z), apply, into = x, c.kernel.apply, c.activation.into
         for W, V, b_z, b_y in zip(*w, *b, strict=True):
             y_low = c.low(y)
-            s_z = activate(apply(y_low, V, b_z))
+            s_z = into(apply(y_low, V, b_z))
             s_z_low = c.low(s_z)
             z = c.advance(z, s_z, -c.h)
             z_low = c.low(z)
-            s_y = activate(apply(z_low, W, b_y))
+            s_y = into(apply(z_low, W, b_y))
             if tape is not None:
                 tape.append((y_low, s_z_low, z_low, c.low(s_y)))
             y = c.advance(y, s_y, c.h)
@@ -189,14 +180,14 @@ class HamiltonianScheme(Scheme):
 
     @override
     def rebuild(self, x: Fields, w: Weights, b: Biases, c: Setting) -> Iterator[Entry]:
-        (y, z), apply, activate = x, c.kernel.apply, c.activate
+        (y, z), apply, into = x, c.kernel.apply, c.activation.into
         for W, V, b_z, b_y in zip(*map(reversed, w), *map(reversed, b), strict=True):
             z_low = c.low(z)
-            s_y = activate(apply(z_low, W, b_y))
+            s_y = into(apply(z_low, W, b_y))
             s_y_low = c.low(s_y)
             y = c.advance(y, s_y, -c.h)
             y_low = c.low(y)
-            s_z = activate(apply(y_low, V, b_z))
+            s_z = into(apply(y_low, V, b_z))
             yield y_low, c.low(s_z), z_low, s_y_low
             z = c.advance(z, s_z, c.h)
 
@@ -231,7 +222,7 @@ class LeapfrogScheme(Scheme):
     def _force(self, y: Tensor, W: Tensor, V: Tensor, bias: Tensor, c: Setting) -> Entry:
         y_low = c.low(y)
         u = c.kernel.apply(y_low, W, None)
-        return y_low, u, c.activate(c.kernel.apply(u, V, bias))
+        return y_low, u, c.activation.into(c.kernel.apply(u, V, bias))
 
     @override
     def forward(self, x: Fields, w: Weights, b: Biases, c: Setting, tape: list[Entry] | None) -> Fields:
@@ -299,7 +290,6 @@ def _steps(
     setting: Setting, state: Tensor, bias: Tensor, stacks: Sequence[Tensor], tape: list[Entry] | None
 ) -> Fields:
     fields = _fields(setting, state)
-    setting, bias, stacks = _doubled(setting, fields[0], bias, stacks)
     operators = [setting.kernel.operator(stack).unbind(0) for stack in stacks]
     count = setting.scheme.activations
     if tape is None:
@@ -327,31 +317,6 @@ def _lowered(
         setting = replace(setting, lower=lower)
         bias, stacks = bias.to(lower), tuple(stack.to(lower) for stack in stacks)
     return setting, bias, tuple(setting.kernel.align(stack) for stack in stacks)
-
-
-# Weights are doubled where a state has so many times as many values.
-DOUBLED_BELOW = 8
-
-
-def _doubled(
-    setting: Setting, field: Tensor, bias: Tensor, stacks: Sequence[Tensor]
-) -> tuple[Setting, Tensor, Sequence[Tensor]]:
-    """Doubles weights and biases of the maps that are activated, if their activation is faster from 2 p than from p.
-
-    That is one operation less on each state. Doubling rounds nothing: the results are the same bit for bit.
-
-    Args:
-        field: of a state.
-    """
-    small = DOUBLED_BELOW * stacks[0][0].numel() <= field.numel()
-    large = is_large(field.numel(), stacks[0].dtype, field.device)
-    if setting.activation.from_double is None or not (small and large):
-        return setting, bias, stacks
-    twice = [
-        setting.kernel.align(2 * stack) if biased else stack
-        for stack, biased in zip(stacks, setting.scheme.biased, strict=True)
-    ]
-    return replace(setting, doubled=True), 2 * bias, twice
 
 
 class _Fused(torch.autograd.Function):
@@ -387,11 +352,9 @@ class _Fused(torch.autograd.Function):
         with torch.autocast(grad.device.type, enabled=False):
             entries: Iterable[Entry]
             if setting.rebuild:
-                states = _fields(setting, kept[0])
-                again, twice_bias, twice = _doubled(setting, states[0], bias, stacks)
-                operators = [setting.kernel.operator(stack).unbind(0) for stack in twice]
-                biases = [twice_bias.unbind(0)] * setting.scheme.activations
-                entries = setting.scheme.rebuild(states, operators, biases, again)
+                operators = [setting.kernel.operator(stack).unbind(0) for stack in stacks]
+                biases = [bias.unbind(0)] * setting.scheme.activations
+                entries = setting.scheme.rebuild(_fields(setting, kept[0]), operators, biases, setting)
             else:
                 size = setting.scheme.entry
                 entries = (tuple(kept[i : i + size]) for i in reversed(range(0, len(kept), size)))

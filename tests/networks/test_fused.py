@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sglight.networks import Segment, fused, precision
+from sglight.networks import Segment, precision
 from tests.networks import reference
 from tests.networks.common import (
     DYNAMICS,
@@ -295,34 +295,3 @@ def test_peak_of_both_passes_does_not_grow_when_rebuilt(
     size = state.numel() * state.element_size()
     assert peak(48, True) - peak(16, True) < 3 * size
     assert peak(48, False) - peak(16, False) > 30 * size
-
-
-@each_dynamics
-@each_kernel
-@pytest.mark.parametrize("reversible", [False, True])
-@pytest.mark.parametrize("bf16", [False, True])
-def test_doubled_weights_change_no_bit(
-    monkeypatch: pytest.MonkeyPatch, dynamics: str, kernel: str, reversible: bool, bf16: bool
-) -> None:
-    if reversible and dynamics not in REVERSIBLE:
-        pytest.skip("has no inverse")
-    monkeypatch.setattr(precision, "WORK_FOR_BF16", 0)
-    segment = make_segment(dynamics, kernel, steps=2, reversible=reversible).float()
-    x = make_state(segment, 1 << 13 if kernel == "dense" else 300)
-    doubled = list[bool]()
-    activate = fused.Setting.activate
-    monkeypatch.setattr(fused.Setting, "activate", lambda c, p: doubled.append(c.doubled) or activate(c, p))
-
-    def results() -> list[torch.Tensor]:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16), torch.no_grad():
-            found = [segment(x)]
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            return found + gradients(segment, x, [segment.weight, segment.bias])
-
-    expected = results()
-    assert all(doubled)
-    doubled.clear()
-    monkeypatch.setattr(fused, "DOUBLED_BELOW", 1 << 40)
-    for got, before in zip(results(), expected, strict=True):
-        assert torch.equal(got, before)
-    assert doubled and not any(doubled)
