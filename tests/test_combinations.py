@@ -93,7 +93,7 @@ def test_some_configs_that_are_accepted_are_trained(compose_config, data: Path) 
 def test_configs_that_are_accepted_are_trained(compose_config, data: Path) -> None:
     """Of ``SGLIGHT_COMBINATIONS`` configs, 24 by default; 105 take five minutes."""
     count = int(os.environ.get("SGLIGHT_COMBINATIONS", 24))
-    found = try_combinations(compose_config, data, count, seed=100)
+    found = try_combinations(compose_config, data, count, seed=103)
     print(found)
     check_found(found)
-    assert found["trained"] > count // 6, found
+    assert found["trained"] > count // 5, found
