@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import os
@@ -143,6 +144,8 @@ def _run(plain: dict[str, Any], folder: Path, brief: bool = False) -> float:
     if first:
         # Collections of garbage leave out what the libraries have made; with it, one takes a third of a second.
         gc.freeze()
+        # Libraries in C++ (triton) print a list of all that is still there at the end.
+        atexit.register(gc.unfreeze)
     if TORCHRUN not in os.environ:
         return run(plain, folder, brief)
     from sglight.parallel.divergence import end_together
