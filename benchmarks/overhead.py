@@ -1,8 +1,9 @@
 """What Lightning, the loader, the callbacks and the logger add: a whole run against a bare PyTorch loop.
 
-Both train the same network on the same batches with Adam and validate after every epoch, in turn (A B A B ...), in
+All train the same network on the same batches with Adam and validate after every epoch, in turn (A B C A B C ...), in
 one process. The whole run is what the command does between the first batch and the end of the training: TensorBoard,
-checkpoints, learning-rate log and all. The bare loop has a list of ready batches and nothing else.
+checkpoints, learning-rate log and all. The bare loop has a list of ready batches and nothing else. Between them is
+plain Lightning: a module of twenty lines with Lightning's own TensorBoard logger, checkpoints and progress bar.
 
     python benchmarks/overhead.py experiment=mnist_conv dataset.raw_dir=../shared/data --batches 60
     python benchmarks/overhead.py experiment=ellipse
@@ -17,6 +18,7 @@ import argparse
 import json
 from contextlib import ExitStack
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -68,6 +70,9 @@ def measure(options: argparse.Namespace, trees: dict[str, Tree]) -> dict[str, li
         for kind in ("whole run", "bare loop")
         for suffix, tree in trees.items()
     }
+    runs["plain Lightning"] = partial(
+        trees[""].call, "overhead_runs:measure", "plain Lightning", overrides, options.threads
+    )
     return by_name(in_turn(runs, options.rounds, warm_up=1))
 
 
@@ -116,10 +121,11 @@ def show(
         times = f"{row['wall_s']:8.3f} s wall, {row['cpu_s']:8.3f} s CPU"
         print(f"{name:>{width + 1}}: {times}, validation loss {row['val_loss']:.4f}")
     found: dict[str, Any] = {"runs": runs, "summary": summary}
-    for suffix in trees:
-        values = compared(runs, f"whole run{suffix}", f"bare loop{suffix}", WALL)
-        found[f"ratios{suffix}"] = values
-        print(f"ratio of wall times{suffix}: {text(values)}")
+    pairs = [(f"whole run{suffix}", f"bare loop{suffix}") for suffix in trees]
+    pairs += [("plain Lightning", "bare loop"), ("whole run", "plain Lightning")]
+    for (a, b), (column, name) in product(pairs, ((WALL, "wall"), (CPU, "CPU"))):
+        found[f"{a} / {b}, {name}"] = compared(runs, a, b, column)
+        print(f"{a} / {b}, {name} times: {text(found[f'{a} / {b}, {name}'])}")
     for suffix in (suffix for suffix in trees if suffix):
         for kind in ("whole run", "bare loop"):
             for column, name in ((WALL, "wall"), (CPU, "CPU")):

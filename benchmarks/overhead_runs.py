@@ -1,4 +1,4 @@
-"""What `overhead.py` measures, in the process of a source tree: a whole run of the command, and a bare PyTorch loop."""
+"""What `overhead.py` measures, in the process of a source tree: a whole run, plain Lightning, a bare PyTorch loop."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from machine import set_threads
+from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar, Timer
+from pytorch_lightning.loggers import TensorBoardLogger
 
 from sglight import experiment
 from sglight.callbacks.timing import EpochTimer
@@ -25,11 +28,13 @@ except ImportError:  # a source tree before commit 858c93b
 
 
 def measure(kind: str, overrides: Sequence[str], threads: int) -> tuple[float, float, float]:
-    """Wall and CPU seconds and the final validation loss of a "whole run" or a "bare loop"."""
+    """Wall and CPU seconds and the final validation loss of a "whole run", "plain Lightning" or a "bare loop"."""
     plain = prepared(tuple(overrides), threads)
     if kind == "bare loop":
         return bare_loop(plain)
     with tempfile.TemporaryDirectory() as folder:
+        if kind == "plain Lightning":
+            return plain_lightning(plain, Path(folder))
         return whole_run(plain, Path(folder) / "run")
 
 
@@ -53,6 +58,43 @@ def whole_run(plain: dict[str, Any], folder: Path) -> tuple[float, float, float]
     cpu = process_time()
     trainer.fit(module, datamodule)
     return timer.fit_s, process_time() - cpu, float(trainer.callback_metrics["val/loss"])
+
+
+class Plain(pl.LightningModule):
+    """The module that a user of Lightning would write for this network, with automatic optimisation."""
+
+    def __init__(self, net: torch.nn.Module, lr: float) -> None:
+        super().__init__()
+        self.net, self.lr = net, lr
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = F.cross_entropy(self.net(batch[0]), batch[1])
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        logits = self.net(batch[0])
+        accuracy = (logits.argmax(1) == batch[1]).float().mean()
+        self.log_dict({"val/loss": F.cross_entropy(logits, batch[1]), "val/acc": accuracy})
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.net.parameters(), lr=self.lr, foreach=True)
+
+
+def plain_lightning(plain: dict[str, Any], folder: Path) -> tuple[float, float, float]:
+    """The same by Lightning with its own TensorBoard logger, checkpoints (best and last) and bar."""
+    datamodule = experiment.build_datamodule(plain)
+    module = experiment.build_module(plain, datamodule)
+    module.configure_model()
+    timer, config = Timer(), plain["trainer"]
+    trainer = pl.Trainer(
+        max_epochs=config["max_epochs"], limit_train_batches=config["limit_train_batches"], accelerator="cpu",
+        logger=TensorBoardLogger(folder), num_sanity_val_steps=0, enable_model_summary=False,
+        callbacks=[ModelCheckpoint(folder, monitor="val/acc", mode="max", save_last=True), RichProgressBar(), timer],
+    )  # fmt: skip
+    cpu = process_time()
+    trainer.fit(Plain(module.stage(0), plain["strategy"]["optimizer"]["lr"]), datamodule)
+    return timer.time_elapsed("train"), process_time() - cpu, float(trainer.callback_metrics["val/loss"])
 
 
 def bare_loop(plain: dict[str, Any]) -> tuple[float, float, float]:
