@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from typing_extensions import override
 
-from sglight.compat.lightning import batches_in_loader, count_batches
+from sglight.compat.lightning import batches_in_loader, count_batches, log_quickly
 from sglight.gradients import TrainedEstimator
 from sglight.gradients.base import COMPARED
 from sglight.networks.drift import LIMIT
@@ -40,6 +40,7 @@ class StagedTraining(StagedNetwork):
 
     @override
     def configure_optimizers(self) -> Any:
+        log_quickly()
         length, configured = training_length(self.trainer), []
         for name, optimizer in self.make_optimizers():
             scheduler = make_scheduler(self.plan.scheduler, optimizer, length)

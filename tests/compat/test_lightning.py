@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+import torchmetrics
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.trainer.connectors.logger_connector import result
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
@@ -71,6 +73,46 @@ def test_a_training_tells_its_batches(fitted: tuple[pl.Trainer, Boring], tmp_pat
     assert set(module.seen["handler"]) == {signal.getsignal(signal.SIGTERM)}, "Lightning answers signals"
     checkpoints = [torch.load(tmp_path / f"step={k + 1}.ckpt", weights_only=True) for k in range(6)]
     assert [compat.epochs_done(checkpoint) for checkpoint in checkpoints] == [0, 0, 1, 1, 1, 2]
+
+
+class Accuracy(torchmetrics.Metric):
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0))
+
+    @override
+    def update(self, value: Tensor) -> None:
+        self.total += value
+
+    @override
+    def compute(self) -> Tensor:
+        return self.total
+
+
+def test_what_is_logged_is_moved_only_if_it_is_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    def logged() -> tuple[result._ResultCollection, dict[str, Tensor]]:
+        found = result._ResultCollection(training=True)
+        accuracy = Accuracy()
+        for value in (1.0, 2.5):
+            found.log("fit", "mean", torch.tensor(value), on_step=True, batch_size=2)
+            found.log("fit", "most", torch.tensor(value), reduce_fx=torch.max)
+            accuracy(torch.tensor(value))
+            found.log("fit", "metric", accuracy)  # type: ignore[arg-type]
+        return found, found.metrics(on_step=False)["callback"]
+
+    monkeypatch.setattr(result._ResultMetric, "to", result._ResultMetric.to)
+    compat.log_quickly.cache_clear()
+    _, expected = logged()
+    compat.log_quickly()
+    found, values = logged()
+    assert values == expected == {"mean": 1.75, "mean_epoch": 1.75, "most": 2.5, "metric": 3.5}
+    mean = found["fit.mean"]
+    with monkeypatch.context() as context:
+        context.setattr(result, "apply_to_collection", None)
+        assert mean.to(torch.device("cpu")) is mean
+    assert mean.to(torch.device("meta")).value.device.type == "meta"
+    assert mean.cumulated_batch_size.device.type == "meta"
+    compat.log_quickly.cache_clear()
 
 
 def test_the_rank_is_the_one_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
