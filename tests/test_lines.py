@@ -77,10 +77,10 @@ def test_some_lines_are_refused_in_a_sentence_or_make_sense(compose_config) -> N
 
 
 @pytest.mark.slow
-def test_a_thousand_lines_are_refused_in_a_sentence_or_make_sense(compose_config) -> None:
-    found = try_lines(compose_config, 1000)
+def test_many_lines_are_refused_in_a_sentence_or_make_sense(compose_config) -> None:
+    found = try_lines(compose_config, 500)
     print(found)
-    assert sum(found.values()) == 1000
+    assert sum(found.values()) == 500
 
 
 def test_every_number_of_the_schema_has_a_range() -> None:
