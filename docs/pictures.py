@@ -17,6 +17,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from matplotlib.ticker import LogLocator, NullFormatter
+
 from sglight.callbacks.pictures import COLOURS, new_figure, tidy
 from sglight.callbacks.timeline import STYLES, Timeline
 from sglight.report.runs import find_runs
@@ -255,6 +257,10 @@ def frontier(runs: Path, folder: Path) -> None:
     tidy(panels[1], "")
     panels[0].set(xscale="log", xlabel="CPU seconds in one process")
     panels[1].set(xscale="log", xlabel="ideal seconds, a worker for each stage")
+    for axes in panels:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     panels[1].legend(frameon=False, fontsize=9, title="numbers: stages", title_fontsize=9)
     made.savefig(folder / "frontier.png")
 
