@@ -80,7 +80,7 @@ def check(cfg: DictConfig) -> DictConfig:
     cfg = deepcopy(cfg)
     _check_complete(cfg)
     _check_keys(cfg, "")
-    cfg.ckpt = resolve_ckpt(_best(cfg.ckpt) if cfg.mode in checks.DEPLOYMENT else cfg.ckpt, cfg)
+    cfg.ckpt = resolve_ckpt(cfg.ckpt if cfg.mode == "fit" else _best(cfg.ckpt), cfg)
     deployed = cfg.mode in checks.DEPLOYMENT  # these modes take everything from the checkpoint
     if cfg.ckpt is not None and Path(cfg.ckpt).is_file() and not deployed:
         cfg = with_record(cfg)
