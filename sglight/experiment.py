@@ -29,7 +29,7 @@ from sglight.callbacks.timing import EpochTimer
 from sglight.config.resumption import record_of, run_hash
 from sglight.failures import explained
 from sglight.files import write_atomically
-from sglight.loggers import finish_loggers
+from sglight.loggers import beginning, finish_loggers
 from sglight.origin import Origin
 from sglight.parallel.environment import agree, environment
 from sglight.parallel.seats import of_trainer as seats_of
@@ -145,7 +145,8 @@ def build(task: Task) -> Parts:
     everything = [summary, *callbacks, timer, memory, record]
     trainer = build_trainer(plain, folder, everything, start.batches, batches)
     for logger in trainer.loggers:
-        add_hyperparameters(logger, results.hyperparameters(plain), results.COLUMNS)
+        with beginning():
+            add_hyperparameters(logger, results.hyperparameters(plain), results.COLUMNS)
         add_layout(logger)
     return Parts(datamodule, module, start, trainer, callbacks, best, summary, timer, memory)
 

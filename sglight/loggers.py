@@ -6,6 +6,7 @@ import csv
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 from typing_extensions import override
 
 from sglight.config.extension import instantiate
+from sglight.errors import UserError
 
 
 def build_loggers(
@@ -36,6 +38,18 @@ def build_loggers(
         if isinstance(logger, TableLogger):
             logger.keep(batches_before)
     return loggers
+
+
+@contextmanager
+def beginning() -> Iterator[None]:
+    """Context in which loggers begin; what wandb refuses, as without a login, becomes one sentence."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith("wandb."):
+            raise
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise UserError(f"logger=wandb: {reason}; or add logger.wandb.offline=true") from error
 
 
 def finish_loggers() -> None:

@@ -21,6 +21,7 @@ from sglight.config.completed import config_hash, find_completed
 from sglight.config.composing import CONF, check, to_plain
 from sglight.data.arrays import HDF5Data
 from sglight.errors import UserError
+from sglight.loggers import beginning
 from sglight.report.events import read_curves
 from sglight.strategies.dni import DNI
 
@@ -198,7 +199,8 @@ def test_mode_test_evaluates_only(start: Callable[..., float], tmp_path: Path) -
     start(tmp_path / "fit")
     ckpt = tmp_path / "fit/checkpoints/best.ckpt"
     before = ckpt.read_bytes()
-    value = start(tmp_path / "test", "mode=test", f"ckpt={ckpt}")
+    value = start(tmp_path / "test", "mode=test", f"ckpt={tmp_path}/fit")
+    assert f"ckpt: {ckpt}\n" in (tmp_path / "test/config.yaml").read_text(), "the one that the run tested"
     assert value == metrics(tmp_path / "fit")["test/acc"] == metrics(tmp_path / "test")["test/acc"]
     assert ckpt.read_bytes() == before
     assert not (tmp_path / "test/checkpoints").exists()
@@ -496,6 +498,19 @@ def test_a_callback_from_outside_and_several_loggers(start, tmp_path, monkeypatc
 def test_what_is_no_callback_or_logger_is_refused(start, tmp_path, given, sentence):
     with pytest.raises(UserError, match=sentence):
         start(tmp_path, given)
+
+
+def test_what_wandb_refuses_is_one_sentence():
+    refusal = type("UsageError", (Exception,), {"__module__": "wandb.errors.errors"})
+    with (
+        pytest.raises(
+            UserError, match=r"^logger=wandb: No key\. Log in; or add logger\.wandb\.offline=true$"
+        ),
+        beginning(),
+    ):
+        raise refusal("No key. Log in.\nMore.")
+    with pytest.raises(ValueError, match="ours"), beginning():
+        raise ValueError("ours")
 
 
 def test_wandb_logs_without_a_network(start, tmp_path, monkeypatch):
