@@ -35,8 +35,8 @@ PROFILE = "profile"  # the end of the name of a profiler's file
 IDEAL, MEASURED = "speedup/theoretical", "speedup/backprop"
 BRIEF = ("test/acc", "time/fit_s", MEASURED)  # the results in the line about one of many runs
 UNMEASURED = (
-    "Speed-up over backprop: not measured, because there is no run of strategy=backprop with the same data and network "
-    "under outputs."
+    "Speed-up over backprop: not measured, because there is no run of strategy=backprop in one stage with the same "
+    "data and network under outputs."
 )
 
 
@@ -175,6 +175,7 @@ def _facts(module: StagedModule, datamodule: Any, trainer: pl.Trainer) -> dict[s
     spec, device = module.spec, trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     sizes = f"{datamodule.train_size} training, {datamodule.val_size} validation, {datamodule.test_size} test samples"
+    threads = units.plural(torch.get_num_threads(), "thread")
     shape = " x ".join(map(str, spec.shape))
     data = f"{datamodule.name}: {sizes} of shape {shape}, {spec.classes} classes, batches of {datamodule.batch_size}"
     return {
@@ -182,7 +183,7 @@ def _facts(module: StagedModule, datamodule: Any, trainer: pl.Trainer) -> dict[s
         "network": _network(spec),
         "strategy": module.describe(),
         "advice": advise(spec, datamodule.batch_size, cores()),
-        "device": f"{name}, {torch.get_num_threads()} thread(s), precision {trainer.precision}, seed {spec.seed}",
+        "device": f"{name}, {threads}, precision {trainer.precision}, seed {spec.seed}",
     }
 
 
@@ -217,7 +218,7 @@ def _stage_table(
         add(
             stage=str(i),
             worker=", ".join(str(rank) for rank, own in enumerate(stages_by_worker) if i in own),
-            steps=f"{start + 1}-{stop}",
+            steps=f"{start + 1}-{stop}" if stop > start + 1 else str(stop),
             h=", ".join(sorted({f"{h:.3g}" for h in spec.step_sizes()[start:stop]})),
             parameters=units.count(parameters[f"stage_{i}"]),
             cost=units.count(cost),

@@ -9,6 +9,7 @@ from functools import cached_property
 from itertools import count
 from typing import Any, TypeVar
 
+from sglight import units
 from sglight.config import completed
 from sglight.errors import UserError
 from sglight.report.runs import COMPARED, NAMES, Run
@@ -134,7 +135,7 @@ def _title(training: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> 
     for key, value in training.items():
         if value is not None and len({_frozen(each.get(key)) for each in alike}) > 1:
             name = key.rpartition(".")[2]
-            parts.append(f"{show(value)} epochs" if name == "max_epochs" else f"{name} {show(value)}")
+            parts.append(units.plural(value, "epoch") if name == "max_epochs" else f"{name} {show(value)}")
     return ", ".join(parts)
 
 

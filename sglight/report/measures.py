@@ -109,8 +109,8 @@ MEASURES = (
     ),
     Measure(
         BACKPROP, "speed-up over backprop", units.ratio, max,
-        "measured: samples a second over those of strategy=backprop on one worker with the same data, network and "
-        "machine (if several: of the config that differs least)",
+        "measured: samples a second over those of strategy=backprop in one stage on one worker with the same data, "
+        "network and machine (if several: of the config that differs least)",
     ),
     Measure(
         "speedup/theoretical", "ideal speed-up over itself", units.ratio, None,
@@ -151,8 +151,8 @@ class Comparison:
         names = ", ".join(group.label for group in self.unmeasured[:NAMED])
         more = f" and {len(self.unmeasured) - NAMED} more" if len(self.unmeasured) > NAMED else ""
         return (
-            f"No speed-up over backprop for {names}{more}: no finished run of strategy=backprop with trainer.devices=1 "
-            "has the same data and network on the same machine."
+            f"No speed-up over backprop for {names}{more}: no finished run of strategy=backprop with strategy.stages=1 "
+            "and trainer.devices=1 has the same data and network on the same machine."
         )
 
     @property
@@ -301,7 +301,7 @@ def _one_level(group: Group, groups: Sequence[Group]) -> Group | None:
 
 
 class Yardstick:
-    """A run of backpropagation on one worker, with which the speed of other runs is compared."""
+    """A run of backpropagation in one stage on one worker, with which the speed of other runs is compared."""
 
     def __init__(self, run: Run) -> None:
         self.rate, self.machine, self.config = run.metrics[RATE], run.machine, identity(run.config)
@@ -319,8 +319,12 @@ class Yardstick:
 
 
 def is_yardstick(run: Run) -> bool:
-    """Whether a run is one of backpropagation on one worker, with a measured speed."""
-    return run.config["strategy"] == "backprop" and _workers(run.config) == (1, 1) and RATE in run.metrics
+    """Whether a run is one of backpropagation in one stage on one worker, with a measured speed.
+
+    Stages of one worker take turns with microbatches, which is slower than plain backpropagation.
+    """
+    alone = _workers(run.config) == (1, 1) and run.config.get("strategy.stages", 1) == 1
+    return run.config["strategy"] == "backprop" and alone and RATE in run.metrics
 
 
 def over_backprop(runs: Sequence[Run], yardsticks: Sequence[Yardstick]) -> list[float]:

@@ -64,7 +64,7 @@ def reasons(runs: Sequence[Run]) -> str:
 
 
 def markdown(comparisons: Sequence[Comparison]) -> str:
-    """A heading and a table for each comparison, as Markdown."""
+    """A heading, the verdict and a table for each comparison, as Markdown."""
     parts = []
     for comparison in comparisons:
         keys = [*_titles(comparison), RUNS]
@@ -75,7 +75,7 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
         rows = [[cell.replace("|", r"\|").replace("\n", " ") for cell in row] for row in rows]
         rows.insert(1, [*["---"] * len(keys), *["---:"] * len(comparison.measures)])
         lines = [f"| {' | '.join(row)} |" for row in rows]
-        parts.append("\n".join([f"### {comparison.task.dataset}", "", *lines, ""]))
+        parts.append("\n".join([f"### {comparison.task.dataset}", "", verdict(comparison), "", *lines, ""]))
     return "\n".join(parts)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import hypot, sqrt
 from statistics import fmean
+from typing import Any
 
 from sglight import units
 from sglight.report.groups import Group
@@ -32,6 +33,11 @@ class _Entry:
     def is_backprop(self) -> bool:
         """Whether all of its runs are backpropagation."""
         return all(run.config.get("strategy") == "backprop" for run in self.group.runs)
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """The keys of the network, those of the first run."""
+        return {key: value for key, value in self.group.runs[0].config.items() if key.startswith("model")}
 
 
 def verdict(comparison: Comparison) -> str:
@@ -71,14 +77,16 @@ def _most_accurate(entries: Sequence[_Entry], yardsticks: Sequence[_Entry], meas
 
 
 def _first(comparison: Comparison, entries: Sequence[_Entry], yardsticks: Sequence[_Entry]) -> str:
+    target, runs = comparison.target, [run for entry in entries for run in entry.group.finished]
+    if target is not None and all(run.metrics.get("val/acc", 1.0) < target for run in runs):
+        return f"No run reaches {units.percent(target)} validation accuracy."
     measure = next((m for m in comparison.measures if m.key == TARGET), None)
     fastest = comparison.best(measure) if measure else None
-    if measure is None or fastest is None or comparison.target is None:
+    if measure is None or fastest is None or target is None:
         return ""
     best = next(entry for entry in entries if TARGET in entry.row and entry.row[TARGET].mean == fastest)
     sentence = (
-        f"First at {units.percent(comparison.target)} is {best.group.label}, "
-        f"after {measure.text(best.row[TARGET])}"
+        f"First at {units.percent(target)} is {best.group.label}, after {measure.text(best.row[TARGET])}"
     )
     rivals = [entry for entry in yardsticks if TARGET in entry.row]
     if best.is_backprop or not rivals:
@@ -93,11 +101,13 @@ def _why(entries: Sequence[_Entry], yardsticks: Sequence[_Entry], measure: Measu
     if not yardsticks or not others:
         return ""
     best = max(others, key=lambda entry: entry.row[measure.key].mean)
-    rival = max(yardsticks, key=lambda entry: entry.row[measure.key].mean)
+    alike = [entry for entry in yardsticks if entry.network == best.network]
+    rival = max(alike or yardsticks, key=lambda entry: entry.row[measure.key].mean)
     ours, theirs = best.row[measure.key], rival.row[measure.key]
     losses, reasons = list[str](), list[str]()
     if theirs.mean - ours.mean > hypot(theirs.std or 0, ours.std or 0) / sqrt(2):
-        losses.append(f"{100 * (theirs.mean - ours.mean):.2f} points less accurate")
+        than = f" than {rival.group.label}" if len(yardsticks) > 1 else ""
+        losses.append(f"{100 * (theirs.mean - ours.mean):.2f} points less accurate{than}")
         reasons += _doubts(best.group.finished)
     if BACKPROP in best.row and best.row[BACKPROP].mean < 1:
         losses.append(f"{best.row[BACKPROP].mean:.2f} times as fast")

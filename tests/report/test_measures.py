@@ -134,6 +134,15 @@ def test_a_speed_up_is_against_the_same_network_and_the_nearest_config():
     assert BACKPROP not in elsewhere.rows[1] and not comparison.note
 
 
+def test_a_speed_up_is_not_against_backprop_whose_stages_take_turns():
+    plain, turns = run({RATE: 100.0}, strategy__stages=1), run({RATE: 10.0}, strategy__stages=4)
+    one = run({RATE: 50.0}, strategy="dni", strategy__stages=4)
+    comparison = only([plain, turns, one])
+    row = next(r for g, r in zip(comparison.task.groups, comparison.rows, strict=True) if g.runs[0] is one)
+    assert row[BACKPROP].mean == 0.5
+    assert "strategy.stages=1" in only([turns, one]).note
+
+
 def test_what_by_puts_together_keeps_its_speed_up():
     rates = {("backprop", 4): 100.0, ("backprop", 8): 50.0, ("dni", 4): 150.0, ("dni", 8): 100.0}
     runs = [run({RATE: rate}, strategy=s, model__steps=steps) for (s, steps), rate in rates.items()]

@@ -59,6 +59,7 @@ def test_markdown_has_as_many_cells_in_every_row():
         if line.startswith("|")
     ]
     assert len(rows) == 2 + 4
+    assert "\n\nMost accurate is " in markdown([compare(task) for task in tasks(runs)])
     assert len({row.count("|") for row in rows}) == 1
     assert rows[0].startswith("| strategy | steps | runs | test accuracy |")
     assert rows[2].startswith("| backprop | 4 | 2 | 91.50 ± 0.71 % |")

@@ -61,6 +61,21 @@ def test_a_loser_without_measurements_says_so():
     assert text.endswith("dni is 7.00 points less accurate; the diagnosis of its runs shows no reason.")
 
 
+def test_the_rival_has_the_same_network():
+    accuracies = {("backprop", 4): 0.97, ("backprop", 8): 0.99, ("dni", 4): 0.95, ("dni", 8): 0.9}
+    runs = [run({"test/acc": acc}, strategy=s, model__steps=n) for (s, n), acc in accuracies.items()]
+    assert "dni · steps 4 is 2.00 points less accurate than backprop · steps 4;" in told(*runs)
+
+
+def test_a_target_that_nobody_reaches_is_named():
+    runs = [
+        run({"test/acc": acc, "val/acc": acc}, strategy=name)
+        for name, acc in (("backprop", 0.9), ("dni", 0.8))
+    ]
+    assert "No run reaches 95.00 % validation accuracy." in told(*runs, target=0.95)
+    assert "No run" not in told(*runs, target=0.85)
+
+
 def test_what_is_within_a_deviation_is_no_loss():
     def seeds(strategy: str, *accs: float) -> list[Run]:
         return [run({"test/acc": acc, RATE: 1.0}, strategy=strategy, seed=i) for i, acc in enumerate(accs)]
