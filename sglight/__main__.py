@@ -155,7 +155,7 @@ def _run(cfg: DictConfig) -> float:
         print(f"{reason}, {cfg.callbacks.checkpoint.monitor} {done.monitored:g}; skipped")
         folder = Path(HydraConfig.get().runtime.output_dir).resolve()
         if folder != done.folder:  # a sweep may be repeated in its own folder
-            status.skip(folder, reason)
+            status.skip(folder, reason, done.folder)
         return done.monitored
     # OpenMP reads this when torch is imported. Waiting threads sleep then; on a busy machine, threads that spin slow
     # each other down many times.

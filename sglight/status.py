@@ -108,9 +108,9 @@ def fail(folder: Path, error: BaseException, **process: Any) -> None:
     )
 
 
-def skip(folder: Path, reason: str) -> None:
-    """Write the status of a job that was skipped, with the reason."""
-    _write(folder, {"status": "skipped", "reason": reason})
+def skip(folder: Path, reason: str, done: Path) -> None:
+    """Write the status of a job that was skipped, with the reason and the folder of the run that it would repeat."""
+    _write(folder, {"status": "skipped", "reason": reason, "done": str(done)})
 
 
 def read(folder: Path) -> dict[str, Any]:

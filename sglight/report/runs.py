@@ -68,7 +68,7 @@ class Run:
 
 
 def find_runs(paths: Iterable[Path]) -> list[Run]:
-    """All runs in and below ``paths``, each once, in order of their folders, without jobs that were skipped.
+    """All runs in and below ``paths``, each once, in order of their folders; for a skipped job the run done before.
 
     Raises:
         FileNotFoundError: if one of the paths is no folder.
@@ -84,8 +84,8 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
                 continue
             seen.add(real)
             below[:] = sorted((name for name in below if not name.startswith(".")), key=_natural)
-            if _is_run(Path(here), files):
-                folders[Path(here).resolve()] = None
+            if (folder := _run_in(Path(here), files)) is not None:
+                folders[folder.resolve()] = None
                 below.clear()
     runs = [read_run(folder) for folder in folders]
     return [run for run in runs if run.config.get("mode") not in NO_RUNS]
@@ -138,12 +138,15 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _is_run(folder: Path, files: list[str]) -> bool:
-    if status.read(folder).get("status") == "skipped":
-        return False
+def _run_in(folder: Path, files: list[str]) -> Path | None:
+    """The folder if it is one of a run, or for a skipped job that of the run which it would have repeated."""
+    recorded = status.read(folder)
+    if recorded.get("status") == "skipped":
+        done = Path(str(recorded.get("done") or folder))
+        return done if (done / "metrics.json").is_file() else None
     if (folder / ".hydra" / "config.yaml").is_file() or "metrics.json" in files or status.FILE in files:
-        return True
-    return "config.yaml" in files and bool(read_config(folder))
+        return folder
+    return folder if "config.yaml" in files and read_config(folder) else None
 
 
 def _state(
