@@ -17,6 +17,11 @@ from sglight.config.explanations import explain
 from sglight.config.levels import make_levels
 from sglight.output import tolerate
 
+USAGE = """usage: python -m sglight.cite [group=choice ...] [key=value ...]
+
+Prints the BibTeX of the methods that a run with these keys uses. The keys are those of python -m sglight; see its
+--help."""
+
 FILE = Path(__file__).with_name("citations.bib")
 DYNAMICS = {
     "euler": ["haber2017"],
@@ -42,6 +47,9 @@ def main(overrides: list[str] | None = None) -> None:
     """Run the command; a mistake ends it with one sentence and status 1."""
     tolerate()
     given = sys.argv[1:] if overrides is None else overrides
+    if {"-h", "--help"} & set(given):
+        print(USAGE)
+        return
     try:
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="sglight"):
             config = compose("config", overrides=given, return_hydra_config=True)

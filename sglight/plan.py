@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import pairwise
 from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich import box
@@ -38,6 +39,18 @@ from sglight.strategies.pvd.module import PVD
 from sglight.strategies.schedule import Decoupled, Pipelined
 from sglight.strategies.simulation import Messages, StageTimes, period
 from sglight.strategies.staged import StagedModule
+
+USAGE = """usage: python -m sglight.plan [group=choice ...] [key=value ...] [plan.key=value ...]
+
+Prints the fastest ways to split a number of workers into groups of stages and replicas, and a batch into pieces, by
+simulation. The keys plan.*, with their defaults:
+  plan.workers=1       how many there are
+  plan.bandwidth=1e9   bytes a second from one worker to another
+  plan.latency=1e-4    seconds that a message takes besides
+  plan.flops=null      operations a second of a worker; null: measured on this machine
+  plan.cores=null      cores that all workers share; null: each has a device of its own
+  plan.split=null      one split to simulate only that: [groups, replicas, pieces]
+All other keys are those of python -m sglight; see its --help."""
 
 FLOAT = 4  # bytes of a number
 BATCHES = 16  # the number of batches that are simulated
@@ -275,10 +288,10 @@ def stage_bytes(plan: Plan, i: int, share: int, replicas: int) -> float:
 
 def show(found: Sequence[Split], machines: Machines, samples: int) -> None:
     """Print a table of the fastest splits, and the settings of the first."""
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("groups", "replicas", "stages", "pieces", "a batch", "samples / s", "memory a worker"):
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))  # fits in 80 columns
+    for name in ("groups", "replicas", "stages", "pieces", "a batch", "samples\n/ s", "memory\na worker"):
         table.add_column(name, justify="right")
-    table.add_column("bound by")
+    table.add_column("bound by", no_wrap=True)
     for split in found[:SHOWN]:
         table.add_row(
             str(split.groups), str(split.replicas), str(split.stages), str(split.pieces), units.seconds(split.batch_s),
@@ -300,16 +313,15 @@ def parsed(arguments: Sequence[str]) -> tuple[Machines, DictConfig, bool]:
     Raises:
         UserError: for a key that does not exist, or a value that is not allowed.
     """
-    own = [each.removeprefix("plan.") for each in arguments if each.startswith("plan.")]
+    own = [each for each in arguments if each.startswith("plan.")]
     rest = [each for each in arguments if not each.startswith("plan.")]
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Machines), OmegaConf.from_dotlist(own))
+        merged = OmegaConf.merge({"plan": OmegaConf.structured(Machines)}, OmegaConf.from_dotlist(own))
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="sglight"):
             cfg = compose("config", overrides=rest)
-    except OmegaConfBaseException as error:
-        keys = ", ".join(f"plan.{field.name}" for field in fields(Machines))
-        raise UserError(f"{' '.join(str(error).split())}; the keys are {keys}") from error
-    machines = Machines(**OmegaConf.to_container(merged))  # type: ignore[arg-type]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error, CONF, rest)) from error
+    machines = Machines(**OmegaConf.to_container(merged)["plan"])  # type: ignore[arg-type, call-overload, index]
     for key, value in asdict(machines).items():
         if isinstance(value, int | float) and not value > 0:
             raise UserError(f"plan.{key}={value} must be above 0")
@@ -320,6 +332,9 @@ def parsed(arguments: Sequence[str]) -> tuple[Machines, DictConfig, bool]:
 
 def main() -> None:
     """Run the command: print the fastest splits, or a sentence about a mistake on the command line."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(USAGE)
+        return
     try:
         machines, cfg, free_stages = parsed(sys.argv[1:])
         plain = to_plain(cfg)

@@ -75,6 +75,10 @@ def test_a_mistake_ends_with_a_sentence():
         main(["strategy=delayd"])
 
 
+def test_help_says_how(capsys):
+    assert printed(capsys, "--help").startswith("usage: python -m sglight.cite [group=choice ...]")
+
+
 def test_papers_belong_to_strategies_of_ours():
     ours = {path.stem for path in (ROOT / "conf" / "strategy").glob("*.yaml")}
     assert ours == {*cite.STRATEGIES, "backprop"}

@@ -136,6 +136,7 @@ MISTAKES = {
     "hydra.run.dri=x": "did you mean hydra.run.dir?",
     "seed=1,2": "seed=1,2 gives several values; add -m",
     "seed": "seed is not of the form key=value",
+    "a b": "a b is not of the form key=value",
     "ckpt=epoch=3.ckpt": "put the value in quotes: 'ckpt=\"epoch=3.ckpt\"'",
     "+model.steps=3": "model.steps is there already; write it without the +",
     "+model=resnet": "model is chosen already; write it without the +",
@@ -404,6 +405,8 @@ def test_completed_jobs_are_skipped_and_the_others_done(call, tmp_path, monkeypa
     states = [json.loads(path.read_text())["status"] for path in tmp_path.glob("outputs/**/status.json")]
     assert states == ["skipped"] * 2  # of the others `start.run` would have said what became of them
     assert len(find_runs([tmp_path / "outputs"])) == 3, "what was skipped is no run of its own"
+    sweep = max(tmp_path.glob("outputs/multirun/*/*"), key=lambda folder: folder.stat().st_mtime)
+    assert len(find_runs([sweep])) == 3, "but the sweep is compared as a whole"
     assert call("seed=3", "skip_completed=true", run=run).status == 0
     assert call("seed=3", run=run).status == 0
     assert seen == [3, 3], "only when asked to"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -91,8 +92,16 @@ def test_the_command_prints_the_best_split(
     monkeypatch.setattr(sys, "argv", ["plan", *words])
     planning.main()
     out = capsys.readouterr().out
-    assert "groups" in out
+    assert "groups" in out and "computing" in out, "no cell is cut off"
     assert "trainer.devices x trainer.num_nodes = 4" in out
+
+
+def test_help_names_every_key(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["plan", "--help"])
+    planning.main()
+    out = capsys.readouterr().out
+    for field in fields(Machines):
+        assert f"  plan.{field.name}=" in out
 
 
 @pytest.mark.parametrize("strategy", ["multilevel", "pvd"])
@@ -115,8 +124,10 @@ def test_sums_cost_time_where_no_core_is_free() -> None:
 
 
 def test_mistakes_name_the_key() -> None:
-    with pytest.raises(UserError, match=r"bandwith.*plan\.bandwidth"):
+    with pytest.raises(UserError, match=r"^plan\.bandwith is unknown; did you mean plan\.bandwidth\?$"):
         parsed(["plan.bandwith=1"])
+    with pytest.raises(UserError, match=r"^plan\.workers=four is not allowed; it must be a whole number$"):
+        parsed(["plan.workers=four"])
     with pytest.raises(UserError, match=r"plan\.workers=0 must be above 0"):
         parsed(["plan.workers=0"])
     with pytest.raises(UserError, match=r"plan\.split=\[1, 2\] must be \[groups, replicas, pieces\]"):

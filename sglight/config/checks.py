@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sglight.config.cuts import given_cuts
-from sglight.config.datasets import CLOUD_CLASSES, SHAPES
+from sglight.config.datasets import CLOUD_CLASSES, ONE_SOURCE, SHAPES
 from sglight.config.levels import first_epochs, make_levels
 from sglight.config.pieces import check_shared
 from sglight.config.ranges import check_ranges
@@ -431,6 +431,8 @@ def check_files(cfg: DictConfig) -> None:
         path = OmegaConf.select(cfg, key)
         if path is not None and not Path(path).is_file():
             raise UserError(f"{key}={path} is not a file; give the path of an existing one")
+    if "archive" in cfg.dataset and (raw_dir is None) == (cfg.dataset.archive is None):
+        raise UserError(ONE_SOURCE)
     if cfg.ckpt is not None and not Path(cfg.ckpt).is_file():
         raise UserError(f"ckpt={cfg.ckpt} is not a file; give the path of a checkpoint, or ckpt=last")
     if cfg.mode == "test" and cfg.ckpt is None:

@@ -9,6 +9,11 @@ from omegaconf import II, MISSING
 
 from sglight.errors import UserError
 
+ONE_SOURCE = (
+    "dataset=image_folder needs either dataset.raw_dir (the folder that holds train/ and test/) or dataset.archive (a "
+    "tar or zip file of it)"
+)
+
 
 @dataclass
 class DatasetConfig:

@@ -195,6 +195,7 @@ REPHRASED = [
         r"Error parsing override '(?P<o>(?P<k>[^=]*)=(?P<v>(?s:.*?)))'\n",
         "{o} cannot be read; close its brackets and quotes, or put the value in quotes: {typed}",
     ),
+    (r"Error parsing override '(?P<o>[^=\n]*)'\n", "{o} is not of the form key=value"),
     (r"Could not delete.*'(?P<o>[^']*)' does not exist", "~{o}: there is no such key"),
     (r"does not support deletion\n\s*full_key: (?P<o>\S*)", "{o} cannot be removed; give it another value"),
 ]

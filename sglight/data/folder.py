@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sglight import units
-from sglight.config.datasets import at_least
+from sglight.config.datasets import ONE_SOURCE, at_least
 from sglight.data.images import StoreData, short_hash
 from sglight.data.layout import Layout, Picture, lay_out
 from sglight.data.making import ensure
@@ -64,10 +64,7 @@ class ImageFolderData(StoreData):
                 f"dataset.size={size} makes pictures of more than dataset.max_megapixels={max_megapixels:g}: lower it"
             )
         if (raw_dir is None) == (archive is None):
-            raise UserError(
-                "dataset=image_folder needs either dataset.raw_dir (the folder that holds train/ and test/) "
-                "or dataset.archive (a tar or zip file of it)"
-            )
+            raise UserError(ONE_SOURCE)
         key = "dataset.raw_dir" if archive is None else "dataset.archive"
         self.source = Source(Path(raw_dir or archive or "").expanduser().resolve(), key)
         self.decoder = Decoder("RGB" if channels == 3 else "L", size, max_megapixels)

@@ -269,6 +269,7 @@ REFUSED = {
         ["dataset=image_folder", "dataset.archive=/no.tar"],
         r"dataset\.archive=/no\.tar is not a file",
     ),
+    "no source": (["dataset=image_folder"], r"needs either dataset\.raw_dir .* or dataset\.archive"),
     "path": (["dataset=hdf5", "dataset.path=/no.h5"], r"dataset\.path=/no\.h5 is not a file"),
     "ckpt": (["ckpt=/no.ckpt"], r"ckpt=/no\.ckpt is not a file"),
     "stability": (["callbacks.stability.samples=0"], r"callbacks\.stability\.samples=0 .* at least 1"),
