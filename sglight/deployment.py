@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from sglight import units
 from sglight.errors import UserError
 from sglight.export import export
 from sglight.files import replacing
@@ -60,8 +61,8 @@ def predict(
             counts.update(found.names)
             for name, label, row in zip(names, found.names, found.probabilities, strict=True):
                 writer.writerow([name, label, f"{row.max().item():.6f}"])
-    shares = ", ".join(f"{n} {label}" for label, n in counts.most_common())
-    Console().print(f"{len(samples)} samples: {shares}", highlight=False, markup=False)
+    shares = ", ".join(f"{n} of class {label}" for label, n in counts.most_common())
+    Console().print(f"{units.plural(len(samples), 'sample')}: {shares}", highlight=False, markup=False)
     print(f"written: {table}")
     return len(samples)
 

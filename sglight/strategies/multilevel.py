@@ -21,6 +21,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import nn
 from typing_extensions import override
 
+from sglight import units
 from sglight.compat.lightning import batch_size
 from sglight.config.levels import Course, Level, make_levels
 from sglight.gradients import LocalLoss, Synthetic
@@ -169,7 +170,7 @@ class Multilevel(StagedModule):
         left = zip(self.levels[course.level :], self.plans[course.level :], pairwise(epochs), strict=True)
         for level, plan, (first, stop) in left:
             rate = "" if level.lr is None else f", rate {level.lr:g}"
-            span = f"{stop - first} epochs"
+            span = units.plural(stop - first, "epoch")
             about = f"{plan.spec.total_steps} steps, {level.mode}{rate}, {span}"
             parts.append(", ".join(filter(None, [about, descent.describe(plan)])))
         return "; ".join(filter(None, [*self.facts(), f"from coarse to fine: {'; '.join(parts)}"]))
@@ -320,7 +321,7 @@ class Multilevel(StagedModule):
         now["epochs"] += 1
         now["fit_s"] += wall
         now["cpu_s"] += self.placement.peers.total([cpu]).result()[0]
-        self.log("level", float(self.level), prog_bar=True)
+        self.log("level", float(self.level))
 
     @override
     def on_train_end(self) -> None:

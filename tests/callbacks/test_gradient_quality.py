@@ -61,6 +61,12 @@ def test_without_estimators_or_comparisons_nothing_is_drawn(tmp_path: Path) -> N
     assert not (tmp_path / "never").exists() and not (tmp_path / "backprop").exists()
 
 
+def test_numbers_at_an_axis_are_whole() -> None:
+    figure = draw({f"boundary_0/{kind}": [(0, 0.99982), (9, 0.99986)] for kind in COMPARED})
+    figure.draw_without_rendering()
+    assert not any(axes.yaxis.get_offset_text().get_text() for axes in figure.axes)
+
+
 def test_every_boundary_has_its_curve() -> None:
     history = {f"boundary_{i}/{kind}": [(0, 0.1), (5, 0.5)] for i in (0, 1, 10) for kind in COMPARED}
     panels = draw(history).axes
