@@ -291,7 +291,8 @@ def _number_bars(figure: Figure, axes: Axes, lanes: Sequence[Lane], begin: float
     assert isinstance(layout, ConstrainedLayoutEngine)
     layout.set(w_pad=0.1)  # inches, because text is wider at the resolution of the file
     layout.execute(figure)  # now the axes have their final width,
-    figure.set_layout_engine(None)  # which the numbers in the bars must not change; "none" would lay out once more
+    # which the numbers in the bars must not change; "none" would lay out once more.
+    figure.set_layout_engine(None)
     left, right = axes.get_xlim()
     points_per_ms = axes.get_window_extent().width / figure.dpi * 72 / (right - left)
     for lane in lanes:
