@@ -172,7 +172,7 @@ def watch(members: Sequence[Member], idle_timeout_s: float) -> None:
             asked the worker to end.
     """
     pulses = {member: Pulse(member.process.pid, idle_timeout_s) for member in members}
-    seen = monotonic()
+    seen, reports = monotonic(), 0
     while any(member.running for member in members):
         _wait_for_an_end(members, POLL_S)
         if any(member.failed for member in members):
@@ -180,6 +180,12 @@ def watch(members: Sequence[Member], idle_timeout_s: float) -> None:
             raise _failure(_first_cause(members))
         # If this process itself was stopped, as by Ctrl-Z, that time does not count as idle time of workers.
         step_s, seen = min(monotonic() - seen, 2 * POLL_S), monotonic()
+        if (now := sum(member.report is not None for member in members)) > reports:
+            reports = now
+            for pulse in pulses.values():
+                pulse.still_s = (
+                    0.0  # who has just reported worked until now; those who waited for it may not know yet
+                )
         _check_pulses({member: pulses[member] for member in members if member.running}, step_s)
 
 

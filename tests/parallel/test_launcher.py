@@ -468,6 +468,23 @@ def test_working_is_not_hanging_nor_is_waiting_for_who_works() -> None:
     assert launch(busy, 4.0, workers=3, idle_timeout_s=2.0) == "done"
 
 
+def noticing_late(seconds: float) -> str:
+    """One computes and returns at once, and one that waits for it looks only now and then."""
+    me = begin()
+    if me.rank == 1:
+        compute(seconds)
+        (me.folder / "done").touch()
+        return "done"
+    with me.status.waiting("worker 1"):
+        while not (me.folder / "done").exists():
+            time.sleep(0.8)
+    return "done"
+
+
+def test_who_has_just_ended_is_not_missed_by_those_who_waited_for_it() -> None:
+    assert launch(noticing_late, 3.6, workers=2, idle_timeout_s=2.0) == "done"
+
+
 def dozing() -> None:
     begin()
     time.sleep(1.0)
