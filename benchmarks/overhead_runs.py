@@ -81,11 +81,17 @@ class Plain(pl.LightningModule):
         return torch.optim.Adam(self.net.parameters(), lr=self.lr, foreach=True)
 
 
-def plain_lightning(plain: dict[str, Any], folder: Path) -> tuple[float, float, float]:
-    """The same by Lightning with its own TensorBoard logger, checkpoints (best and last) and bar."""
+def built(plain: dict[str, Any]) -> tuple[Any, torch.nn.Module]:
+    """The data module and the whole network."""
     datamodule = experiment.build_datamodule(plain)
     module = experiment.build_module(plain, datamodule)
     module.configure_model()
+    return datamodule, module.stage(0)
+
+
+def plain_lightning(plain: dict[str, Any], folder: Path) -> tuple[float, float, float]:
+    """The same by Lightning with its own TensorBoard logger, checkpoints (best and last) and bar."""
+    datamodule, net = built(plain)
     timer, config = Timer(), plain["trainer"]
     trainer = pl.Trainer(
         max_epochs=config["max_epochs"], limit_train_batches=config["limit_train_batches"], accelerator="cpu",
@@ -93,16 +99,13 @@ def plain_lightning(plain: dict[str, Any], folder: Path) -> tuple[float, float, 
         callbacks=[ModelCheckpoint(folder, monitor="val/acc", mode="max", save_last=True), RichProgressBar(), timer],
     )  # fmt: skip
     cpu = process_time()
-    trainer.fit(Plain(module.stage(0), plain["strategy"]["optimizer"]["lr"]), datamodule)
+    trainer.fit(Plain(net, plain["strategy"]["optimizer"]["lr"]), datamodule)
     return timer.time_elapsed("train"), process_time() - cpu, float(trainer.callback_metrics["val/loss"])
 
 
 def bare_loop(plain: dict[str, Any]) -> tuple[float, float, float]:
     """The same by a loop over lists of batches (their making is not timed)."""
-    datamodule = experiment.build_datamodule(plain)
-    module = experiment.build_module(plain, datamodule)
-    module.configure_model()
-    net = module.stage(0)
+    datamodule, net = built(plain)
     loader, limit = datamodule.train_dataloader(), plain["trainer"]["limit_train_batches"]
     epochs = []
     for epoch in range(plain["trainer"]["max_epochs"]):

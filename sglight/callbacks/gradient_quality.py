@@ -136,9 +136,8 @@ def draw(history: History, picture: str = "gradient_quality", run: str = "") -> 
                 marker="o", markersize=3, linewidth=1.2, label=label.format(i),
             )  # fmt: skip
         axes.axhline(PERFECT[kind], **GUIDE)
-        axes.ticklabel_format(
-            axis="y", useOffset=False
-        )  # 0.9999, not 0.0001 less than a number above the axis
+        # 0.9999, not 0.0001 less than a number above the axis.
+        axes.ticklabel_format(axis="y", useOffset=False)
         tidy(axes, kind.replace("_", " "))
     panels[-1].set_xlabel("batch")
     panels[-1].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)

@@ -181,11 +181,10 @@ def watch(members: Sequence[Member], idle_timeout_s: float) -> None:
         # If this process itself was stopped, as by Ctrl-Z, that time does not count as idle time of workers.
         step_s, seen = min(monotonic() - seen, 2 * POLL_S), monotonic()
         if (now := sum(member.report is not None for member in members)) > reports:
+            # Who has just reported worked until now; those who waited for it may not know yet.
             reports = now
             for pulse in pulses.values():
-                pulse.still_s = (
-                    0.0  # who has just reported worked until now; those who waited for it may not know yet
-                )
+                pulse.still_s = 0.0
         _check_pulses({member: pulses[member] for member in members if member.running}, step_s)
 
 
