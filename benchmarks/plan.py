@@ -32,7 +32,7 @@ from timing import Length, by_name, in_turn, ratios, spread
 
 from sglight.networks import Stage
 from sglight.parallel.launcher import launch
-from sglight.plan import Machines, evaluate, stage_seconds
+from sglight.planning import Machines, evaluate, stage_seconds
 
 SPLITS = ((1, 2), (2, 1), (2, 2))
 TRIES = 30

@@ -11,6 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.trainer.states import TrainerFn
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -178,11 +179,12 @@ def _facts(module: StagedModule, datamodule: Any, trainer: pl.Trainer) -> dict[s
     threads = units.plural(torch.get_num_threads(), "thread")
     shape = " x ".join(map(str, spec.shape))
     data = f"{datamodule.name}: {sizes} of shape {shape}, {spec.classes} classes, batches of {datamodule.batch_size}"
+    trains = trainer.state.fn == TrainerFn.FITTING
     return {
         "data": "\n".join([data, *getattr(datamodule, "notes", [])]),
         "network": _network(spec),
         "strategy": module.describe(),
-        "advice": advise(spec, datamodule.batch_size, cores()),
+        **({"advice": advise(spec, datamodule.batch_size, cores())} if trains else {}),
         "device": f"{name}, {threads}, precision {trainer.precision}, seed {spec.seed}",
     }
 
