@@ -209,6 +209,10 @@ def test_a_folder_that_cannot_be_written_is_named(call, tmp_path):
         (["-m", "seed=1,2"], "outputs is a broken link; remove it, or give another hydra.sweep.dir"),
         (["hydra.run.dir=run"], "run/checkpoints is not a folder; remove it, or give another hydra.run.dir"),
         (["hydra.run.dir=file/x"], "file is not a folder; remove it, or give another hydra.run.dir"),
+        (
+            ["hydra.run.dir=/proc/x"],
+            "/proc cannot be written to (No such file or directory); give another hydra.run.dir",
+        ),
     ):
         done = call(*words)
         assert (done.status, len(done.err.splitlines())) == (1, 1)

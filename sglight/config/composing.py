@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
-from os import W_OK, X_OK, access
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import time_ns
 from typing import Any, cast, get_type_hints
 
@@ -236,8 +236,12 @@ def check_writable(key: str, folder: Path, name: str = ".") -> None:
     if not existing.is_dir():
         what = "not a folder" if existing.exists() else "a broken link"
         raise UserError(f"{key}={folder}: {existing} is {what}; remove it, or give another {key}")
-    if not access(existing, W_OK | X_OK):
-        raise UserError(f"{key}={folder}: {existing} cannot be written to; give another {key}")
+    try:
+        TemporaryDirectory(dir=existing).cleanup()  # /proc, for one, says that it can be written to
+    except OSError as error:
+        raise UserError(
+            f"{key}={folder}: {existing} cannot be written to ({error.strerror}); give another {key}"
+        ) from error
 
 
 def _name_after_checkpoint(config: DictConfig, record: dict[str, Any]) -> None:

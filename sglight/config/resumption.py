@@ -35,6 +35,7 @@ TESTED = ("seed", "dataset", "model", "strategy", "trainer.precision")
 # Keys that a training does not take from its checkpoint.
 OWN = ("mode", "ckpt", "skip_completed", "data_dir", "dataset.data_dir")
 PRESETS = ("experiment", "debug")
+CHOSEN = {"dataset.name": "dataset", "model.dynamics": "model"}  # keys that the choice of their group sets
 
 
 def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], name: str) -> None:
@@ -49,8 +50,9 @@ def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], name: str) -> N
         UserError: about the first key that differs.
     """
     for key, before, value in conflicts(saved, now):
+        given = f"{CHOSEN[key]}= or {key}=" if key in CHOSEN else key
         raise UserError(
-            f"{name} was trained with {key}={before}, not {value}; leave {key} out or give it that value, or begin a "
+            f"{name} was trained with {key}={before}, not {value}; leave {given} out or give it that value, or begin a "
             "run of its own without ckpt"
         )
 

@@ -59,6 +59,13 @@ def test_a_test_minds_neither_strategy_nor_batches(plain) -> None:
         check_same(plain(), test | {"seed": 2}, "it")
 
 
+def test_the_choice_of_a_group_is_named_as_it_was_given(plain) -> None:
+    with pytest.raises(
+        UserError, match=r"model\.dynamics=\w+, not leapfrog; leave model= or model\.dynamics= out"
+    ):
+        check_same(plain(), plain("model=leapfrog"), "it")
+
+
 def test_a_run_that_went_on_unchanged_has_the_name_of_an_uninterrupted_one(plain) -> None:
     before, now = plain("trainer.max_epochs=5", "trainer.max_time=00:00:01:00"), plain()
     assert run_hash(now, {}) == run_hash(now, record(before)) == config_hash(now)
