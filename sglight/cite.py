@@ -83,6 +83,8 @@ def cited(strategy: str, config: Mapping[str, Any]) -> Iterator[str]:
         yield from STASHED
     if "local" in modes and settings["head"]["loss"] == "predsim":
         yield "nokland2019"
+    if "dni" in modes and settings["estimator"]["form"] == "sobolev":
+        yield "czarnecki2017"
     optimizer = settings.get("optimizer", {}).get("name")
     yield from OPTIMIZERS.get(optimizer, [])
     if optimizer == "nadam" and "delayed" in modes:

@@ -95,7 +95,7 @@ STRATEGY_KEYS: Values = {
     "strategy.estimator.conditional": SWITCH,
     "strategy.estimator.kernel_size": ("1", "3", "5"),
     "strategy.estimator.every_n_batches": ("1", "2", "100"),
-    "strategy.estimator.residual": SWITCH,
+    "strategy.estimator.form": ("direct", "residual", "sobolev"),
     "strategy.head.name": ("linear", "mlp", "conv"),
     "strategy.head.hidden": ("[]", "[8]", "[8,4]"),
     "strategy.head.pool": ("1", "2", "4", "100"),

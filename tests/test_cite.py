@@ -23,6 +23,9 @@ USES = {
     "strategy=delayed model=resnet strategy.backward=replayed": {
         "haber2017", "huo2018decoupled", "narayanan2019", "narayanan2021", "huo2018replay", "kingma2015",
     },
+    "strategy=dni model=resnet strategy.estimator.form=sobolev": {
+        "haber2017", "jaderberg2017", "czarnecki2017", "kingma2015",
+    },
     "strategy=local model=resnet strategy.head.loss=predsim": {
         "haber2017", "belilovsky2020", "nokland2019", "kingma2015",
     },

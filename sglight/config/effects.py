@@ -27,9 +27,11 @@ EFFECTS = (
     ("strategy.scheduler.patience", "strategy.scheduler.name", ("plateau",)),
     ("strategy.scheduler.min_factor", "strategy.scheduler.name", ("cosine", "plateau")),
     *((f"strategy.estimator.{key}", "strategy.source", ("synthetic",))
-      for key in ("name", "hidden", "conditional", "kernel_size", "every_n_batches", "residual")),
+      for key in ("name", "hidden", "conditional", "kernel_size", "every_n_batches", "form")),
     *((f"strategy.head.{key}", "strategy.source", ("local",))
       for key in ("name", "hidden", "pool", "loss", "similarity")),
+    *((f"strategy.estimator.{key}", "strategy.estimator.form", ("direct", "residual"))
+      for key in ("conditional", "kernel_size")),
     ("strategy.head.similarity", "strategy.head.loss", ("predsim",)),
     ("strategy.head.hidden", "strategy.head.name", ("mlp", "conv")),
     ("strategy.head.pool", "model.kernel", ("conv",)),

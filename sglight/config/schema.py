@@ -32,6 +32,7 @@ HeadName = StrEnum("HeadName", ["linear", "mlp", "conv"])
 HeadLoss = StrEnum("HeadLoss", ["classify", "predsim"])
 LocalSolver = StrEnum("LocalSolver", ["first_order", "lbfgs"])
 Synchronisation = StrEnum("Synchronisation", ["best", "average", "affine"])
+EstimatorForm = StrEnum("EstimatorForm", ["direct", "residual", "sobolev"])
 EstimatorName = StrEnum("EstimatorName", ["linear", "mlp", "conv"])
 Prolongation = StrEnum("Prolongation", ["linear", "constant"])
 Balance = StrEnum("Balance", ["model", "measured"])
@@ -151,7 +152,7 @@ class EstimatorConfig:
     conditional: bool = True
     kernel_size: int = 3
     every_n_batches: int = 1
-    residual: bool = False
+    form: EstimatorForm = EstimatorForm.direct
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 

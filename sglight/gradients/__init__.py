@@ -13,6 +13,7 @@ from sglight.gradients.estimators import (
 from sglight.gradients.heads import Head
 from sglight.gradients.local import LocalLoss
 from sglight.gradients.residual import ResidualGradient
+from sglight.gradients.sobolev import SobolevGradient
 from sglight.gradients.synthetic import Synthetic
 from sglight.gradients.true import Taught, TrueGradient
 
@@ -26,6 +27,7 @@ __all__ = [
     "Passage",
     "Ramp",
     "ResidualGradient",
+    "SobolevGradient",
     "Synthetic",
     "SyntheticGradient",
     "Taught",

@@ -54,12 +54,12 @@ class Head(TrainedEstimator):
         l(h) = (1 - s) criterion(logits(h), y) + s B mean((S(q(h)) - S(one-hot y))^2)
 
     is the loss summed over the batch. s is 0 without similarity matching, q is a linear layer or a convolution, and S
-    are the `similarities` of the samples of a batch (Nøkland & Eidnes 2019, equations 1 to 3, "predsim"). Like the
-    classifier of the network, a head sees the field y of the state only.
+    are the `similarities` of the samples of a batch (Nøkland & Eidnes 2019, equations 1 to 3, "predsim"). A head sees
+    all fields of the state, unlike the classifier of the network: no later stage tells this one what is needed of them.
 
     Args:
         kind: ``linear``, ``mlp`` or ``conv`` (1x1 convolutions, then an average to 2x2 pixels, then a hidden layer).
-        shape: of y.
+        shape: of the state.
         classes: how many.
         hidden: the widths of hidden layers, or of the convolutions.
         pool: images are first averaged down to this size.
@@ -83,7 +83,7 @@ class Head(TrainedEstimator):
         *place: str | int,
     ) -> None:
         super().__init__()
-        self.channels, self.classes = shape[0], classes
+        self.classes = classes
         self.criterion, self.similarity = criterion, similarity
         self.layers = _layers(kind, shape, classes, hidden, pool, seed, *place)
         self.matched: nn.Module | None = None
@@ -96,7 +96,7 @@ class Head(TrainedEstimator):
 
     def forward(self, state: Tensor) -> Tensor:
         """Logits ``[B, classes]``."""
-        logits: Tensor = self.layers(state[:, : self.channels])
+        logits: Tensor = self.layers(state)
         return logits
 
     def loss(self, state: Tensor, labels: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ class Head(TrainedEstimator):
         if self.matched is None:
             return loss
         wanted = similarities(F.one_hot(labels, self.classes).to(state.dtype))
-        mismatch = F.mse_loss(similarities(self.matched(state[:, : self.channels])), wanted)
+        mismatch = F.mse_loss(similarities(self.matched(state)), wanted)
         return (1 - self.similarity) * loss + self.similarity * self.criterion.normaliser(labels) * mismatch
 
     @override
@@ -151,7 +151,7 @@ def similarities(features: Tensor) -> Tensor:
 def _layers(
     kind: str, shape: Shape, classes: int, hidden: Sequence[int], pool: int, seed: int, *place: str | int
 ) -> nn.Sequential:
-    """The layers of a head, from y to logits; the last one starts at zero."""
+    """The layers of a head, from states to logits; the last one starts at zero."""
     first = Reduced(shape, pool)
     if kind == "conv":
         widths = [shape[0], *hidden]

@@ -22,6 +22,7 @@ from sglight.config.schema import HeadConfig, OptimizerConfig
 from sglight.config.settings import settings
 from sglight.gradients.base import Boundary, GradientSource, Passage
 from sglight.gradients.heads import OPTIMIZER, Criterion, Head, head_multiplications
+from sglight.gradients.restepped import Restepped
 from sglight.networks import NetworkSpec
 from sglight.networks.network import ExtraCost
 from sglight.networks.parts import Shape
@@ -37,6 +38,7 @@ class LocalLoss(GradientSource):
         loss: ``classify`` or ``predsim`` (with similarity matching).
         similarity: the weight of similarity matching in ``predsim``.
         optimizer: of the heads, see `sglight.strategies.optim`.
+        restepped: converts states in a multilevel training; None for no conversion.
     """
 
     criterion: Criterion
@@ -46,6 +48,7 @@ class LocalLoss(GradientSource):
     loss: str
     similarity: float
     optimizer: Mapping[str, Any]
+    restepped: Restepped | None = None
     predicts: ClassVar[bool] = True
 
     @classmethod
@@ -69,33 +72,37 @@ class LocalLoss(GradientSource):
 
     @override
     def gradient(self, boundary: Boundary, passage: Passage, true: Tensor | None) -> Tensor:
-        gradient, passage.lesson = boundary.estimator.descend(passage.state, passage.labels)
-        return gradient
+        state = self._viewed(passage.state)
+        gradient, passage.lesson = boundary.estimator.descend(state, passage.labels)
+        return gradient if self.restepped is None else self.restepped.gradient(gradient)
 
     @override
     def estimate(self, boundary: Boundary, passage: Passage) -> Tensor:
-        return boundary.estimator.estimate(passage.state, passage.labels, boundary.time)
+        gradient = boundary.estimator.estimate(self._viewed(passage.state), passage.labels, boundary.time)
+        return gradient if self.restepped is None else self.restepped.gradient(gradient)
 
     @override
     def learn(self, boundary: Boundary, passage: Passage) -> Tensor:
-        return boundary.estimator.learn(passage.state, passage.labels, None, boundary.time)
+        return boundary.estimator.learn(self._viewed(passage.state), passage.labels, None, boundary.time)
+
+    def _viewed(self, state: Tensor) -> Tensor:
+        return state if self.restepped is None else self.restepped.state(state)
 
     @override
     def make_estimator(self, spec: NetworkSpec, cuts: Sequence[int], stage: int) -> Head:
         position = cuts[stage + 1]
-        shape = self._seen(spec, spec.state_shape(position))
+        shape = self._checked(spec.state_shape(position))
         return Head(
             self.name, shape, spec.classes, self.hidden, self.pool, self._similarity, self.criterion, spec.seed,
             "heads", position,
         )  # fmt: skip
 
-    def _seen(self, spec: NetworkSpec, shape: Shape) -> Shape:
-        """The shape of the field y, from that of a state."""
+    def _checked(self, shape: Shape) -> Shape:
         if self.name == "conv" and len(shape) != 3:
             raise ValueError(
                 "strategy.head.name=conv needs a convolutional network (model.kernel=conv); use mlp or linear"
             )
-        return (shape[0] // spec.rule.fields, *shape[1:])
+        return shape
 
     @property
     def _similarity(self) -> float:
@@ -112,9 +119,8 @@ class LocalLoss(GradientSource):
     @override
     def cost(self, spec: NetworkSpec) -> ExtraCost:
         def work(shape: Shape) -> float:
-            seen = self._seen(spec, shape)
             return head_multiplications(
-                self.name, seen, spec.classes, self.hidden, self.pool, self._similarity
+                self.name, self._checked(shape), spec.classes, self.hidden, self.pool, self._similarity
             )
 
         return work

@@ -8,11 +8,10 @@ Jaderberg et al. 2017. With h the state after a stage, y the labels and SG the e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -30,49 +29,16 @@ from sglight.gradients.estimators import (
 )
 from sglight.gradients.heads import Criterion, Head, head_multiplications
 from sglight.gradients.residual import ResidualGradient
+from sglight.gradients.restepped import Restepped
+from sglight.gradients.sobolev import SobolevGradient
 from sglight.networks import NetworkSpec
-from sglight.networks.dynamics import Dynamics
 from sglight.networks.network import ELEMENTWISE, ExtraCost
 from sglight.networks.parts import Shape
 
 OPTIMIZER = "strategy.estimator.optimizer"  # the config key of the estimators' optimiser
-POOL = 4  # the size to which images are averaged for the head of a residual estimator
-
-
-@dataclass(frozen=True)
-class Restepped:
-    """Converts states and gradients to the step size of the coarsest level, at which estimators have begun to learn.
-
-    In a multilevel training the step size h changes. The state of leapfrog contains y_prev, that is a velocity times
-    h, which would look different to an estimator.
-
-    Args:
-        rule: the dynamics.
-        ratio: the step size of the coarsest level, divided by the present one.
-    """
-
-    rule: Dynamics
-    ratio: float
-
-    def state(self, state: Tensor) -> Tensor:
-        """A state as the estimator gets it."""
-        return self._changed(self.rule.restepped, state, self.ratio)
-
-    def target(self, gradient: Tensor) -> Tensor:
-        """A true gradient as the estimator gets it."""
-        return self._changed(self.rule.restepped_gradient, gradient, self.ratio)
-
-    def gradient(self, estimate: Tensor) -> Tensor:
-        """An estimated gradient converted back to the present step size."""
-        return self._changed(self.rule.restepped_gradient, estimate, 1 / self.ratio)
-
-    def _changed(
-        self, change: Callable[[tuple[Tensor, ...], float], tuple[Tensor, ...]], state: Tensor, ratio: float
-    ) -> Tensor:
-        """Applies ``change`` to a state whose fields are joined along the channels."""
-        parts = state.chunk(self.rule.fields, 1)
-        changed = change(parts, ratio)
-        return state if changed is parts or ratio == 1 else torch.cat(changed, 1)
+# The forms of an estimator: (passes of a prediction, of a lesson)
+PASSES = {"direct": (1.0, 3.0), "residual": (2.0, 3.0), "sobolev": (2.0, 6.0)}
+POOL = 4  # the size to which images are averaged for a classifier
 
 
 @dataclass(frozen=True)
@@ -85,8 +51,8 @@ class Synthetic(GradientSource):
         conditional: whether it uses the labels.
         kernel_size: of its convolutions.
         every_n_batches: it learns from every n-th batch.
-        residual: whether it is a `ResidualGradient`.
-        criterion: the loss of the head of a residual estimator.
+        form: ``direct``, ``residual`` (see `ResidualGradient`) or ``sobolev`` (see `SobolevGradient`).
+        criterion: the loss of the classifiers of the last two.
         optimizer: of the estimators, see `sglight.strategies.optim`.
         restepped: converts states in a multilevel training; None for no conversion.
     """
@@ -96,7 +62,7 @@ class Synthetic(GradientSource):
     conditional: bool = True
     kernel_size: int = 3
     every_n_batches: int = 1
-    residual: bool = False
+    form: str = "direct"
     criterion: Criterion | None = None
     optimizer: Mapping[str, Any] = field(default_factory=lambda: settings(OptimizerConfig, None, OPTIMIZER))
     restepped: Restepped | None = None
@@ -120,9 +86,13 @@ class Synthetic(GradientSource):
         found = {"name": str(default_estimator(kernel)), **(config or {})}
         optimizer = settings(OptimizerConfig, found.get("optimizer"), OPTIMIZER)
         source = cls(**{**found, "optimizer": optimizer, "criterion": criterion})
-        if source.residual and source.name not in READY_MADE:
+        if source.form not in PASSES:
             raise ValueError(
-                f"strategy.estimator.residual=true is for {', '.join(READY_MADE)}, not {source.name}; leave it out"
+                f"strategy.estimator.form={source.form} is unknown; choose {' or '.join(PASSES)}"
+            )
+        if source.form != "direct" and source.name not in READY_MADE:
+            raise ValueError(
+                f"strategy.estimator.form={source.form} is for {', '.join(READY_MADE)}, not {source.name}; leave it out"
             )
         return source
 
@@ -163,17 +133,27 @@ class Synthetic(GradientSource):
     def make_estimator(self, spec: NetworkSpec, cuts: Sequence[int], stage: int) -> Estimator:
         position = cuts[stage + 1]
         shape = spec.state_shape(position)
+        if self.form == "sobolev":
+            return SobolevGradient(self._head(spec, position))
         estimator = synthetic_gradient(
             self.name, shape, spec.classes, self.hidden, self.conditional, self.kernel_size,
             spec.seed, "estimators", position,
         )  # fmt: skip
-        if not self.residual:
+        if self.form == "direct":
             return estimator
-        assert isinstance(estimator, SyntheticGradient) and self.criterion is not None
-        seen = (shape[0] // spec.rule.fields, *shape[1:])
-        head = Head(
+        assert isinstance(estimator, SyntheticGradient)
+        return ResidualGradient(self._head(spec, position), estimator)
+
+    def _head(self, spec: NetworkSpec, position: int) -> Head:
+        assert self.criterion is not None
+        shape = spec.state_shape(position)
+        if self.name == "conv" and len(shape) != 3:
+            raise ValueError(
+                "strategy.estimator.name=conv needs a convolutional network (model.kernel=conv); use mlp or linear"
+            )
+        return Head(
             self.name,
-            seen,
+            shape,
             spec.classes,
             self.hidden,
             POOL,
@@ -183,7 +163,6 @@ class Synthetic(GradientSource):
             "heads",
             position,
         )
-        return ResidualGradient(head, estimator)
 
     @override
     def estimator_optimizer(self) -> dict[str, Any]:
@@ -191,9 +170,9 @@ class Synthetic(GradientSource):
 
     @override
     def passes(self) -> tuple[float, float]:
-        # A prediction is one pass; a lesson is a forward and a backward pass (3) for every n-th batch. The head of a
-        # residual estimator goes backward in both.
-        return 2.0 if self.residual else 1.0, 3 / self.every_n_batches
+        # A prediction is one pass, or two through a classifier: forward and backward. A lesson is a forward and a
+        # backward pass (3) for every n-th batch; of a Sobolev one the backward pass goes through both passes (6).
+        return PASSES[self.form][0], PASSES[self.form][1] / self.every_n_batches
 
     @override
     def cost(self, spec: NetworkSpec) -> ExtraCost:
@@ -202,26 +181,27 @@ class Synthetic(GradientSource):
         passes, with_classifier = (1 + lessons) / 3, (3 + lessons) / 3
 
         def work(shape: Shape) -> float:
+            head = head_multiplications(self.name, shape, spec.classes, self.hidden, POOL, 0.0)
+            if self.form == "sobolev":
+                return sum(self.passes()) / 3 * head
             cost = prediction_cost(self.name, shape, self.hidden, self.kernel_size)
             cost = passes * (cost + ELEMENTWISE * prediction_values(self.name, shape, self.hidden))
-            if not self.residual:
-                return cost
-            seen = (shape[0] // spec.rule.fields, *shape[1:])
-            head = head_multiplications(self.name, seen, spec.classes, self.hidden, POOL, 0.0)
-            return cost + with_classifier * head
+            return cost if self.form == "direct" else cost + with_classifier * head
 
         return work
 
     @override
     def describe(self) -> str:
+        if self.form == "sobolev":
+            return f"{self.name} classifiers that learn the true gradient"
         seen = " that see the label" if self.conditional else ""
-        return f"{self.name} estimators{seen}{', behind classifiers' if self.residual else ''}"
+        return f"{self.name} estimators{seen}{', behind classifiers' if self.form == 'residual' else ''}"
 
     @override
     def identity(self) -> dict[str, Any]:
         shaping: dict[str, Any] = {"name": self.name, "hidden": list(self.hidden)}
         shaping |= {"conditional": self.conditional, "kernel_size": self.kernel_size}
-        shaping |= {"residual": True} if self.residual else {}  # earlier checkpoints do not have this key
+        shaping |= {"form": self.form}
         return {f"strategy.estimator.{key}": value for key, value in shaping.items()}
 
     @override

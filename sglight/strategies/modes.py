@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from sglight.config.levels import Level
 from sglight.gradients import GradientSource, LocalLoss, Synthetic, Taught, TrueGradient
 from sglight.gradients.delayed import BACKWARDS
-from sglight.gradients.synthetic import Restepped
+from sglight.gradients.restepped import Restepped
 from sglight.networks.dynamics import Dynamics
 from sglight.strategies.pieces import exact_schedule, late_schedule
 from sglight.strategies.schedule import Decoupled, Locked, Schedule, Unanswered
@@ -48,8 +48,7 @@ class Modes:
             return exact_schedule(pieces, self.stages), TrueGradient()
         if level.estimator_lr is not None:
             source = replace(source, optimizer={**source.optimizer, "lr": level.estimator_lr})
-        if isinstance(source, Synthetic):
-            source = replace(source, restepped=Restepped(rule, finer))
+        source = replace(source, restepped=Restepped(rule, finer))
         match level.mode:
             case "exact":
                 return Locked(lessons=True), Taught(source)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from sglight.gradients import (
     Head,
     ResidualGradient,
+    SobolevGradient,
     SyntheticGradient,
     prediction_cost,
     prediction_values,
@@ -120,10 +123,12 @@ def test_lessons_in_one_autocast_context_build_on_each_other() -> None:
     assert losses[0][3] < losses[0][0]
 
 
+def head_of(name: str) -> Head:
+    return Head(name, SHAPES[name], 3, [7], 4, 0.0, Loss(), 0, "heads", 2)
+
+
 def residual(name: str) -> ResidualGradient:
-    channels, *image = SHAPES[name]
-    head = Head(name, (channels // 2, *image), 3, [7], 4, 0.0, Loss(), 0, "heads", 2)
-    estimator = ResidualGradient(head, make(name))
+    estimator = ResidualGradient(head_of(name), make(name))
     estimator.optimizer = torch.optim.Adam(estimator.parameters(), lr=1e-2)
     return estimator
 
@@ -135,7 +140,7 @@ def test_a_residual_is_a_heads_gradient_and_a_model_of_what_it_lacks(name: str) 
     adam = torch.optim.Adam([*head.parameters(), *model.parameters()], lr=1e-2)
     for _ in range(4):
         h = state.detach().requires_grad_()
-        F.cross_entropy(head.layers(h[:, : head.channels]), labels, reduction="sum").backward()
+        F.cross_entropy(head.layers(h), labels, reduction="sum").backward()
         for p in head.parameters():
             p.grad *= 1 / 30
         estimate = h.grad + model(state, labels)
@@ -145,3 +150,44 @@ def test_a_residual_is_a_heads_gradient_and_a_model_of_what_it_lacks(name: str) 
         adam.step()
         adam.zero_grad()
         assert torch.equal(ours.learn(state, labels, target, 0.5), error)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_sobolev_lesson_is_one_step_on_both_losses(name: str) -> None:
+    """The parameters of a lesson by plain descent, against differences of the two losses."""
+    rate, difference = 1e-3, 1e-5
+    (state, labels), target = sample(name), torch.randn(30, *SHAPES[name])
+    head = head_of(name).double()
+    torch.nn.init.normal_(head.layers[-1].weight)
+    ours = SobolevGradient(deepcopy(head))
+    ours.optimizer = torch.optim.SGD(ours.parameters(), lr=rate)
+    state, target = state.double(), target.double()
+
+    def both() -> tuple[float, float]:
+        h = state.clone().requires_grad_()
+        loss = F.cross_entropy(head.layers(h), labels, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, h)
+        return float(loss.detach()) / 30, float((gradient - target).square().sum()) / 30
+
+    assert torch.equal(ours.estimate(state, labels, 0.5), head.estimate(state, labels, 0.5))
+    assert float(ours.learn(state, labels, target, 0.5)) == pytest.approx(both()[1])
+    for p, updated in zip(head.parameters(), ours.parameters(), strict=True):
+        direction = torch.randn_like(p)
+        p.data += difference * direction
+        ahead = sum(both())
+        p.data -= 2 * difference * direction
+        behind = sum(both())
+        p.data += difference * direction
+        slope = float(((p - updated) / rate * direction).sum())
+        assert slope == pytest.approx((ahead - behind) / (2 * difference), rel=1e-4, abs=1e-6)
+
+
+def test_a_sobolev_estimator_learns_the_gradient_of_another_classifier() -> None:
+    state, labels = sample("mlp")
+    teacher = head_of("linear")
+    torch.nn.init.normal_(teacher.layers[-1].weight)
+    target = teacher.estimate(state, labels, 0.5)
+    ours = SobolevGradient(head_of("linear"))
+    ours.optimizer = torch.optim.Adam(ours.parameters(), lr=3e-2)
+    losses = [float(ours.learn(state, labels, target, 0.5)) for _ in range(300)]
+    assert losses[-1] < 0.2 * losses[0]

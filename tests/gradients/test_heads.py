@@ -17,9 +17,8 @@ def make(kind: str, similarity: float = 0.0) -> Head:
 
 
 def sample(kind: str, size: int = 6) -> tuple[Tensor, Tensor]:
-    channels, *image = KINDS[kind]  # of two fields
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(size, 2 * channels, *image, generator=generator), torch.arange(size) % 3
+    return torch.randn(size, *KINDS[kind], generator=generator), torch.arange(size) % 3
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -33,7 +32,6 @@ def test_the_gradient_is_that_of_its_loss(kind: str, similarity: float) -> None:
     with torch.no_grad():
         ahead, behind = (head.loss(state + e * direction, labels) for e in (1e-6, -1e-6))
     assert (estimate * direction).sum() == pytest.approx(float(ahead - behind) / 2e-6, rel=1e-5)
-    assert not estimate[:, KINDS[kind][0] :].any(), "the classifier sees y alone, and so does a head"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -86,7 +86,7 @@ JOBS: dict[str, Job] = {
     "blend, late": job(
         Blend, stages=3, source="synthetic", arrival="late", optimizer={"name": "sgd", "lr": 0.03},
         loss={"class_weights": [1.0, 2.0, 0.5, 3.0]},
-        estimator={**ESTIMATOR, "residual": True, "optimizer": {"name": "sgd", "lr": 0.03}},
+        estimator={**ESTIMATOR, "form": "sobolev", "optimizer": {"name": "sgd", "lr": 0.03}},
     ),
     "norms": job(Delayed, {**IMAGES, "normalisation": "group", "groups": 2}, stages=2, microbatches=2),
     "statistics of all": job(

@@ -103,7 +103,9 @@ OTHERS: dict[str, Job] = {
     "late blend": {"network": {**IMAGES, "normalisation": "batch"}, "kind": Blend, "options": {
         "stages": 4, "arrival": "late", "source": "synthetic", "diagnose_every_n_batches": 2}},
     "residual": {"network": IMAGES, "options": {"stages": 4, "estimator": {
-        "name": "conv", "hidden": [5], "kernel_size": 1, "residual": True}}},
+        "name": "conv", "hidden": [5], "kernel_size": 1, "form": "residual"}}},
+    "sobolev": {"network": IMAGES, "options": {"stages": 4, "estimator": {
+        "name": "conv", "hidden": [5], "form": "sobolev"}}},
     "late blend of heads": {"network": NETWORK, "kind": Blend, "options": {"stages": 4, "arrival": "late"}},
     "stopped in mid-epoch": {"network": NETWORK, "options": {"stages": 4, "lag": 2}, "trainer": {"max_steps": 10}},
 }  # fmt: skip

@@ -26,8 +26,38 @@ def dni(network: dict[str, Any] = NETWORK, **options: Any) -> DNI:
     return DNI(network, ADAM, **{"estimator": ESTIMATOR, "diagnose_every_n_batches": 1, **options})
 
 
+def predict(sg: Any, h: Tensor, y: Tensor) -> Tensor:
+    with torch.no_grad():
+        return sg(h, y)
+
+
+def lesson(sg: Any, h: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
+    return (sg(h, y) - gradient).pow(2).sum() / len(y)
+
+
+def classifiers_gradient(sg: Any, h: Tensor, y: Tensor) -> Tensor:
+    """Czarnecki et al. 2017, section 4.3: the gradient of a classifier."""
+    h = h.detach().requires_grad_()
+    F.cross_entropy(sg.head.layers(h), y, reduction="sum").backward()
+    assert h.grad is not None
+    return h.grad
+
+
+def both_losses(sg: Any, h: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
+    """Its loss, and how far its gradient is from the true one."""
+    h = h.detach().requires_grad_()
+    loss = F.cross_entropy(sg.head.layers(h), y, reduction="sum")
+    (own,) = torch.autograd.grad(loss, h, create_graph=True)
+    return (loss + (own - gradient).pow(2).sum()) / len(y)
+
+
 def reference(
-    stages: list[Stage], estimators: list[Any], data: list[tuple[Tensor, Tensor]], lag: int
+    stages: list[Stage],
+    estimators: list[Any],
+    data: list[tuple[Tensor, Tensor]],
+    lag: int,
+    predict: Any = predict,
+    lesson: Any = lesson,
 ) -> None:
     """Jaderberg et al. 2017, section 2, for M stages in turn; nothing of `sglight.strategies` is used."""
     last = len(stages) - 1
@@ -39,7 +69,7 @@ def reference(
     def learn(t: int) -> None:
         for i, sg in enumerate(estimators):
             y = data[t][1]
-            error = (sg(states[t][i], y) - gradients[t][i]).pow(2).sum() / len(y)
+            error = lesson(sg, states[t][i], y, gradients[t][i])
             sg_adam[i].zero_grad()
             error.backward()
             sg_adam[i].step()
@@ -53,9 +83,7 @@ def reference(
             out = stage(h)
             stage_adam[i].zero_grad()
             if i < last:
-                with torch.no_grad():
-                    synthetic = estimators[i](out, y)
-                out.backward(synthetic)
+                out.backward(predict(estimators[i], out, y))
                 states[t].append(out.detach())
             else:
                 F.cross_entropy(out, y, reduction="sum").backward()
@@ -90,6 +118,35 @@ def test_equals_the_plain_loop_bit_for_bit(stages: int, lag: int, network: dict[
         assert_equal(dict(module.stage(i).named_parameters()), dict(stage.named_parameters()))
     for i, estimator in enumerate(estimators):
         assert_equal(dict(module.estimator(i).named_parameters()), dict(estimator.named_parameters()))
+
+
+@pytest.mark.parametrize("network", [NETWORK, IMAGES], ids=["dense", "conv"])
+@pytest.mark.parametrize("stages", [2, 4])
+def test_sobolev_estimators_equal_the_plain_loop_bit_for_bit(stages: int, network: dict[str, Any]) -> None:
+    data = batches(10, shape=network["shape"])
+    name = "mlp" if network is NETWORK else "conv"
+    module = dni(network, stages=stages, estimator={**ESTIMATOR, "name": name, "form": "sobolev"})
+    spec, source = NetworkSpec(**network), module.plan.source
+    plain = [Stage(spec, a, b) for a, b in pairwise(module.cuts)]
+    estimators = [source.make_estimator(spec, module.cuts, i) for i in range(stages - 1)]
+    reference(plain, estimators, data, 1, classifiers_gradient, both_losses)
+    fit(module, data)
+    for i, stage in enumerate(plain):
+        assert_equal(dict(module.stage(i).named_parameters()), dict(stage.named_parameters()))
+    for i, estimator in enumerate(estimators):
+        assert_equal(dict(module.estimator(i).named_parameters()), dict(estimator.named_parameters()))
+
+
+def test_forms_that_do_not_exist_or_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"strategy\.estimator\.form=better is unknown; choose direct or"):
+        dni(estimator={"name": "mlp", "form": "better"})
+    with pytest.raises(
+        ValueError, match=r"form=sobolev is for linear, mlp, conv, not tests\.x\.Y; leave it out"
+    ):
+        dni(estimator={"name": "tests.x.Y", "form": "sobolev"})
+    module = dni(estimator={"name": "conv", "form": "sobolev"})
+    with pytest.raises(ValueError, match=r"model\.kernel=conv"):
+        module.plan.source.make_estimator(module.spec, module.cuts, 0)
 
 
 class Oracle(Estimator):
