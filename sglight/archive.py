@@ -85,8 +85,18 @@ def read_record(path: Path, name: str) -> dict[str, Any]:
     record = content.get(RECORD)
     if not isinstance(record, dict):
         return {}
+    _rename(record)
     data = [part for part in (content.get(DATA), record.get("data")) if isinstance(part, dict)]
     return {**record, "data": {k: v for part in data for k, v in part.items()}} if data else record
+
+
+def _rename(record: dict[str, Any]) -> None:
+    """Give keys of earlier versions, in the config of a record, their present names."""
+    node: Any = record
+    for key in ("config", "strategy", "estimator"):
+        node = node.get(key) if isinstance(node, dict) else None
+    if isinstance(node, dict) and "residual" in node:
+        node["form"] = "residual" if node.pop("residual") else "direct"
 
 
 def damaged(name: str) -> UserError:

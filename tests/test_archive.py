@@ -37,6 +37,15 @@ def test_a_sealed_checkpoint_is_read_as_any_other(sealed: Path) -> None:
     assert read_plain(sealed, "it")["epoch"] == 3
 
 
+@pytest.mark.parametrize(("residual", "form"), [(False, "direct"), (True, "residual")])
+def test_a_record_has_the_present_names_of_keys(tmp_path: Path, residual: bool, form: str) -> None:
+    path = tmp_path / "last.ckpt"
+    estimator = {"name": "mlp", "residual": residual}
+    torch.save({"run": {"config": {"strategy": {"lag": 1, "estimator": estimator}}}}, path)
+    expected = {"name": "mlp", "form": form}
+    assert read_record(path, "it") == {"config": {"strategy": {"lag": 1, "estimator": expected}}}
+
+
 def test_no_flipped_byte_and_no_truncation_is_accepted(sealed: Path) -> None:
     whole, generator = sealed.read_bytes(), np.random.default_rng(1)
     places = [*generator.integers(0, len(whole), 200), 0, len(whole) - 1, len(whole) - 40, len(whole) - 41]

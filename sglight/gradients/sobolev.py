@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from sglight.errors import UserError
 from sglight.gradients.estimators import TrainedEstimator
 from sglight.gradients.heads import Head
 
@@ -23,6 +24,7 @@ class SobolevGradient(TrainedEstimator):
 
     def __init__(self, head: Head) -> None:
         super().__init__()
+        _check_twice(head)
         self.head = head
 
     @override
@@ -42,3 +44,17 @@ class SobolevGradient(TrainedEstimator):
         mean = self.average(error.detach() / (normaliser or 1.0), normaliser)
         self.step()
         return mean
+
+
+def _check_twice(head: Head) -> None:
+    """Refuse a loss that torch cannot differentiate twice, which a lesson does."""
+    logits, label = torch.zeros(1, head.classes, requires_grad=True), torch.zeros(1, dtype=torch.long)
+    (gradient,) = torch.autograd.grad(head.criterion.total(logits, label), logits, create_graph=True)
+    try:
+        if gradient.requires_grad:
+            torch.autograd.grad(gradient.sum(), logits, allow_unused=True)
+    except RuntimeError as error:
+        raise UserError(
+            "strategy.estimator.form=sobolev needs a loss with second derivatives, and that of strategy.loss.name has "
+            f"none ({error}); choose cross_entropy or mse, or strategy.estimator.form=direct"
+        ) from error

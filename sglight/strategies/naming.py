@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from sglight.errors import UserError
 from sglight.strategies.plan import Plan
 
@@ -65,13 +67,43 @@ def check(checkpoint: Any, ours: Mapping[str, Any], training: Mapping[str, Any] 
     pairs = [(checkpoint["sglight"], ours)]
     if training is not None:
         pairs.append((checkpoint["sglight_training"], training))
-    for saved, wanted in pairs:
+    for written, wanted in pairs:
+        saved = _with_present_keys(written)
         for key in dict.fromkeys([*wanted, *saved]):
             if saved.get(key) != wanted.get(key):
                 raise UserError(
                     f"{name} was trained with {key}={saved.get(key)}, not {wanted.get(key)}; give the same dataset=, "
                     "model= and strategy= as then (they are in the config.yaml of its run)"
                 )
+
+
+def _with_present_keys(identity: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An `identity` that an earlier version may have written, which had ``residual`` for ``form``, or neither."""
+    if "strategy.estimator.name" not in identity:
+        return identity
+    form = "residual" if identity.get("strategy.estimator.residual") else "direct"
+    rest = {key: value for key, value in identity.items() if key != "strategy.estimator.residual"}
+    return {"strategy.estimator.form": form, **rest}
+
+
+def check_shapes(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor], name: str) -> None:
+    """Refuse parameters of other shapes, as heads had them that saw only the first field of a state.
+
+    Args:
+        saved: the state dict of the checkpoint.
+        ours: that of the module.
+        name: of the checkpoint, for the message.
+
+    Raises:
+        UserError: about the first one that differs.
+    """
+    for key in ours:
+        if key in saved and saved[key].shape != ours[key].shape:
+            shapes = " instead of ".join(str(list(each[key].shape)) for each in (saved, ours))
+            raise UserError(
+                f"{name} has {key} with the shape {shapes}: it is of an earlier version of sglight, whose heads saw "
+                "less of a state; begin a run of its own without ckpt (mode=predict and mode=export can still use it)"
+            )
 
 
 def plain(value: Any) -> Any:

@@ -150,11 +150,13 @@ class StagedModule(StagedTraining):
         trainer = trainer_of(self)
         training = self.training_identity() if trainer and trainer.state.fn == TrainerFn.FITTING else None
         path = getattr(trainer, "ckpt_path", None)
-        naming.check(checkpoint, self.identity(), training, f"ckpt_path={path}" if path else "this")
+        name = f"ckpt_path={path}" if path else "this"
+        naming.check(checkpoint, self.identity(), training, name)
         self.restore_progress(checkpoint["progress"])
         self._build()
         flight.restore(self.runtime, checkpoint.get("in_flight", {}))
         own = self.state_dict()
+        naming.check_shapes(checkpoint["state_dict"], own, name)
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in own}
         naming.by_number(checkpoint, self.optimizer_names())
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from sglight.errors import UserError
 from sglight.gradients import Estimator, synthetic_gradient
 from sglight.gradients.base import compare
 from sglight.networks import NetworkSpec, Stage
@@ -147,6 +148,15 @@ def test_forms_that_do_not_exist_or_fit_are_refused() -> None:
     module = dni(estimator={"name": "conv", "form": "sobolev"})
     with pytest.raises(ValueError, match=r"model\.kernel=conv"):
         module.plan.source.make_estimator(module.spec, module.cuts, 0)
+
+
+def test_a_loss_without_second_derivatives_has_no_sobolev_estimators() -> None:
+    loss = {"name": "torch.nn.MultiMarginLoss"}
+    fit(dni(loss=loss), batches(2))
+    with pytest.raises(
+        UserError, match=r"form=sobolev needs a loss with second derivatives.*choose cross_entropy"
+    ):
+        fit(dni(loss=loss, estimator={**ESTIMATOR, "form": "sobolev"}), batches(2))
 
 
 class Oracle(Estimator):

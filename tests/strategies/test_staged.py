@@ -15,6 +15,7 @@ from sglight.networks import StableNet
 from sglight.strategies.backprop import Backprop
 from sglight.strategies.delayed import Delayed
 from sglight.strategies.dni import DNI
+from sglight.strategies.local import Local
 from sglight.strategies.multilevel import Multilevel
 from sglight.strategies.pvd import PVD
 from sglight.strategies.simulation import StageTimes
@@ -206,6 +207,34 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Any) -> None:
     torch.save({key: value for key, value in saved.items() if key != "progress"}, path)
     with pytest.raises(UserError, match=r"is not a checkpoint of this version of sglight"):
         fit(DNI(NETWORK, ADAM, stages=2), batches(2), ckpt=str(path))
+
+
+@pytest.mark.parametrize("form", ["direct", "residual"])
+def test_a_checkpoint_from_before_there_were_forms_of_estimators_goes_on(tmp_path: Any, form: str) -> None:
+    module, path = DNI(NETWORK, ADAM, estimator={"form": form}), tmp_path / "dni.ckpt"
+    fit(module, batches(2)).save_checkpoint(path)
+    saved = torch.load(path, weights_only=True)
+    del saved["sglight"]["strategy.estimator.form"]
+    saved["sglight"] |= {"strategy.estimator.residual": True} if form == "residual" else {}
+    torch.save(saved, path)
+    resumed = DNI(NETWORK, ADAM, estimator={"form": form})
+    fit(resumed, batches(2), epochs=1, ckpt=str(path))
+    assert_equal(resumed.state_dict(), module.state_dict())
+    with pytest.raises(UserError, match=rf"strategy\.estimator\.form={form}, not sobolev"):
+        fit(DNI(NETWORK, ADAM, estimator={"form": "sobolev"}), batches(2), ckpt=str(path))
+
+
+def test_heads_that_saw_one_field_are_refused(tmp_path: Any) -> None:
+    network, path = {**NETWORK, "dynamics": "leapfrog"}, tmp_path / "local.ckpt"
+    fit(Local(network, ADAM), batches(2)).save_checkpoint(path)
+    saved = torch.load(path, weights_only=True)
+    name = "estimators.0.layers.2.weight"
+    saved["state_dict"][name] = saved["state_dict"][name][:, :5]
+    torch.save(saved, path)
+    with pytest.raises(
+        UserError, match=r"local\.ckpt has estimators\.0.* \[64, 5\] instead of \[64, 10\].*ckpt"
+    ):
+        fit(Local(network, ADAM), batches(2), ckpt=str(path))
 
 
 def test_a_module_is_loaded_without_a_trainer(tmp_path: Any) -> None:
