@@ -271,8 +271,15 @@ def stage_bytes(plan: Plan, i: int, share: int, replicas: int) -> float:
     return FLOAT * (parameters * (2 + moments + copies + (replicas > 1)) + values)
 
 
-def show(found: Sequence[Split], machines: Machines, samples: int) -> None:
-    """Print a table of the fastest splits, and the settings of the first."""
+def show(found: Sequence[Split], machines: Machines, samples: int, in_pieces: bool = True) -> None:
+    """Print a table of the fastest splits, and the settings of the first.
+
+    Args:
+        found: the splits, the fastest first.
+        machines: the workers.
+        samples: in a batch.
+        in_pieces: whether the strategy has a setting for the number of pieces.
+    """
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))  # fits in 80 columns
     for name in ("groups", "replicas", "stages", "pieces", "a batch", "samples\n/ s", "memory\na worker"):
         table.add_column(name, justify="right")
@@ -287,7 +294,7 @@ def show(found: Sequence[Split], machines: Machines, samples: int) -> None:
     best = found[0]
     console.print(
         f"trainer.replicas={best.replicas}, trainer.devices x trainer.num_nodes = {best.groups * best.replicas}, "
-        f"strategy.stages={best.stages}, strategy.microbatches={best.pieces}",
+        f"strategy.stages={best.stages}" + (f", strategy.microbatches={best.pieces}" if in_pieces else ""),
         soft_wrap=True, highlight=False,
     )  # fmt: skip
 
@@ -332,4 +339,4 @@ def run(arguments: Sequence[str]) -> None:
             f"plan.workers={machines.workers} cannot be used by {plain['strategy']['_target_']} with these keys; "
             "leave strategy.stages out, or give fewer workers"
         )
-    show(found, machines, datamodule.batch_size)
+    show(found, machines, datamodule.batch_size, "microbatches" in plain["strategy"])

@@ -141,6 +141,18 @@ def test_an_estimators_key_without_effect_is_refused(compose_config) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("key", "mode"), [("strategy.estimator.form=sobolev", "dni"), ("strategy.head.hidden=[8]", "local")]
+)
+def test_a_key_for_levels_that_there_are_not_is_refused(compose_config, key: str, mode: str) -> None:
+    line, name = ["strategy=multilevel", key], key.partition("=")[0]
+    with pytest.raises(
+        UserError, match=rf"{name} has no effect with levels that are exact, delayed, .* have {mode}$"
+    ):
+        check_effects(compose_config(*line), [name])
+    check_effects(compose_config(*line, f"strategy.level.mode=[exact,{mode}]"), [name])
+
+
 def test_flags_may_come_behind_overrides() -> None:
     words = ["seed=1,2", "-m", "model=resnet", "--config-dir", "mine", "trainer.max_epochs=3"]
     assert flags_first(words) == [

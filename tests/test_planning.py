@@ -15,6 +15,7 @@ from sglight.planning import (
     message_seconds,
     parameter_counts,
     parsed,
+    show,
     stage_seconds,
 )
 from sglight.strategies.backprop import Backprop
@@ -81,6 +82,13 @@ def test_more_pieces_and_replicas_take_less_memory() -> None:
     one = split(delayed(4, 1), 4, 1, **FAST).memory
     assert split(delayed(4, 4), 4, 1, **FAST).memory < one
     assert split(delayed(4, 1), 4, 2, **FAST).memory < one
+
+
+def test_only_a_strategy_with_microbatches_is_told_their_number(capsys: pytest.CaptureFixture[str]) -> None:
+    found = [split(delayed(2, 2), 2, 1)]
+    for in_pieces in (True, False):
+        show(found, Machines(), SAMPLES, in_pieces)
+        assert ("strategy.microbatches=" in capsys.readouterr().out) is in_pieces
 
 
 def test_sums_cost_time_where_no_core_is_free() -> None:

@@ -21,6 +21,7 @@ from typing_extensions import override
 from sglight import units
 from sglight.commandline import tensorboard
 from sglight.config.machine import cores
+from sglight.gradients import TrainedEstimator
 from sglight.networks import NetworkSpec
 from sglight.strategies.advice import advise
 from sglight.strategies.staged import StagedModule
@@ -125,7 +126,7 @@ def print_summary(
     console = Console()
     console.print(facts)
     console.print(_stage_table(module, parameters, stages_by_worker, narrow=console.width < NARROW))
-    if warning := _oversized(parameters):
+    if warning := _oversized(parameters, _section(module)):
         console.print(warning, style="yellow")
     _print_line(console, "folder", str(folder))
 
@@ -236,8 +237,16 @@ def _stage_table(
     return table
 
 
-def _oversized(parameters: Mapping[str, int]) -> str:
-    """A warning if the estimators have more parameters than the network; else an empty text."""
+def _section(module: StagedModule) -> str:
+    """The config section of what gives gradients at the boundaries of this worker: ``head`` or ``estimator``."""
+    kinds = {
+        e.optimizer_key.split(".")[1] for e in module.estimators.values() if isinstance(e, TrainedEstimator)
+    }
+    return "head" if "head" in kinds else "estimator"
+
+
+def _oversized(parameters: Mapping[str, int], section: str) -> str:
+    """A warning if what the config section describes has more parameters than the network; else an empty text."""
     network, estimators = (
         sum(number for name, number in parameters.items() if name.startswith(part))
         for part in ("stage_", "estimator_")
@@ -245,8 +254,8 @@ def _oversized(parameters: Mapping[str, int]) -> str:
     if estimators <= network:
         return ""
     return (
-        f"The estimators have {units.count(estimators)} parameters, more than the network's {units.count(network)}. "
-        "Use a smaller strategy.estimator.hidden, another strategy.estimator.name, or fewer stages."
+        f"The {section}s have {units.count(estimators)} parameters, more than the network's {units.count(network)}. "
+        f"Use a smaller strategy.{section}.hidden, another strategy.{section}.name, or fewer stages."
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sglight.config.levels import make_levels
 from sglight.config.settings import is_path
 from sglight.errors import UserError
 
@@ -38,6 +39,8 @@ EFFECTS = (
     ("model.kernel_size", "model.kernel", ("conv",)),
     ("model.groups", "model.normalisation", ("group",)),
 )  # fmt: skip
+# The mode of a level without which a section has no effect in a multilevel training.
+MODE_OF = {"strategy.estimator": "dni", "strategy.head": "local"}
 NUMBER = re.compile(r"[+-]?[\d_]+")
 OWN_KWARGS = (
     "optimizer",
@@ -56,7 +59,15 @@ def check_effects(cfg: DictConfig, given: Iterable[str]) -> None:
     Raises:
         UserError: that names the key and the choice to which it belongs.
     """
+    modes = _level_modes(cfg)
     for key in given:
+        section = ".".join(key.split(".")[:2])
+        mode = MODE_OF.get(section)
+        if modes and mode is not None and mode not in modes and not _is_default(cfg, key):
+            raise UserError(
+                f"{key} has no effect with levels that are {', '.join(modes)}, because {section} is for levels with "
+                f"{mode}; leave it out, or let strategy.level.mode have {mode}"
+            )
         for other, values in _needed(cfg, key):
             choice = OmegaConf.select(cfg, other)
             part = other.rpartition(".")[0]
@@ -100,6 +111,17 @@ def check_monitors(cfg: DictConfig) -> None:
                     f"callbacks.{name}.monitor={node.monitor} with mode={node.mode} takes the worst for the best; "
                     f"set callbacks.{name}.mode={right}"
                 )
+
+
+def _level_modes(cfg: DictConfig) -> list[str]:
+    """The modes of the levels; empty without levels, or if they are not allowed, which is found later."""
+    strategy = cfg.get("strategy")
+    if strategy is None or OmegaConf.select(strategy, "level") is None:
+        return []
+    try:
+        return [level.mode for level in make_levels(strategy.levels, {"mode": strategy.level.mode})]
+    except ValueError:
+        return []
 
 
 def _needed(cfg: DictConfig, key: str) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -55,7 +55,7 @@ class Head(TrainedEstimator):
 
     is the loss summed over the batch. s is 0 without similarity matching, q is a linear layer or a convolution, and S
     are the `similarities` of the samples of a batch (Nøkland & Eidnes 2019, equations 1 to 3, "predsim"). A head sees
-    all fields of the state, unlike the classifier of the network: no later stage tells this one what is needed of them.
+    all fields of the state, so that all of them get a gradient; the classifier of the network sees only the first.
 
     Args:
         kind: ``linear``, ``mlp`` or ``conv`` (1x1 convolutions, then an average to 2x2 pixels, then a hidden layer).

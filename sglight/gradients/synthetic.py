@@ -90,6 +90,10 @@ class Synthetic(GradientSource):
             raise ValueError(
                 f"strategy.estimator.form={source.form} is unknown; choose {' or '.join(PASSES)}"
             )
+        if source.form != "direct" and source.name == "conv" and not source.hidden:
+            raise ValueError(
+                f"strategy.estimator.hidden=[] leaves estimator.form={source.form} without convolutions; give widths"
+            )
         if source.form != "direct" and source.name not in READY_MADE:
             raise ValueError(
                 f"strategy.estimator.form={source.form} is for {', '.join(READY_MADE)}, not {source.name}; leave it out"
@@ -178,7 +182,7 @@ class Synthetic(GradientSource):
     def cost(self, spec: NetworkSpec) -> ExtraCost:
         # In units of three passes: forward and backward of a stage.
         lessons = 3 / self.every_n_batches
-        passes, with_classifier = (1 + lessons) / 3, (3 + lessons) / 3
+        passes, with_classifier = (1 + lessons) / 3, (2 + lessons) / 3
 
         def work(shape: Shape) -> float:
             head = head_multiplications(self.name, shape, spec.classes, self.hidden, POOL, 0.0)

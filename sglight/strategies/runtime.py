@@ -379,8 +379,10 @@ class Runtime:
         if not source.lesson_every:  # the estimator learns while it predicts a gradient
             if action.kind == "backward":
                 source.gradient(self.boundary(i), passage, None)
+                assert passage.lesson is not None
+                self.lessons[i] = passage.lesson
         elif action.kind == "learn" and batch % source.lesson_every == 0:
-            source.learn(self.boundary(i), passage)
+            self.lessons[i] = source.learn(self.boundary(i), passage)
 
     def _update(self, action: Action, n: int) -> None:
         i, own = action.stage, self.placement.own

@@ -16,6 +16,7 @@ from sglight.callbacks.console import (
 )
 from sglight.commandline import tensorboard
 from sglight.strategies.dni import DNI
+from sglight.strategies.local import Local
 from tests.callbacks.common import NETWORK, data, fit
 
 
@@ -78,12 +79,18 @@ def test_results_are_shown_with_units_and_the_command(
 
 
 @pytest.mark.parametrize(("hidden", "warned"), [([4], False), ([400], True)])
+@pytest.mark.parametrize(("kind", "section"), [(DNI, "estimator"), (Local, "head")])
 def test_estimators_larger_than_the_network_are_warned_of(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], hidden: list[int], warned: bool
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    kind: type,
+    section: str,
+    hidden: list[int],
+    warned: bool,
 ) -> None:
-    module = DNI({**NETWORK, "channels": 8}, {"name": "adam"}, estimator={"hidden": hidden})
+    module = kind({**NETWORK, "channels": 8}, {"name": "adam"}, **{section: {"hidden": hidden}})
     pl.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, fast_dev_run=True,
         callbacks=[Summary(tmp_path)], default_root_dir=tmp_path,
     ).fit(module, data())  # fmt: skip
-    assert ("strategy.estimator.hidden" in " ".join(capsys.readouterr().out.split())) == warned
+    assert (f"strategy.{section}.hidden" in " ".join(capsys.readouterr().out.split())) == warned

@@ -145,6 +145,8 @@ def test_forms_that_do_not_exist_or_fit_are_refused() -> None:
         ValueError, match=r"form=sobolev is for linear, mlp, conv, not tests\.x\.Y; leave it out"
     ):
         dni(estimator={"name": "tests.x.Y", "form": "sobolev"})
+    with pytest.raises(ValueError, match=r"strategy\.estimator\.hidden=\[\] .*form=residual .*; give widths"):
+        dni(estimator={"name": "conv", "hidden": [], "form": "residual"})
     module = dni(estimator={"name": "conv", "form": "sobolev"})
     with pytest.raises(ValueError, match=r"model\.kernel=conv"):
         module.plan.source.make_estimator(module.spec, module.cuts, 0)
