@@ -97,6 +97,10 @@ JOBS: dict[str, Job] = {
         Multilevel, stages=2, levels=3, level={"mode": ["exact", "delayed", "dni"]}, moments="prolong",
         estimator={**ESTIMATOR, "optimizer": SGD},
     ) | {"epochs": 3},
+    "multilevel, local": job(
+        Multilevel, stages=2, levels=2, level={"mode": ["exact", "local"]},
+        head={"name": "mlp", "hidden": [9], "optimizer": SGD},
+    ) | {"epochs": 2},
 }  # fmt: skip
 # Those without which no change is made.
 QUICK = ("delayed, in one piece", "dni", "local")
@@ -127,7 +131,15 @@ DATA_PARALLEL: Job = job(Backprop, IMAGES, {"name": "sgd", "lr": 0.1, "momentum"
     "last": [],
     "batches": 6,
 }
-WITHOUT_SAMPLES = ("delayed", "delayed, in one piece", "dni", "local", "blend", "blend, late")
+WITHOUT_SAMPLES = (
+    "multilevel, local",
+    "delayed",
+    "delayed, in one piece",
+    "dni",
+    "local",
+    "blend",
+    "blend, late",
+)
 # In mid-epoch, with pieces and sums of gradients under way.
 INTERRUPTED = ("delayed", "dni", "blend, late")
 
