@@ -14,9 +14,10 @@ unexport PYTHONDONTWRITEBYTECODE
 run: $(STAMP)
 	$(BIN)/python -m sglight $(ARGS)
 
-# Two test processes with one thread each: more threads than cores make small networks slower, not faster.
+# One thread each: more threads than cores make small networks slower, not faster. Three processes for two cores, because
+# many tests wait for workers.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
