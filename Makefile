@@ -14,10 +14,9 @@ unexport PYTHONDONTWRITEBYTECODE
 run: $(STAMP)
 	$(BIN)/python -m sglight $(ARGS)
 
-# One thread each: more threads than cores make small networks slower, not faster. Three processes for two cores, because
-# many tests wait for workers.
+# Two test processes with one thread each: more threads than cores make small networks slower, not faster.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 $(ARGS)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sglight.config.levels import make_levels
+from sglight.config.schema import MultilevelConfig
 from sglight.config.settings import is_path
 from sglight.errors import UserError
 
@@ -115,11 +116,10 @@ def check_monitors(cfg: DictConfig) -> None:
 
 def _level_modes(cfg: DictConfig) -> list[str]:
     """The modes of the levels; empty without levels, or if they are not allowed, which is found later."""
-    strategy = cfg.get("strategy")
-    if strategy is None or OmegaConf.select(strategy, "level") is None:
+    if OmegaConf.get_type(cfg, "strategy") is not MultilevelConfig:
         return []
     try:
-        return [level.mode for level in make_levels(strategy.levels, {"mode": strategy.level.mode})]
+        return [level.mode for level in make_levels(cfg.strategy.levels, {"mode": cfg.strategy.level.mode})]
     except ValueError:
         return []
 
