@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
@@ -62,13 +62,7 @@ def check_effects(cfg: DictConfig, given: Iterable[str]) -> None:
     """
     modes = _level_modes(cfg)
     for key in given:
-        section = ".".join(key.split(".")[:2])
-        mode = MODE_OF.get(section)
-        if modes and mode is not None and mode not in modes and not _is_default(cfg, key):
-            raise UserError(
-                f"{key} has no effect with levels that are {', '.join(modes)}, because {section} is for levels with "
-                f"{mode}; leave it out, or let strategy.level.mode have {mode}"
-            )
+        _check_level(cfg, key, modes)
         for other, values in _needed(cfg, key):
             choice = OmegaConf.select(cfg, other)
             part = other.rpartition(".")[0]
@@ -112,6 +106,17 @@ def check_monitors(cfg: DictConfig) -> None:
                     f"callbacks.{name}.monitor={node.monitor} with mode={node.mode} takes the worst for the best; "
                     f"set callbacks.{name}.mode={right}"
                 )
+
+
+def _check_level(cfg: DictConfig, key: str, modes: Sequence[str]) -> None:
+    """Refuse a key of a section that no level of a multilevel training uses; ``modes`` are those of the levels."""
+    section = ".".join(key.split(".")[:2])
+    mode = MODE_OF.get(section)
+    if modes and mode is not None and mode not in modes and not _is_default(cfg, key):
+        raise UserError(
+            f"{key} has no effect with levels that are {', '.join(modes)}, because {section} is for levels with "
+            f"{mode}; leave it out, or let strategy.level.mode have {mode}"
+        )
 
 
 def _level_modes(cfg: DictConfig) -> list[str]:

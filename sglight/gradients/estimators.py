@@ -237,10 +237,7 @@ def synthetic_gradient(
         case "mlp":
             return DenseSyntheticGradient(shape, classes, hidden, conditional, seed, *place)
         case "conv":
-            if len(shape) != 3:
-                raise ValueError(
-                    "strategy.estimator.name=conv needs a convolutional network (model.kernel=conv); use mlp or linear"
-                )
+            shape = fitting(name, shape, "estimator")
             return ConvSyntheticGradient(shape, classes, hidden, conditional, kernel_size, seed, *place)
         case _:
             kind: Callable[..., Estimator] = _outside(name)
@@ -249,6 +246,19 @@ def synthetic_gradient(
                     shape=shape, classes=classes, hidden=hidden, conditional=conditional, kernel_size=kernel_size,
                     seed=own,
                 )  # fmt: skip
+
+
+def fitting(name: str, shape: Shape, section: str) -> Shape:
+    """The shape of a state, if what ``strategy.<section>.name`` chooses fits it.
+
+    Raises:
+        ValueError: for ``conv`` and states that are not images.
+    """
+    if name == "conv" and len(shape) != 3:
+        raise ValueError(
+            f"strategy.{section}.name=conv needs a convolutional network (model.kernel=conv); use mlp or linear"
+        )
+    return shape
 
 
 def shares_lessons(name: str) -> bool:

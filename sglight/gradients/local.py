@@ -21,8 +21,9 @@ from typing_extensions import override
 from sglight.config.schema import HeadConfig, OptimizerConfig
 from sglight.config.settings import settings
 from sglight.gradients.base import Boundary, GradientSource, Passage
+from sglight.gradients.estimators import fitting
 from sglight.gradients.heads import OPTIMIZER, Criterion, Head, head_multiplications
-from sglight.gradients.restepped import Restepped
+from sglight.gradients.restepped import UNCHANGED, Restepped
 from sglight.networks import NetworkSpec
 from sglight.networks.network import ExtraCost
 from sglight.networks.parts import Shape
@@ -38,7 +39,7 @@ class LocalLoss(GradientSource):
         loss: ``classify`` or ``predsim`` (with similarity matching).
         similarity: the weight of similarity matching in ``predsim``.
         optimizer: of the heads, see `sglight.strategies.optim`.
-        restepped: converts states in a multilevel training; None for no conversion.
+        restepped: converts states in a multilevel training.
     """
 
     criterion: Criterion
@@ -48,7 +49,7 @@ class LocalLoss(GradientSource):
     loss: str
     similarity: float
     optimizer: Mapping[str, Any]
-    restepped: Restepped | None = None
+    restepped: Restepped = UNCHANGED
     predicts: ClassVar[bool] = True
 
     @classmethod
@@ -72,37 +73,28 @@ class LocalLoss(GradientSource):
 
     @override
     def gradient(self, boundary: Boundary, passage: Passage, true: Tensor | None) -> Tensor:
-        state = self._viewed(passage.state)
+        state = self.restepped.state(passage.state)
         gradient, passage.lesson = boundary.estimator.descend(state, passage.labels)
-        return gradient if self.restepped is None else self.restepped.gradient(gradient)
+        return self.restepped.gradient(gradient)
 
     @override
     def estimate(self, boundary: Boundary, passage: Passage) -> Tensor:
-        gradient = boundary.estimator.estimate(self._viewed(passage.state), passage.labels, boundary.time)
-        return gradient if self.restepped is None else self.restepped.gradient(gradient)
+        state = self.restepped.state(passage.state)
+        return self.restepped.gradient(boundary.estimator.estimate(state, passage.labels, boundary.time))
 
     @override
     def learn(self, boundary: Boundary, passage: Passage) -> Tensor:
-        return boundary.estimator.learn(self._viewed(passage.state), passage.labels, None, boundary.time)
-
-    def _viewed(self, state: Tensor) -> Tensor:
-        return state if self.restepped is None else self.restepped.state(state)
+        state = self.restepped.state(passage.state)
+        return boundary.estimator.learn(state, passage.labels, None, boundary.time)
 
     @override
     def make_estimator(self, spec: NetworkSpec, cuts: Sequence[int], stage: int) -> Head:
         position = cuts[stage + 1]
-        shape = self._checked(spec.state_shape(position))
+        shape = fitting(self.name, spec.state_shape(position), "head")
         return Head(
             self.name, shape, spec.classes, self.hidden, self.pool, self._similarity, self.criterion, spec.seed,
             "heads", position,
         )  # fmt: skip
-
-    def _checked(self, shape: Shape) -> Shape:
-        if self.name == "conv" and len(shape) != 3:
-            raise ValueError(
-                "strategy.head.name=conv needs a convolutional network (model.kernel=conv); use mlp or linear"
-            )
-        return shape
 
     @property
     def _similarity(self) -> float:
@@ -119,8 +111,9 @@ class LocalLoss(GradientSource):
     @override
     def cost(self, spec: NetworkSpec) -> ExtraCost:
         def work(shape: Shape) -> float:
+            fits = fitting(self.name, shape, "head")
             return head_multiplications(
-                self.name, self._checked(shape), spec.classes, self.hidden, self.pool, self._similarity
+                self.name, fits, spec.classes, self.hidden, self.pool, self._similarity
             )
 
         return work

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sglight.networks.dynamics import Dynamics
+from sglight.networks.dynamics import DYNAMICS, Dynamics
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class Restepped:
         self, change: Callable[[tuple[Tensor, ...], float], tuple[Tensor, ...]], state: Tensor, ratio: float
     ) -> Tensor:
         """Applies ``change`` to a state whose fields are joined along the channels."""
+        if ratio == 1:
+            return state
         parts = state.chunk(self.rule.fields, 1)
         changed = change(parts, ratio)
-        return state if changed is parts or ratio == 1 else torch.cat(changed, 1)
+        return state if changed is parts else torch.cat(changed, 1)
+
+
+UNCHANGED = Restepped(DYNAMICS["euler"], 1.0)  # outside of a multilevel training

@@ -22,6 +22,7 @@ from sglight.gradients.estimators import (
     READY_MADE,
     Estimator,
     SyntheticGradient,
+    fitting,
     prediction_cost,
     prediction_values,
     shares_lessons,
@@ -29,7 +30,7 @@ from sglight.gradients.estimators import (
 )
 from sglight.gradients.heads import Criterion, Head, head_multiplications
 from sglight.gradients.residual import ResidualGradient
-from sglight.gradients.restepped import Restepped
+from sglight.gradients.restepped import UNCHANGED, Restepped
 from sglight.gradients.sobolev import SobolevGradient
 from sglight.networks import NetworkSpec
 from sglight.networks.network import ELEMENTWISE, ExtraCost
@@ -54,7 +55,7 @@ class Synthetic(GradientSource):
         form: ``direct``, ``residual`` (see `ResidualGradient`) or ``sobolev`` (see `SobolevGradient`).
         criterion: the loss of the classifiers of the last two.
         optimizer: of the estimators, see `sglight.strategies.optim`.
-        restepped: converts states in a multilevel training; None for no conversion.
+        restepped: converts states in a multilevel training.
     """
 
     name: str = "mlp"
@@ -65,7 +66,7 @@ class Synthetic(GradientSource):
     form: str = "direct"
     criterion: Criterion | None = None
     optimizer: Mapping[str, Any] = field(default_factory=lambda: settings(OptimizerConfig, None, OPTIMIZER))
-    restepped: Restepped | None = None
+    restepped: Restepped = UNCHANGED
     predicts: ClassVar[bool] = True
 
     @classmethod
@@ -120,25 +121,21 @@ class Synthetic(GradientSource):
 
     @override
     def estimate(self, boundary: Boundary, passage: Passage) -> Tensor:
-        view, state = self.restepped, passage.state
-        if view is None:
-            return boundary.estimator.estimate(state, passage.labels, boundary.time)
-        return view.gradient(boundary.estimator.estimate(view.state(state), passage.labels, boundary.time))
+        state = self.restepped.state(passage.state)
+        return self.restepped.gradient(boundary.estimator.estimate(state, passage.labels, boundary.time))
 
     @override
     def learn(self, boundary: Boundary, passage: Passage) -> Tensor:
-        view, state, target = self.restepped, passage.state, passage.target
-        assert target is not None
-        if view is not None:
-            state, target = view.state(state), view.target(target)
+        assert passage.target is not None
+        state, target = self.restepped.state(passage.state), self.restepped.target(passage.target)
         return boundary.estimator.learn(state, passage.labels, target, boundary.time)
 
     @override
     def make_estimator(self, spec: NetworkSpec, cuts: Sequence[int], stage: int) -> Estimator:
         position = cuts[stage + 1]
-        shape = spec.state_shape(position)
+        shape = fitting(self.name, spec.state_shape(position), "estimator")
         if self.form == "sobolev":
-            return SobolevGradient(self._head(spec, position))
+            return SobolevGradient(self._head(spec, shape, position))
         estimator = synthetic_gradient(
             self.name, shape, spec.classes, self.hidden, self.conditional, self.kernel_size,
             spec.seed, "estimators", position,
@@ -146,27 +143,13 @@ class Synthetic(GradientSource):
         if self.form == "direct":
             return estimator
         assert isinstance(estimator, SyntheticGradient)
-        return ResidualGradient(self._head(spec, position), estimator)
+        return ResidualGradient(self._head(spec, shape, position), estimator)
 
-    def _head(self, spec: NetworkSpec, position: int) -> Head:
+    def _head(self, spec: NetworkSpec, shape: Shape, position: int) -> Head:
         assert self.criterion is not None
-        shape = spec.state_shape(position)
-        if self.name == "conv" and len(shape) != 3:
-            raise ValueError(
-                "strategy.estimator.name=conv needs a convolutional network (model.kernel=conv); use mlp or linear"
-            )
         return Head(
-            self.name,
-            shape,
-            spec.classes,
-            self.hidden,
-            POOL,
-            0.0,
-            self.criterion,
-            spec.seed,
-            "heads",
-            position,
-        )
+            self.name, shape, spec.classes, self.hidden, POOL, 0.0, self.criterion, spec.seed, "heads", position,
+        )  # fmt: skip
 
     @override
     def estimator_optimizer(self) -> dict[str, Any]:
@@ -181,16 +164,19 @@ class Synthetic(GradientSource):
     @override
     def cost(self, spec: NetworkSpec) -> ExtraCost:
         # In units of three passes: forward and backward of a stage.
-        lessons = 3 / self.every_n_batches
-        passes, with_classifier = (1 + lessons) / 3, (2 + lessons) / 3
+        model_passes, passes = (1 + 3 / self.every_n_batches) / 3, sum(self.passes()) / 3
 
         def work(shape: Shape) -> float:
-            head = head_multiplications(self.name, shape, spec.classes, self.hidden, POOL, 0.0)
+            classifier = 0.0
+            if self.form != "direct":
+                classifier = passes * head_multiplications(
+                    self.name, shape, spec.classes, self.hidden, POOL, 0.0
+                )
             if self.form == "sobolev":
-                return sum(self.passes()) / 3 * head
-            cost = prediction_cost(self.name, shape, self.hidden, self.kernel_size)
-            cost = passes * (cost + ELEMENTWISE * prediction_values(self.name, shape, self.hidden))
-            return cost if self.form == "direct" else cost + with_classifier * head
+                return classifier
+            model = prediction_cost(self.name, shape, self.hidden, self.kernel_size)
+            model += ELEMENTWISE * prediction_values(self.name, shape, self.hidden)
+            return model_passes * model + classifier
 
         return work
 
@@ -203,9 +189,8 @@ class Synthetic(GradientSource):
 
     @override
     def identity(self) -> dict[str, Any]:
-        shaping: dict[str, Any] = {"name": self.name, "hidden": list(self.hidden)}
+        shaping: dict[str, Any] = {"name": self.name, "hidden": list(self.hidden), "form": self.form}
         shaping |= {"conditional": self.conditional, "kernel_size": self.kernel_size}
-        shaping |= {"form": self.form}
         return {f"strategy.estimator.{key}": value for key, value in shaping.items()}
 
     @override
